@@ -1,0 +1,32 @@
+# Every target works alone on a machine that has only Python (3.10 or newer) and make.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup test test-all demo bench check clean
+
+setup: .venv/ready
+
+# Made again when a dependency changes.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	@echo "installing into .venv (a few minutes the first time)"
+	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+test: setup
+	$(BIN)/python -m pytest -n auto
+
+test-all: setup
+	$(BIN)/python -m pytest -n auto -m ""
+
+demo: setup
+	$(BIN)/python examples/demo.py
+
+bench: setup
+	$(BIN)/python benchmarks/bench.py
+
+check: setup
+	scripts/check
+
+clean:
+	rm -rf .venv .cache build dist

@@ -1,0 +1,192 @@
+"""What programs call: plan a recipe, merge it, list the methods."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from meldkit import __version__
+from meldkit.checkpoint import OpenFiles, StoredTensor, TileSource, open_files, open_model
+from meldkit.engine import Progress, TensorRun, default_threads, run
+from meldkit.errors import NotSupportedError
+from meldkit.methods import METHODS, Method
+from meldkit.options import MergeOptions
+from meldkit.output import OutputFolder, write_side_files
+from meldkit.plan import Input, Plan, build_plan
+from meldkit.recipe import ModelRef, Recipe, load_recipe, recipe_from_data
+
+RecipeLike = Recipe | str | os.PathLike[str] | Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class MergeResult:
+    """What a merge did.
+
+    Attributes:
+        path: the merged model's folder.
+        plan: what was carried out.
+        seconds: wall time from opening the inputs to the published folder.
+        bytes_read: bytes of weights read.
+        bytes_written: bytes of weights written.
+        num_resumed: tensors taken over from an interrupted run.
+        discarded: whether partial work for another plan was thrown away.
+    """
+
+    path: Path
+    plan: Plan
+    seconds: float
+    bytes_read: int
+    bytes_written: int
+    num_resumed: int
+    discarded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How far a merge has come, for progress displays.
+
+    Attributes:
+        done, total: bytes of output, each pass over a tensor counted.
+        tensor: the one that was worked on last.
+    """
+
+    done: int
+    total: int
+    tensor: str
+
+
+def read_recipe(recipe: RecipeLike) -> Recipe:
+    """A recipe from a file, from data as YAML gives it, or as it is."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    return recipe_from_data(recipe) if isinstance(recipe, Mapping) else load_recipe(recipe)
+
+
+def plan(recipe: RecipeLike, options: MergeOptions | None = None) -> Plan:
+    """Decide everything about a merge without reading a weight.
+
+    Args:
+        recipe: path of a YAML file, a mapping, or a `Recipe`.
+        options: as for `merge`.
+
+    Raises:
+        RecipeError: the recipe cannot be carried out.
+        InputError: checkpoints are damaged or do not fit together.
+    """
+    options = options or MergeOptions()
+    if options.unsafe_truncate_embeddings:
+        raise NotSupportedError("not supported yet: --unsafe-truncate-embeddings")
+    if not options.safe_serialization:
+        raise NotSupportedError(
+            "not supported: only safetensors files are written", hint="leave out --no-safe-serialization"
+        )
+    cache = Path(options.transformers_cache) if options.transformers_cache else None
+
+    def opened(ref: ModelRef) -> Any:
+        return open_model(ref, cache=cache)
+
+    return build_plan(
+        read_recipe(recipe),
+        opened,
+        shard_size=options.shard_bytes(),
+        allow_crimes=options.allow_crimes,
+        seed=options.random_seed or 0,
+    )
+
+
+def merge(
+    recipe: RecipeLike | Plan,
+    out: str | os.PathLike[str],
+    options: MergeOptions | None = None,
+    *,
+    progress: Callable[[Status], None] | None = None,
+) -> MergeResult:
+    """Merge models into a new folder, or continue where an interrupted merge stopped.
+
+    Args:
+        recipe: path of a YAML file, a mapping, a `Recipe`, or a plan made earlier.
+        out: folder to write.
+        options: how to run.
+        progress: called about ten times a second.
+
+    Raises:
+        MeldError: see `meldkit.errors`; nothing that looks like a model is left behind.
+    """
+    options = options or MergeOptions()
+    started = time.perf_counter()
+    chosen = recipe if isinstance(recipe, Plan) else plan(recipe, options)
+    folder = OutputFolder(Path(out), chosen, overwrite=options.overwrite)
+    try:
+        with open_files() as files:
+            _run(chosen, folder, files, options, progress)
+            bytes_read = files.bytes_read
+        write_side_files(
+            folder.partial,
+            chosen,
+            copy_tokenizer=options.copy_tokenizer,
+            card=options.write_model_card,
+            version=__version__,
+        )
+        folder.publish()
+    finally:
+        folder.close()
+    return MergeResult(
+        path=folder.path,
+        plan=chosen,
+        seconds=time.perf_counter() - started,
+        bytes_read=bytes_read,
+        bytes_written=chosen.bytes_to_write,
+        num_resumed=len(folder.finished),
+        discarded=folder.discarded,
+    )
+
+
+def _run(
+    chosen: Plan,
+    folder: OutputFolder,
+    files: OpenFiles,
+    options: MergeOptions,
+    progress: Callable[[Status], None] | None,
+) -> None:
+    inputs = _PlanInputs(chosen, files)
+    jobs = [job for job in chosen.jobs if job.name not in folder.finished]
+    total = sum(job.num_passes * job.numel for job in jobs)
+    scale = chosen.bytes_to_write / max(1, chosen.num_parameters)
+
+    def report(state: Progress) -> None:
+        if progress is not None:
+            # Passes that could not be foreseen must not take the bar past its end.
+            progress(Status(int(min(state.elements, total) * scale), int(total * scale), state.tensor))
+
+    run(
+        (TensorRun(job, inputs, folder) for job in jobs),
+        num_rows=max((len(job.all_inputs) for job in jobs), default=1),
+        threads=options.num_threads or default_threads(),
+        progress=report,
+    )
+
+
+class _PlanInputs:
+    """The tensors of a plan's checkpoints, for the engine."""
+
+    def __init__(self, plan: Plan, files: OpenFiles) -> None:
+        self._checkpoints = plan.checkpoints
+        self._files = files
+
+    def open(self, tensor: Input) -> TileSource:
+        return self._checkpoints[tensor.checkpoint].source(self._files, tensor.tensor)
+
+    def open_raw(self, tensor: Input, dtype: str) -> StoredTensor | None:
+        checkpoint = self._checkpoints[tensor.checkpoint]
+        if checkpoint[tensor.tensor].dtype != dtype or not checkpoint.plain(tensor.tensor):
+            return None
+        return checkpoint.stored(self._files, tensor.tensor)
+
+
+def methods() -> tuple[Method, ...]:
+    """Every merge method, in the order in which they are listed."""
+    return tuple(METHODS.values())

@@ -1,0 +1,28 @@
+"""Where weights come from."""
+
+from __future__ import annotations
+
+from meldkit.checkpoint.dtypes import BY_TORCH_NAME, DTYPES, DType
+from meldkit.checkpoint.files import OpenFiles, open_files
+from meldkit.checkpoint.folder import Checkpoint, open_checkpoint, read_json
+from meldkit.checkpoint.models import open_model
+from meldkit.checkpoint.safetensors import Header, TensorInfo, read_header
+from meldkit.checkpoint.tiles import Scratch, StoredTensor, TileSource
+
+__all__ = [
+    "BY_TORCH_NAME",
+    "DTYPES",
+    "Checkpoint",
+    "DType",
+    "Header",
+    "OpenFiles",
+    "Scratch",
+    "StoredTensor",
+    "TensorInfo",
+    "TileSource",
+    "open_checkpoint",
+    "open_files",
+    "open_model",
+    "read_header",
+    "read_json",
+]

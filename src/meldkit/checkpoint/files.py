@@ -1,0 +1,72 @@
+"""Exact byte ranges of files, read by many threads at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+
+from meldkit.errors import CheckpointError
+
+
+class OpenFiles:
+    """Open descriptors, one per file, shared by all threads (positional reads need no lock).
+
+    `bytes_read` counts every byte asked for, so that plans can be shown to read none.
+    """
+
+    def __init__(self) -> None:
+        self._descriptors: dict[Path, int] = {}
+        self._lock = Lock()
+        self.bytes_read = 0
+
+    def read_into(self, path: Path, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes of `path` from `offset` on.
+
+        Raises:
+            CheckpointError: the file ends early or cannot be read.
+        """
+        done = 0
+        try:
+            fd = self._descriptor(path)
+            while done < len(buffer):
+                got = os.preadv(fd, [buffer[done:]], offset + done)
+                if got == 0:
+                    raise CheckpointError(
+                        f"{path} ends at byte {offset + done:,}, {len(buffer) - done:,} bytes too early",
+                        hint="the file changed after it was opened; make it whole and run the command again",
+                    )
+                done += got
+        except OSError as e:
+            raise CheckpointError(
+                f"cannot read {path} at byte {offset + done:,}: {e.strerror}",
+                hint="what is done is kept; run the same command again to continue",
+            ) from e
+        with self._lock:
+            self.bytes_read += done
+
+    def _descriptor(self, path: Path) -> int:
+        with self._lock:
+            fd = self._descriptors.get(path)
+            if fd is None:
+                fd = self._descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            return fd
+
+    def close(self) -> None:
+        """Close every descriptor."""
+        with self._lock:
+            for fd in self._descriptors.values():
+                os.close(fd)
+            self._descriptors.clear()
+
+
+@contextmanager
+def open_files() -> Generator[OpenFiles]:
+    """An `OpenFiles` that is closed at the end of the block."""
+    files = OpenFiles()
+    try:
+        yield files
+    finally:
+        files.close()

@@ -1,0 +1,171 @@
+"""safetensors files: their headers, checked before anything in them is believed.
+
+A file is `u64 little-endian header length | JSON header | data`. The header maps each name to
+`{dtype, shape, data_offsets: [begin, end)}` relative to the start of the data.
+Source: https://huggingface.co/docs/safetensors (format section).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from meldkit.checkpoint.dtypes import DTYPES
+from meldkit.errors import CheckpointError
+
+#: The reference implementation refuses larger headers too.
+MAX_HEADER_BYTES = 100_000_000
+_LENGTH_BYTES = 8
+_DOWNLOAD_HINT = "download the file again, or check how it was written"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where one tensor lies and what it is.
+
+    Attributes:
+        name: name inside the checkpoint.
+        dtype: safetensors spelling, e.g. "BF16".
+        shape: sizes, outermost first; () for a scalar.
+        file: file that holds the bytes.
+        offset: first byte, from the start of the file.
+        nbytes: length in bytes.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    nbytes: int
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def floating(self) -> bool:
+        """Whether the elements are real numbers (as opposed to integers or booleans)."""
+        return DTYPES[self.dtype].floating
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A checked header: tensors in the order of their bytes, metadata, and a content hash (hex)."""
+
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+    digest: str
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of one safetensors file; no weight byte is read.
+
+    Raises:
+        CheckpointError: missing or truncated file, or a header that lies about lengths, offsets,
+            types or names.
+    """
+    try:
+        with path.open("rb") as f:
+            size = path.stat().st_size
+            prefix = f.read(_LENGTH_BYTES)
+            if len(prefix) < _LENGTH_BYTES:
+                raise _bad(path, f"has {size} bytes, too few for a safetensors file")
+            length = int.from_bytes(prefix, "little")
+            if length > MAX_HEADER_BYTES or length > size - _LENGTH_BYTES:
+                raise _bad(path, f"says its header has {length:,} bytes, but the file has {size:,}")
+            raw = f.read(length)
+    except OSError as e:
+        raise CheckpointError(f"cannot read {path}: {e.strerror}") from e
+    entries = _parse_json(path, raw)
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise _bad(path, "has a __metadata__ entry that is not a mapping")
+    start = _LENGTH_BYTES + length
+    infos = sorted(
+        (_tensor(path, name, entry, start) for name, entry in entries.items()),
+        key=lambda info: (info.offset, info.offset + info.nbytes),
+    )
+    _check_coverage(path, infos, start, size)
+    return Header(
+        tensors={info.name: info for info in infos},
+        metadata=cast("dict[str, str]", metadata),
+        digest=hashlib.sha256(raw + size.to_bytes(8, "little")).hexdigest(),
+    )
+
+
+def _bad(path: Path, what: str, hint: str = _DOWNLOAD_HINT) -> CheckpointError:
+    return CheckpointError(f"{path} {what}", hint=hint)
+
+
+def _parse_json(path: Path, raw: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in result:
+                raise _bad(path, f"names '{key}' twice in its header")
+            result[key] = value
+        return result
+
+    try:
+        header = json.loads(raw, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as e:
+        raise _bad(path, "has a header that is not valid JSON") from e
+    if not isinstance(header, dict):
+        raise _bad(path, "has a header that is not a mapping")
+    return cast("dict[str, Any]", header)
+
+
+def _sizes(value: object) -> list[int] | None:
+    """A list of non-negative integers below 2**63, or None if it is anything else."""
+    if not isinstance(value, list):
+        return None
+    sizes = [n for n in cast("list[object]", value) if type(n) is int and 0 <= n < 2**63]
+    return sizes if len(sizes) == len(cast("list[object]", value)) else None
+
+
+def _tensor(path: Path, name: str, entry: object, start: int) -> TensorInfo:
+    if not isinstance(entry, dict):
+        raise _bad(path, f"describes tensor '{name}' by something that is not a mapping")
+    fields = cast("dict[str, Any]", entry)
+    dtype = fields.get("dtype")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise _bad(path, f"stores tensor '{name}' as dtype {dtype!r}", "known: " + ", ".join(DTYPES))
+    shape = _sizes(fields.get("shape"))
+    if shape is None:
+        raise _bad(path, f"gives tensor '{name}' the shape {fields.get('shape')!r}")
+    offsets = _sizes(fields.get("data_offsets"))
+    if offsets is None or len(offsets) != 2:
+        raise _bad(path, f"gives tensor '{name}' the data_offsets {fields.get('data_offsets')!r}")
+    begin, end = offsets
+    expected = math.prod(shape) * DTYPES[dtype].itemsize
+    if end - begin != expected:
+        raise _bad(
+            path, f"gives tensor '{name}' {end - begin:,} bytes, but {dtype} {shape} needs {expected:,}"
+        )
+    return TensorInfo(name, dtype, tuple(shape), path, start + begin, expected)
+
+
+def _check_coverage(path: Path, infos: list[TensorInfo], start: int, size: int) -> None:
+    position = start
+    previous = ""
+    for info in infos:
+        if info.offset < position:
+            raise _bad(path, f"has overlapping tensors '{previous}' and '{info.name}'")
+        if info.offset > position:
+            raise _bad(path, f"has {info.offset - position:,} unnamed bytes before tensor '{info.name}'")
+        position = info.offset + info.nbytes
+        previous = info.name
+        if position > size:
+            raise _bad(
+                path,
+                f"is truncated: tensor '{info.name}' ends at byte {position:,}, the file has {size:,}",
+            )
+    if position != size:
+        raise _bad(path, f"has {size - position:,} bytes after its last tensor")

@@ -1,0 +1,73 @@
+"""The command line: one file per command, each imported when it is called."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from meldkit import __version__
+from meldkit.errors import MeldError
+
+#: Exit status when the user stops a merge: like any failure while running, it can be continued.
+INTERRUPTED = 4
+
+#: Command name → what `meldkit --help` says about it. The file has the same name.
+_COMMANDS = {
+    "merge": "Merge models as a recipe says.",
+    "plan": "Show what a recipe would do, without reading a weight.",
+    "methods": "List the merge methods, or explain one.",
+}
+
+
+class _Commands(click.Group):
+    """Knows the commands by name and imports a command's file only to run it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in _COMMANDS:
+            return None
+        return import_module(f"meldkit.cli.{cmd_name}").command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            from meldkit.errors import did_you_mean
+
+            ctx.fail(f"no command '{args[0]}'; {did_you_mean(args[0], _COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="meldkit")
+def cli() -> None:
+    """Merge LLM checkpoints at the speed of copying them, in bounded memory.
+
+    Start with:  meldkit plan recipe.yml  and then  meldkit merge recipe.yml OUT
+    """
+
+
+def main(args: list[str] | None = None) -> Any:
+    """Run the command line; the process's exit status is 0, 2, 3 or 4 (see `meldkit.errors`)."""
+    try:
+        return cli.main(args, prog_name="meldkit", standalone_mode=True)
+    except MeldError as e:
+        _print_error(str(e))
+        sys.exit(e.exit_status)
+
+
+def _print_error(text: str) -> None:
+    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    click.echo(text, err=True)

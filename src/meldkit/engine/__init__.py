@@ -1,0 +1,8 @@
+"""Runs a plan: tiles, passes, threads."""
+
+from __future__ import annotations
+
+from meldkit.engine.run import Progress, default_threads, run
+from meldkit.engine.tensor_run import TILE, Inputs, Sink, TensorRun
+
+__all__ = ["TILE", "Inputs", "Progress", "Sink", "TensorRun", "default_threads", "run"]

@@ -1,0 +1,82 @@
+"""Every error a user can meet, with the exit status that the command line gives it.
+
+    MeldError
+    ├── RecipeError             2  the recipe or the command line says something that cannot be done
+    │   └── NotSupportedError   2  understood, but this version cannot do it yet
+    ├── OutputError             2  the output folder cannot be used as asked
+    ├── InputError              3  the inputs are damaged, missing or do not fit together
+    │   ├── CheckpointError     3  a model folder or weight file cannot be read as what it says it is
+    │   └── MismatchError       3  readable models that cannot be merged with each other
+    └── RunError                4  failed while running; the same command continues where it stopped
+
+A message says what was got and where; `hint` says what to do about it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MeldError(Exception):
+    """Base of all errors that are the user's to act on; shown without a stack trace."""
+
+    exit_status = 4
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  {self.hint}" if self.hint else self.message
+
+
+class RecipeError(MeldError, ValueError):
+    """The recipe or the command line asks for something that has no meaning."""
+
+    exit_status = 2
+
+
+class NotSupportedError(RecipeError):
+    """The recipe is valid, but this version cannot carry it out."""
+
+
+class OutputError(MeldError):
+    """The output folder cannot be used as asked."""
+
+    exit_status = 2
+
+
+class InputError(MeldError):
+    """An input cannot be used."""
+
+    exit_status = 3
+
+
+class CheckpointError(InputError):
+    """A model folder or weight file is missing, damaged or not what its name says."""
+
+
+class MismatchError(InputError):
+    """Models that are readable but do not fit together."""
+
+
+class RunError(MeldError):
+    """The merge failed while running; what is done is kept and the same command continues."""
+
+    exit_status = 4
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint that names the nearest valid name, or all of them when none is near.
+
+    Args:
+        name: what the user wrote.
+        known: the valid names, in the order they should be listed.
+    """
+    choices = list(known)
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean '{near[0]}'?"
+    return "known: " + ", ".join(choices)

@@ -1,0 +1,243 @@
+"""What a merge method is: declared parameters, a shape, and pure functions on tensors.
+
+Shape suffixes used throughout this package: `m` models (the base not counted), `n` elements of a
+tile of one flattened tensor. Tiles are float32; a method may overwrite the tile it is given.
+
+The shape of a method says how much of a tensor it must see at once, which is what decides how
+often the data is read and how much memory that takes:
+
+    elementwise   a tile                                                  one pass
+    spanned       the m×m Gram matrix, giving coefficients c: Σ c_i x_i   a pass to measure, one to apply
+    measured      declared statistics, then a tile                        passes to measure, one to apply
+
+A method whose base policy is a delta policy sees task vectors (model − base) in place of weights,
+in measuring and in applying, and returns a task vector; the base is subtracted and added back by
+`run_tile` and nowhere else.
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Float64
+from torch import Tensor
+
+from meldkit.methods.statistics import Gram, Statistic
+
+#: What a parameter resolves to: one number, flag or word; per-model parameters are tuples of them.
+Value = float | bool | str
+Values = Mapping[str, Value | tuple[Value, ...]]
+
+
+class Base(enum.Enum):
+    """What `base_model` means to a method."""
+
+    #: Only donates config.json and tokenizer; listed, it is a model like any other.
+    DONOR = "optional, donates configuration and tokenizer"
+    #: One of the two inputs, always the first one.
+    ENDPOINT = "required, the start of the path"
+    #: Task vectors are taken from it; it is not itself a model to merge.
+    DELTA = "required, task vectors are taken from it"
+
+
+REQUIRED: Any = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One declared parameter.
+
+    Attributes:
+        name: as written in recipes.
+        doc: one sentence.
+        default: value when absent from the recipe; `REQUIRED` if it must be given; None if it may be
+            absent and then means "not used".
+        kind: float, bool or str.
+        per_model: one value per input model instead of one for the tensor.
+        low, high: closed range of valid numbers.
+        choices: valid words.
+    """
+
+    name: str
+    doc: str
+    default: Any = REQUIRED
+    kind: type[float] | type[bool] | type[str] = float
+    per_model: bool = False
+    low: float = -math.inf
+    high: float = math.inf
+    choices: tuple[str, ...] = ()
+
+    @property
+    def required(self) -> bool:
+        """Whether a recipe must give it."""
+        return self.default is REQUIRED
+
+    @property
+    def argument(self) -> str:
+        """Name of the Python argument: the recipe's, made legal."""
+        return f"{self.name}_" if self.name in _PYTHON_WORDS else self.name
+
+    @property
+    def range_text(self) -> str:
+        """Valid values in words, e.g. "0 to 1"."""
+        if self.choices:
+            return ", ".join(self.choices)
+        if self.kind is bool:
+            return "true or false"
+        low, high = self.low != -math.inf, self.high != math.inf
+        if low and high:
+            return f"{self.low:g} to {self.high:g}"
+        if low:
+            return f"{self.low:g} or more"
+        return f"{self.high:g} or less" if high else "any number"
+
+    def check(self, value: Value) -> Value:
+        """The value in its declared kind.
+
+        Raises:
+            ValueError: wrong kind or out of range; the message says what would be valid.
+        """
+        if self.kind is bool and value in (0, 1, True, False):
+            return bool(value)
+        if self.kind is str and isinstance(value, str) and (not self.choices or value in self.choices):
+            return value
+        if self.kind is float and isinstance(value, int | float):
+            number = float(value)
+            if math.isfinite(number) and self.low <= number <= self.high:
+                return number
+        raise ValueError(f"{self.name}: {value!r} is not valid; it must be {self.range_text}")
+
+
+_PYTHON_WORDS = ("lambda",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A merge method as declared by its file.
+
+    Attributes:
+        name: YAML name, file name and test id.
+        function: the mathematics; its docstring is the documentation (`meldkit methods NAME`).
+        parameters: declared parameters.
+        base: what `base_model` means.
+        num_models: fewest and most models, the base not counted unless it is an endpoint; None = no limit.
+        paper: arXiv identifier or empty.
+        check_values: raises ValueError where parameters, valid one by one, make no sense together.
+        is_copy: whether, with these parameters, the result is the only input itself.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    parameters: tuple[Parameter, ...] = ()
+    base: Base = Base.DONOR
+    num_models: tuple[int, int | None] = (1, None)
+    paper: str = ""
+    check_values: Callable[..., object] | None = None
+    is_copy: Callable[..., bool] | None = None
+
+    shape: str = field(default="elementwise", init=False)
+
+    @property
+    def summary(self) -> str:
+        """First line of the documentation."""
+        return inspect.getdoc(self.function).split("\n", 1)[0]  # type: ignore[union-attr]
+
+    def arguments(self, values: Values) -> dict[str, Any]:
+        """The resolved parameters by the names of the Python arguments."""
+        return {p.argument: values[p.name] for p in self.parameters}
+
+    def check(self, values: Values) -> None:
+        """Check the parameters of one tensor together.
+
+        Raises:
+            ValueError: they make no sense together; the message names them.
+        """
+        if self.check_values is not None:
+            self.check_values(**self.arguments(values))
+
+    def copies(self, values: Values) -> bool:
+        """Whether the result is the only input itself, so that its bytes can be copied."""
+        return self.is_copy is not None and self.is_copy(**self.arguments(values))
+
+    def statistic(self, num_models: int, numel: int, values: Values) -> Statistic | None:
+        """What must be measured over the whole tensor before a tile can be merged; None if nothing.
+
+        Args:
+            num_models: m.
+            numel: elements of the tensor.
+            values: resolved parameters.
+        """
+        del num_models, numel, values
+
+    def apply(self, x: Float32[Tensor, "m n"], values: Values, measured: Any) -> Float32[Tensor, " n"]:
+        """Merge one tile.
+
+        Args:
+            x: weights, or task vectors under a delta policy; may be overwritten.
+            values: resolved parameters.
+            measured: result of `statistic`, None if there is none.
+
+        Returns:
+            The merged tile, possibly a view of `x`.
+        """
+        raise NotImplementedError  # pragma: no cover - every shape below implements it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elementwise(Method):
+    """`function(x, **parameters)` on tiles."""
+
+    def apply(self, x: Float32[Tensor, "m n"], values: Values, measured: Any) -> Float32[Tensor, " n"]:
+        del measured
+        return self.function(x, **self.arguments(values))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spanned(Method):
+    """`function(gram, **parameters)` gives the coefficients c of the merged vector Σ c_i x_i."""
+
+    shape: str = field(default="spanned", init=False)
+
+    def statistic(self, num_models: int, numel: int, values: Values) -> Statistic:
+        del values
+        return Gram(num_models, numel)
+
+    def apply(self, x: Float32[Tensor, "m n"], values: Values, measured: Any) -> Float32[Tensor, " n"]:
+        gram: Float64[np.ndarray, "m m"] = measured
+        return combine(x, self.function(gram, **self.arguments(values)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured(Method):
+    """`function(x, measured, **parameters)` on tiles, after `measure(m, numel, **parameters)`."""
+
+    measure: Callable[..., Statistic | None]
+
+    shape: str = field(default="measured", init=False)
+
+    def statistic(self, num_models: int, numel: int, values: Values) -> Statistic | None:
+        return self.measure(num_models, numel, **self.arguments(values))
+
+    def apply(self, x: Float32[Tensor, "m n"], values: Values, measured: Any) -> Float32[Tensor, " n"]:
+        return self.function(x, measured, **self.arguments(values))
+
+
+def combine(x: Float32[Tensor, "m n"], coefficients: Sequence[float]) -> Float32[Tensor, " n"]:
+    """Σ c_i x_i, accumulated in float32 in the order of the models; overwrites `x[0]`."""
+    total = x[0].mul_(coefficients[0])
+    for row, c in zip(x[1:], coefficients[1:], strict=True):
+        total.add_(row, alpha=c)
+    return total
+
+
+def subtract_base(x: Float32[Tensor, "m n"], base: Float32[Tensor, " n"]) -> None:
+    """Turn weights into task vectors, in place."""
+    for row in x:
+        torch.sub(row, base, out=row)

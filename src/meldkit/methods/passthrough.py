@@ -1,0 +1,35 @@
+"""passthrough: one model's tensors as they are, or scaled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxtyping import Float32
+from torch import Tensor
+
+from meldkit.methods.base import Elementwise, Parameter
+
+
+def passthrough(x: Float32[Tensor, "1 n"], *, scale: Sequence[float | None]) -> Float32[Tensor, " n"]:
+    """The single input's tensors, unchanged or multiplied by `scale`; stacks layers of several models.
+
+        θ = scale · θ_1
+
+    A scale of 0 on `o_proj` and `down_proj` makes an inserted duplicate layer an identity.
+    """
+    (factor,) = scale
+    return x[0] if factor is None else x[0].mul_(factor)
+
+
+def is_copy(*, scale: Sequence[float | None]) -> bool:
+    """No scale, or 1: the tensor stays as it is."""
+    return scale[0] is None or scale[0] == 1
+
+
+METHOD = Elementwise(
+    name="passthrough",
+    function=passthrough,
+    parameters=(Parameter("scale", "Factor on the tensor.", default=None, per_model=True),),
+    num_models=(1, 1),
+    is_copy=is_copy,
+)

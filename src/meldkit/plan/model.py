@@ -1,0 +1,153 @@
+"""What a plan consists of. Nothing in it is left to be decided."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from meldkit.checkpoint import DTYPES, Checkpoint
+from meldkit.methods import Method, Values
+from meldkit.recipe import Recipe
+
+#: Raised whenever the same plan would give other bytes than before; older partial work is not reused.
+NUMERIC_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One tensor of one checkpoint: index into `Plan.checkpoints`, and the tensor's name there."""
+
+    checkpoint: int
+    tensor: str
+
+
+@dataclass(frozen=True, slots=True)
+class TensorJob:
+    """How one output tensor comes to be.
+
+    Attributes:
+        name: of the output tensor.
+        dtype: of the output, safetensors spelling.
+        shape: of the output and of every input.
+        method: None copies the only input.
+        values: the method's parameters; per-model ones have one entry per input.
+        inputs: models to merge, in order.
+        base: where task vectors start, for methods that use them.
+        file: index into `Plan.files`.
+        offset: first byte in that file.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    method: Method | None
+    values: Values
+    inputs: tuple[Input, ...]
+    base: Input | None
+    file: int
+    offset: int
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the output tensor."""
+        return self.numel * DTYPES[self.dtype].itemsize
+
+    @property
+    def all_inputs(self) -> tuple[Input, ...]:
+        """The inputs, after the base if there is one: the order in which they are read."""
+        return self.inputs if self.base is None else (self.base, *self.inputs)
+
+    @property
+    def num_passes(self) -> int:
+        """How often the inputs are read, in the usual case."""
+        if self.method is None or not self.method.statistic(len(self.inputs), self.numel, self.values):
+            return 1
+        return 2
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """One weight file: its name, its bytes before the first tensor, and its total size in bytes."""
+
+    name: str
+    header: bytes
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that a merge will do.
+
+    Attributes:
+        recipe: what was asked for.
+        method: the recipe's method.
+        checkpoints: inputs, in the order in which the recipe names them.
+        donor: index of the checkpoint that gives configuration, tokenizer and tensor order.
+        jobs: one per output tensor, in the order of the output.
+        files: weight files; jobs tile them without holes.
+        config: config.json of the output; None if the donor has none.
+        notes: what is treated otherwise than by the method, in words.
+        warnings: what the user should look at.
+        seed: of random methods.
+    """
+
+    recipe: Recipe
+    method: Method
+    checkpoints: tuple[Checkpoint, ...]
+    donor: int
+    jobs: tuple[TensorJob, ...]
+    files: tuple[OutputFile, ...]
+    config: Mapping[str, Any] | None
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    seed: int
+
+    @property
+    def bytes_to_write(self) -> int:
+        """Size of the weight files."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def bytes_to_read(self) -> int:
+        """Bytes of stored tensors read, each pass counted; adapters not."""
+        return sum(
+            job.num_passes * self.checkpoints[i.checkpoint][i.tensor].nbytes
+            for job in self.jobs
+            for i in job.all_inputs
+        )
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of all output tensors."""
+        return sum(job.numel for job in self.jobs)
+
+    def digest(self) -> str:
+        """Hex hash of all that decides the output's weights: two equal plans give equal bytes."""
+        content = {
+            "numeric_version": NUMERIC_VERSION,
+            "seed": self.seed,
+            "checkpoints": [c.fingerprint for c in self.checkpoints],
+            "files": [(f.name, f.size, hashlib.sha256(f.header).hexdigest()) for f in self.files],
+            "jobs": [
+                (
+                    job.name,
+                    job.method.name if job.method else None,
+                    {k: job.values[k] for k in sorted(job.values)},
+                    [(i.checkpoint, i.tensor) for i in job.all_inputs],
+                    job.base is not None,
+                    job.file,
+                    job.offset,
+                )
+                for job in self.jobs
+            ],
+        }
+        return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,75 @@
+"""Which tensor goes into which file at which byte: headers are computed before anything is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+
+from meldkit.checkpoint import DTYPES
+from meldkit.plan.model import OutputFile
+
+_METADATA = {"format": "pt"}
+_HEADER_ALIGNMENT = 8
+
+#: name, dtype (safetensors spelling), shape, bytes
+Spec = tuple[str, str, tuple[int, ...], int]
+
+
+def lay_out(specs: Sequence[Spec], shard_size: int) -> tuple[list[OutputFile], dict[str, tuple[int, int]]]:
+    """Distribute tensors over files.
+
+    Tensors keep their order, except that inside a file those of larger elements come first, so that
+    each one starts at a multiple of its element size, which readers rely on.
+
+    Args:
+        specs: the tensors in output order.
+        shard_size: most bytes of tensors per file; a larger tensor has a file of its own.
+
+    Returns:
+        The files, and for each tensor name (file index, first byte in that file).
+    """
+    shards = list(_fill(specs, shard_size))
+    files: list[OutputFile] = []
+    positions: dict[str, tuple[int, int]] = {}
+    for index, shard in enumerate(shards):
+        name = (
+            "model.safetensors"
+            if len(shards) == 1
+            else f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
+        )
+        ordered = sorted(shard, key=lambda spec: -DTYPES[spec[1]].itemsize)
+        header = header_bytes(ordered)
+        position = len(header)
+        for tensor, _, _, nbytes in ordered:
+            positions[tensor] = (index, position)
+            position += nbytes
+        files.append(OutputFile(name, header, position))
+    return files, positions
+
+
+def _fill(specs: Iterable[Spec], shard_size: int) -> Iterable[list[Spec]]:
+    shard: list[Spec] = []
+    filled = 0
+    for spec in specs:
+        if shard and filled + spec[3] > shard_size:
+            yield shard
+            shard, filled = [], 0
+        shard.append(spec)
+        filled += spec[3]
+    yield shard
+
+
+def header_bytes(specs: Iterable[Spec]) -> bytes:
+    """Length prefix and JSON header of a safetensors file that holds these tensors back to back."""
+    header: dict[str, object] = {"__metadata__": _METADATA}
+    position = 0
+    for name, dtype, shape, nbytes in specs:
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(shape),
+            "data_offsets": [position, position + nbytes],
+        }
+        position += nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _HEADER_ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text

@@ -1,0 +1,59 @@
+"""Recipes: what a user writes, in mergekit's dialect of YAML, and the one canonical form of it."""
+
+from meldkit.recipe.load import load_recipe, load_recipes, parse_recipe, parse_recipes, recipe_from_data
+from meldkit.recipe.model import (
+    ModelToken,
+    Module,
+    Parameters,
+    Recipe,
+    Setting,
+    Slice,
+    Source,
+    TokenEntry,
+    TokenizerSpec,
+)
+from meldkit.recipe.refs import AdapterRef, ModelRef
+from meldkit.recipe.resolve import Resolved, resolve
+from meldkit.recipe.values import (
+    Filtered,
+    Gradient,
+    Scalar,
+    Value,
+    evaluate,
+    filter_matches,
+    filters_of,
+    parse_value,
+    reaches,
+    to_plain,
+)
+
+__all__ = [
+    "AdapterRef",
+    "Filtered",
+    "Gradient",
+    "ModelRef",
+    "ModelToken",
+    "Module",
+    "Parameters",
+    "Recipe",
+    "Resolved",
+    "Scalar",
+    "Setting",
+    "Slice",
+    "Source",
+    "TokenEntry",
+    "TokenizerSpec",
+    "Value",
+    "evaluate",
+    "filter_matches",
+    "filters_of",
+    "load_recipe",
+    "load_recipes",
+    "parse_recipe",
+    "parse_recipes",
+    "parse_value",
+    "reaches",
+    "recipe_from_data",
+    "resolve",
+    "to_plain",
+]

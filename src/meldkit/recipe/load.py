@@ -1,0 +1,119 @@
+"""Recipe files and recipe data → Recipe, with every error carrying the line it stands on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from meldkit.errors import NotSupportedError, RecipeError
+from meldkit.recipe.model import Recipe
+from meldkit.recipe.problem import Problem
+from meldkit.recipe.source import MAX_BYTES, Document, read_documents
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+
+def load_recipe(path: str | PathLike[str]) -> Recipe:
+    """The recipe in a file.
+
+    Raises:
+        RecipeError: the file cannot be read or is not a recipe; every problem is listed with its line.
+        NotSupportedError: the file holds several recipes.
+    """
+    return parse_recipe(_read_text(path), origin=str(path))
+
+
+def load_recipes(path: str | PathLike[str]) -> tuple[Recipe, ...]:
+    """The recipes of a file, which `---` separates, in file order."""
+    return parse_recipes(_read_text(path), origin=str(path))
+
+
+def parse_recipe(text: str, origin: str = "recipe.yml") -> Recipe:
+    """The recipe in a YAML text; `origin` is the file name for messages."""
+    documents = read_documents(text, origin)
+    if len(documents) > 1:
+        labels = [_label(document, number) for number, document in enumerate(documents, start=1)]
+        raise NotSupportedError(
+            f"{origin} holds {len(documents)} recipes: {', '.join(labels)}",
+            hint="run them with 'meldkit multi', or keep one in the file",
+        )
+    return _recipe(documents[0])
+
+
+def parse_recipes(text: str, origin: str = "recipe.yml") -> tuple[Recipe, ...]:
+    """The recipes in a YAML text, which `---` separates; their names must differ."""
+    documents = read_documents(text, origin)
+    recipes = tuple(map(_recipe, documents))
+    places: dict[str, str] = {}
+    for recipe in recipes:
+        if recipe.name is None:
+            continue
+        if recipe.name in places:
+            message = f"{recipe.lines['name']}: name '{recipe.name}' is taken; see {places[recipe.name]}"
+            raise RecipeError(message, hint="give every recipe of a file a name of its own")
+        places[recipe.name] = recipe.lines["name"]
+    return recipes
+
+
+def recipe_from_data(data: Mapping[str, object]) -> Recipe:
+    """The recipe in Python data, such as `yaml.safe_load` or `json.load` give."""
+    return _recipe(Document(data))
+
+
+def _read_text(path: str | PathLike[str]) -> str:
+    try:
+        with Path(path).open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RecipeError(f"cannot read recipe '{path}': {reason}") from None
+    if len(raw) > MAX_BYTES:
+        raise RecipeError(f"{path}: more than {MAX_BYTES // 2**20} MiB is too much for a recipe")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        message = f"{path}: not UTF-8 text: byte {raw[error.start]:#04x} at position {error.start}"
+        raise RecipeError(message, hint="save the file as UTF-8") from None
+
+
+def _label(document: Document, number: int) -> str:
+    """How a message names one of several documents."""
+    data = document.data
+    name = data.get("name") if isinstance(data, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return f"'{name}'" if name else f"document {number} (line {document.lines[()]})"
+
+
+def _recipe(document: Document) -> Recipe:
+    # pydantic takes most of the time of importing this package; those who only need its types go without.
+    from pydantic import ValidationError
+
+    from meldkit.recipe.schema import MergeConfiguration
+
+    try:
+        return MergeConfiguration.model_validate(document.data, context=document).recipe()
+    except ValidationError as error:
+        raise _plain_error(error, document) from None
+
+
+def _plain_error(error: ValidationError, document: Document) -> RecipeError:
+    """All problems that pydantic collected, in file order, each with its place."""
+    found: list[tuple[int, RecipeError]] = []
+    for details in error.errors(include_url=False, include_input=False):
+        cause = details.get("ctx", {}).get("error")
+        path = tuple(details["loc"])
+        if isinstance(cause, RecipeError) and not isinstance(cause, Problem):
+            found.append((0, cause))
+            continue
+        message, hint = (cause.message, cause.hint) if isinstance(cause, Problem) else (details["msg"], "")
+        if isinstance(cause, Problem):
+            path += cause.path
+        place = document.place(path)
+        line = document.lines.get(path, 0)
+        found.append((line, RecipeError(f"{place}: {message}" if place else message, hint=hint)))
+    found.sort(key=lambda pair: pair[0])
+    if len(found) == 1:
+        return found[0][1]
+    return RecipeError("\n".join(str(each) for _, each in found))

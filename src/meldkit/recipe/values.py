@@ -1,0 +1,232 @@
+"""Parameter values: plain values, gradients over depth, and values that depend on the tensor's name.
+
+weight: 0.5                          the same everywhere
+weight: [0, 0.5, 1]                  a gradient: 0 at the first layer, 1 at the last, linear in between
+weight:                              the first entry whose filter matches the tensor's name
+  - filter: self_attn
+    value: [0, 1]
+  - value: 0.5
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import TypeAlias, cast
+
+from meldkit.recipe.problem import Problem, check_keys, kind_of, placed, within
+
+Scalar: TypeAlias = float | bool | str
+
+# Filters inside filters mean little beyond two levels; the bound keeps hostile input off the stack.
+_MAX_DEPTH = 16
+
+# YAML 1.1 reads an unquoted 1e-10 as text, because it lacks a dot.
+_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """A value that changes over the depth of a slice; `points` are equally spaced and all of one type."""
+
+    points: tuple[Scalar, ...]
+
+    def at(self, t: float) -> Scalar:
+        """The value at depth `t`, 0 (first layer) to 1 (last layer).
+
+        Numbers are interpolated linearly; texts and booleans have no in-between, the point before `t` holds.
+        """
+        assert 0.0 <= t <= 1.0, t
+        last = len(self.points) - 1
+        position = t * last
+        index = int(position)
+        here, following = self.points[index], self.points[min(last, index + 1)]
+        if isinstance(here, bool | str) or isinstance(following, bool | str):
+            return here
+        fraction = position - index
+        return (1.0 - fraction) * here + fraction * following
+
+
+@dataclass(frozen=True, slots=True)
+class Filtered:
+    """Values chosen by tensor name: `entries` are (filter, value); the first filter that matches decides."""
+
+    entries: tuple[tuple[str | None, Value], ...]
+
+
+Value: TypeAlias = float | bool | str | Gradient | Filtered
+
+
+def parse_value(raw: object, where: str = "") -> Value:
+    """Reads a parameter's value as YAML or Python data has it.
+
+    Args:
+        raw: a number, boolean, text, list of one of these, `{value, filter}`, or a list of those.
+        where: "recipe.yml:12", put before the message of an error.
+
+    Raises:
+        RecipeError: anything else, an empty list, a number that is not finite, or an invalid `re:` filter.
+    """
+    with placed(where):
+        return _parse(raw, 0)
+
+
+def _parse(raw: object, depth: int) -> Value:
+    if depth > _MAX_DEPTH:
+        raise Problem(f"filters are nested more than {_MAX_DEPTH} deep")
+    if isinstance(raw, Gradient | Filtered):
+        return raw
+    if isinstance(raw, Mapping):
+        return Filtered((_entry(cast("Mapping[object, object]", raw), depth),))
+    if isinstance(raw, list | tuple):
+        items = cast("list[object] | tuple[object, ...]", raw)
+        if not items:
+            raise Problem(
+                "the list is empty", hint="a list of values is a gradient and needs at least one point"
+            )
+        if any(isinstance(item, Mapping) for item in items):
+            return _filtered(items, depth)
+        return _gradient(items)
+    return _scalar(raw)
+
+
+def _scalar(raw: object) -> Scalar:
+    if isinstance(raw, bool):
+        return raw
+    if isinstance(raw, str) and not _NUMBER.fullmatch(raw.strip()):
+        return raw
+    if isinstance(raw, int | float | str):
+        try:
+            number = float(raw)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise Problem(f"{kind_of(raw)} is not finite")
+        return number
+    if raw is None:
+        raise Problem("the value is missing")
+    raise Problem(f"must be a number, true/false, text, a list or {{value, filter}}, got {kind_of(raw)}")
+
+
+def _gradient(items: list[object] | tuple[object, ...]) -> Gradient:
+    points: list[Scalar] = []
+    for index, item in enumerate(items):
+        with within(index):
+            if isinstance(item, list | tuple):
+                raise Problem("a gradient cannot hold another list", hint="write one flat list of numbers")
+            points.append(_scalar(item))
+    if any(isinstance(point, str) for point in points):
+        for index, point in enumerate(points):
+            if not isinstance(point, str):
+                raise Problem("a gradient cannot mix text and numbers", path=(index,))
+    elif not all(isinstance(point, bool) for point in points):
+        points = [float(point) for point in points]
+    return Gradient(tuple(points))
+
+
+def _filtered(items: list[object] | tuple[object, ...], depth: int) -> Filtered:
+    entries: list[tuple[str | None, Value]] = []
+    for index, item in enumerate(items):
+        with within(index):
+            if not isinstance(item, Mapping):
+                raise Problem(
+                    f"a list with filters cannot also hold {kind_of(item)}",
+                    hint="write the value for all other tensors as '- value: ...'",
+                )
+            entries.append(_entry(cast("Mapping[object, object]", item), depth))
+    return Filtered(tuple(entries))
+
+
+def _entry(raw: Mapping[object, object], depth: int) -> tuple[str | None, Value]:
+    data = check_keys(raw, "a filtered value", ("filter", "value"), ("value",))
+    chosen = data.get("filter")
+    if chosen is not None and not isinstance(chosen, str):
+        raise Problem(
+            f"'filter' must be text, got {kind_of(chosen)}", hint="put it in quotes", path=("filter",)
+        )
+    if chosen is not None and chosen.startswith("re:"):
+        try:
+            _pattern(chosen[3:])
+        except (re.error, RecursionError, OverflowError) as error:
+            raise Problem(
+                f"filter '{chosen}' is not a valid regular expression: {error}", path=("filter",)
+            ) from None
+    with within("value"):
+        return chosen, _parse(data["value"], depth + 1)
+
+
+@lru_cache
+def _pattern(expression: str) -> re.Pattern[str]:
+    with warnings.catch_warnings():
+        # Python warns of expressions that it may read differently one day.
+        warnings.simplefilter("ignore", FutureWarning)
+        return re.compile(expression)
+
+
+def to_plain(value: Value) -> object:
+    """`value` as plain data that YAML can hold and `parse_value` reads back as an equal value."""
+    if isinstance(value, Gradient):
+        return list(value.points)
+    if isinstance(value, Filtered):
+        return [
+            {"value": to_plain(inner)} if chosen is None else {"filter": chosen, "value": to_plain(inner)}
+            for chosen, inner in value.entries
+        ]
+    return value
+
+
+def filter_matches(filter: str | None, tensor_name: str) -> bool:  # noqa: A002  the recipe's own word
+    """Whether a filter selects a tensor.
+
+    Args:
+        filter: text contained in the name; `re:` and a regular expression found anywhere in it; `glob:` and a
+            shell pattern for all of it; None or "*" for every tensor.
+        tensor_name: full name of the tensor.
+    """
+    if filter is None or filter == "*":
+        return True
+    if filter.startswith("re:"):
+        return _pattern(filter[3:]).search(tensor_name) is not None
+    if filter.startswith("glob:"):
+        return fnmatchcase(tensor_name, filter[5:])
+    return filter in tensor_name
+
+
+def _decided(value: Value, tensor_name: str) -> Scalar | Gradient | None:
+    """The scalar or gradient that holds for a tensor; None when no filter matches.
+
+    The first matching entry decides even if filters inside it then match nothing.
+    """
+    while isinstance(value, Filtered):
+        matching = (inner for chosen, inner in value.entries if filter_matches(chosen, tensor_name))
+        found = next(matching, None)
+        if found is None:
+            return None
+        value = found
+    return value
+
+
+def evaluate(value: Value, tensor_name: str, t: float) -> Scalar | None:
+    """The value for one tensor at depth `t` (0 to 1); None when no filter matches its name."""
+    decided = _decided(value, tensor_name)
+    return decided.at(t) if isinstance(decided, Gradient) else decided
+
+
+def reaches(value: Value, tensor_name: str) -> bool:
+    """Whether the value for this tensor comes from a gradient that is not the same at every depth."""
+    decided = _decided(value, tensor_name)
+    return isinstance(decided, Gradient) and len(set(decided.points)) > 1
+
+
+def filters_of(value: Value) -> Iterator[str]:
+    """All filters inside a value, outer ones first, entries without a filter left out."""
+    if isinstance(value, Filtered):
+        for chosen, inner in value.entries:
+            if chosen is not None:
+                yield chosen
+            yield from filters_of(inner)
