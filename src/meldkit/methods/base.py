@@ -231,10 +231,15 @@ class Measured(Method):
 
 def combine(x: Float32[Tensor, "m n"], coefficients: Sequence[float]) -> Float32[Tensor, " n"]:
     """Σ c_i x_i, accumulated in float32 in the order of the models; overwrites `x[0]`."""
-    total = x[0].mul_(coefficients[0])
+    total = scale(x[0], coefficients[0])
     for row, c in zip(x[1:], coefficients[1:], strict=True):
         total.add_(row, alpha=c)
     return total
+
+
+def scale(row: Float32[Tensor, " n"], factor: float) -> Float32[Tensor, " n"]:
+    """Multiply in place; a factor of 1, the most common one, costs nothing."""
+    return row if factor == 1 else row.mul_(factor)
 
 
 def subtract_base(x: Float32[Tensor, "m n"], base: Float32[Tensor, " n"]) -> None:

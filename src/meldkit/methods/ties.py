@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from meldkit.methods.base import Base, Measured, Parameter
+from meldkit.methods.base import Base, Measured, Parameter, combine, scale
 from meldkit.methods.statistics import Chain, KthMagnitude, L1Ratio, Statistic
 from meldkit.methods.task_arithmetic import LAMBDA, WEIGHT
 
@@ -70,8 +70,8 @@ def ties(
         if ratios is not None:
             factors = [w * r for w, r in zip(weight, ratios, strict=True)]
     for row, factor in zip(x, factors, strict=True):
-        row.mul_(factor)
-    return elect_and_sum(x, weight, normalize=normalize).mul_(lambda_)
+        scale(row, factor)
+    return scale(elect_and_sum(x, weight, normalize=normalize), lambda_)
 
 
 def trim(x: Float32[Tensor, "m n"], thresholds: Sequence[float | None]) -> None:
@@ -93,21 +93,22 @@ def elect_and_sum(
         weight: w_i, the weights already contained in `x`.
         normalize: divide by the sum of the weights that agree; where that is 0, by 1.
     """
-    vote = x[0].clone()
-    for row in x[1:]:
-        vote.add_(row)
-    sign = vote.ge_(0).mul_(2).sub_(1)
-    total = torch.zeros_like(sign)
-    agreeing = torch.zeros_like(sign)
-    for row, w in zip(x, weight, strict=True):
+    sign = _sum(x).ge_(0).mul_(2).sub_(1)
+    for row in x:
         row.mul_(sign).relu_()
-        total.add_(row)
-        if normalize:
-            agreeing.add_(row.sign_(), alpha=w)
+    total = _sum(x).mul_(sign)
     if normalize:
-        none = torch.eq(agreeing, 0, out=x[0])
-        total.div_(agreeing.add_(none))
-    return total.mul_(sign)
+        agreeing = combine(x.sign_(), weight)
+        total.div_(agreeing.add_(torch.eq(agreeing, 0, out=sign)))
+    return total
+
+
+def _sum(x: Float32[Tensor, "m n"]) -> Float32[Tensor, " n"]:
+    """Σ x_i in the order of the models: `x.sum(dim=0)` adds in an order that depends on n."""
+    total = x[0].clone()
+    for row in x[1:]:
+        total.add_(row)
+    return total
 
 
 METHOD = Measured(

@@ -75,7 +75,29 @@ TokenSource: TypeAlias = Annotated[
 ]
 
 # mergekit's parameters. Recipes in the wild write them beside `parameters:`, where mergekit ignores them.
-_PARAMETER_NAMES = ["weight", "density", "t", "scale", "normalize", "normalize_weights", "rescale", "lambda", "gamma", "epsilon", "select_topk", "filter_wise", "nuslerp_flatten", "nuslerp_row_wise", "max_iter", "tol", "eps", "r", "alpha", "int8_mask", "embed_slerp"]
+_PARAMETER_NAMES = [
+    "weight",
+    "density",
+    "t",
+    "scale",
+    "normalize",
+    "normalize_weights",
+    "rescale",
+    "lambda",
+    "gamma",
+    "epsilon",
+    "select_topk",
+    "filter_wise",
+    "nuslerp_flatten",
+    "nuslerp_row_wise",
+    "max_iter",
+    "tol",
+    "eps",
+    "r",
+    "alpha",
+    "int8_mask",
+    "embed_slerp",
+]
 _AMONG_PARAMETERS = dict.fromkeys(_PARAMETER_NAMES, "write it under 'parameters:'")
 _AT_THE_TOP = dict.fromkeys(("dtype", "out_dtype"), "write it at the top level of the recipe")
 
