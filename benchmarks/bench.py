@@ -109,7 +109,7 @@ def mergekit_program(needed: bool) -> Path | None:
     if not done.exists():
         console.print(f"installing {' '.join(MERGEKIT_PACKAGES)} into {env}")
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(env)], check=True)
-        subprocess.run([str(env / "bin" / "pip"), "install", "--quiet", *MERGEKIT_PACKAGES], check=True)
+        subprocess.run([str(env / "bin" / "pip"), "install", "-qq", *MERGEKIT_PACKAGES], check=True)
         done.touch()
     return program
 
@@ -141,11 +141,10 @@ def compare(case: Case, models: Path, outputs: dict[str, Path]) -> dict[str, obj
     inputs = [str(models / name) for name in case.inputs]
     density = ["--density", str(case.each["density"])] if "density" in case.each else []
     program = [sys.executable, str(Path(__file__).with_name("check.py"))]
-    done = subprocess.run(
-        [*program, str(outputs["meldkit"]), str(outputs["mergekit"]), *inputs, *density],
-        stdout=subprocess.PIPE,
-        check=True,
-    )
+    program += [str(outputs["meldkit"]), str(outputs["mergekit"]), *inputs, *density]
+    done = subprocess.run(program, stdout=subprocess.PIPE, check=False)
+    if done.returncode != 0:
+        raise ProgramFailed(f"the outputs of {case.name} could not be compared: see above")
     return json.loads(done.stdout)
 
 
@@ -231,11 +230,15 @@ def main() -> None:
         )
     about["date"] = datetime.now(timezone.utc).strftime("%Y-%m-%d")
 
+    help_time, results, failure = None, list[Result](), None
     try:
-        help_time = help_seconds() if "meldkit" in args.contestants else None
-        results = [race(case, args, models, mergekit) for case in CASES if case.name in args.methods]
-    except ProgramFailed as failure:
-        raise SystemExit(str(failure)) from None
+        if "meldkit" in args.contestants:
+            help_time = help_seconds()
+        for case in CASES:
+            if case.name in args.methods:
+                results.append(race(case, args, models, mergekit))
+    except ProgramFailed as error:  # what was measured before is still shown
+        failure = str(error)
 
     data = {
         "machine": about,
@@ -244,14 +247,17 @@ def main() -> None:
         "runs": args.runs,
         "help_seconds": help_time,
     }
-    show_table("Times and memory", timing_rows(results))
+    if results:
+        show_table("Times and memory", timing_rows(results))
     if "meldkit" in args.contestants:
-        show_table("Goals", goal_rows(results, help_time))
+        show_table("Goals, set for the full size", goal_rows(results, help_time))
     if args.check:
         show_table("Agreement with mergekit", check_rows(results))
     text = json.dumps(as_json(results, data), indent=2) + "\n"
     if args.json:
         args.json.write_text(text)
+    if failure is not None:
+        raise SystemExit(failure)
     if args.size == "full" and len(args.methods) == len(CASES) and len(args.contestants) == len(CONTESTANTS):
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(markdown(results, data))

@@ -119,7 +119,7 @@ def spec(shape: Shape, model: str) -> dict[str, object]:
 
 
 def marker_file(folder: Path, model: str) -> Path:
-    """Says what a model was made from. Written last, beside the model's folder: with it the model is complete."""
+    """Says what a model was made from; written last, so that a model that has one is complete."""
     return folder / f"{model}.json"
 
 

@@ -144,7 +144,10 @@ def disk(folder: Path) -> str:
     queues = [path for path in (block / "queue", block.resolve().parent / "queue") if path.exists()]
     if not queues:
         return f"{filesystem} on {source}"
-    kind = "rotating disk" if (queues[0] / "rotational").read_text().strip() == "1" else "solid state"
+    if Path(source).name.startswith(("vd", "xvd")):
+        kind = "virtual disk"  # what a hypervisor says about rotation means nothing
+    else:
+        kind = "rotating disk" if (queues[0] / "rotational").read_text().strip() == "1" else "solid state"
     return f"{filesystem} on {source} ({kind})"
 
 
@@ -164,7 +167,7 @@ def machine(folder: Path) -> dict[str, str]:
     return {
         "CPU": f"{first_value('/proc/cpuinfo', 'model name')}, {len(os.sched_getaffinity(0))} cores",
         "RAM": f"{memory_gib:.0f} GiB",
-        "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "kernel": f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}",
         "disk": disk(folder),
         "cp and cat": tool_version(["cp", "--version"]),
         "Python": platform.python_version(),

@@ -17,21 +17,24 @@ Written by `make bench`; the raw numbers are in the JSON file beside this page.
 
 Models of {billions:.2f} B parameters (Llama-shaped, bf16, one file of {gigabytes:.2f} GB each), inputs in
 the page cache. Each number is the median over {runs} runs of the whole process, start-up included, after
-{warm_up}; the contestants take turns. The floor is what no merge can beat by much: `cat` of all inputs to
-/dev/null, and `cp` of one of them to the output's folder.
+{warm_up}.
+The contestants take turns on the same recipe: `meldkit merge RECIPE OUT`, `mergekit-yaml RECIPE OUT
+--lazy-unpickle --copy-tokenizer`, and the floor, which is what moving the bytes costs: `cat` of all inputs
+to /dev/null, then `cp` of one of them to the output's folder.
 """
 TIMING_LEGEND = """
 *Spread* is the fastest and the slowest run. *Then sync* is how long the kernel took afterwards to bring to
-the disk what the program had left in memory; it is no part of the time. *Peak RSS* is the kernel's
-`ru_maxrss`, which counts mapped pages of the input files too; the *anonymous* part, sampled every 50 ms,
-does not. MB are 10⁶ bytes.
+the disk what the program had left in memory; it is no part of the time. Neither the floor nor mergekit waits
+for the disk; meldkit does, within its time. *Peak RSS* is the kernel's `ru_maxrss`, which counts mapped pages
+of the input files too; the *anonymous* part, sampled every 50 ms, does not. MB are 10⁶ bytes.
 """
 NOISY = "†"
 NOISE_LEGEND = f"{NOISY} During a run, more than {NOISY_CORES:g} cores were busy with something else."
 CHECK_LEGEND = """
-Elements *disagree* when they differ by more than one bf16 spacing of the largest operand. *Tied* are
-differences where trimming or the sign election is undecided up to one bf16 rounding, so that either outcome
-is right. The largest difference is relative to the largest element of its tensor.
+Elements *disagree* when they differ by more than one bf16 spacing of the operands (the largest of inputs and
+outputs, plus the deltas). *Tied* are larger differences where trimming or the sign election is undecided up
+to one bf16 rounding, so that either outcome is right. The largest difference is relative to the largest
+element of its tensor.
 """
 
 

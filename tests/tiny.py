@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 
@@ -66,3 +67,67 @@ def tensors(folder: Path) -> dict[str, Tensor]:
         with safe_open(folder / file, framework="pt") as f:
             result |= {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 - not a mapping
     return result
+
+
+def decoder(
+    folder: Path,
+    seed: int = 0,
+    *,
+    layers: int = 2,
+    hidden: int = 4,
+    vocab: int = 6,
+    dtype: torch.dtype = torch.float32,
+    extra: dict[str, Tensor] | None = None,
+    without: tuple[str, ...] = (),
+    **config: object,
+) -> Path:
+    """Names and configuration of a small Llama, written tensor by tensor: made in a millisecond.
+
+    Args:
+        folder: where.
+        seed: of the weights.
+        layers, hidden, vocab, dtype: of the model.
+        extra: more tensors.
+        without: names left out.
+        config: more entries of config.json.
+    """
+    shapes = {"model.embed_tokens.weight": (vocab, hidden)}
+    for i in range(layers):
+        shapes[f"model.layers.{i}.input_layernorm.weight"] = (hidden,)
+        shapes[f"model.layers.{i}.self_attn.q_proj.weight"] = (hidden, hidden)
+        shapes[f"model.layers.{i}.mlp.up_proj.weight"] = (2 * hidden, hidden)
+    shapes |= {"model.norm.weight": (hidden,), "lm_head.weight": (vocab, hidden)}
+    generator = torch.Generator().manual_seed(seed)
+    weights = {
+        n: torch.randn(s, generator=generator).to(dtype) for n, s in shapes.items() if n not in without
+    }
+    settings = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "num_hidden_layers": layers,
+        "tie_word_embeddings": False,
+    }
+    return stored(folder, weights | (extra or {}), settings | config)
+
+
+def stored(folder: Path, weights: dict[str, Tensor], config: dict[str, object] | None = None) -> Path:
+    """A model folder of exactly these tensors, in the order of their names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def adapter(folder: Path, weights: dict[str, tuple[int, int]], *, rank: int = 2, alpha: float = 4) -> Path:
+    """A LoRA adapter for linear layers, given as {module: (rows, columns)}."""
+    generator = torch.Generator().manual_seed(7)
+    factors: dict[str, Tensor] = {}
+    for module, (rows, columns) in weights.items():
+        factors[f"base_model.model.{module}.lora_A.weight"] = torch.randn(rank, columns, generator=generator)
+        factors[f"base_model.model.{module}.lora_B.weight"] = torch.randn(rows, rank, generator=generator)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(factors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from meldkit.checkpoint.dtypes import BY_TORCH_NAME, DTYPES, DType
 from meldkit.checkpoint.files import OpenFiles, open_files
-from meldkit.checkpoint.folder import Checkpoint, open_checkpoint, read_json
+from meldkit.checkpoint.folder import Checkpoint, open_checkpoint
+from meldkit.checkpoint.json_file import read_json
 from meldkit.checkpoint.models import open_model
 from meldkit.checkpoint.safetensors import Header, TensorInfo, read_header
 from meldkit.checkpoint.tiles import Scratch, StoredTensor, TileSource

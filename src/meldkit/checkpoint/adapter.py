@@ -7,7 +7,7 @@ Papers: LoRA, https://arxiv.org/abs/2106.09685; rsLoRA, https://arxiv.org/abs/23
 
 from __future__ import annotations
 
-import json
+import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -19,14 +19,36 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from meldkit.checkpoint.files import OpenFiles
+from meldkit.checkpoint.json_file import read_json, shown
 from meldkit.checkpoint.safetensors import TensorInfo, read_header
 from meldkit.checkpoint.tiles import Scratch, StoredTensor, TileSource
 from meldkit.errors import CheckpointError, MismatchError, NotSupportedError
 
-#: Rows of B·A that are always multiplied together, whatever tile they are wanted for: a matrix product
-#: rounds differently for different numbers of rows, and tiles must not show in the result.
-_GRID_ROWS = 64
+#: Elements of the blocks of B·A, about half a tile. A matrix product rounds differently for different
+#: numbers of rows, and tiles must not show in the result: so each block of a fixed grid of whole rows is
+#: always multiplied at once. Larger blocks are computed again for each of the tiles they reach into (64 rows
+#: of 28,672 columns cost 20 times as much), much smaller ones make inefficient products.
+_BLOCK = 1 << 16
 _PREFIX = "base_model.model."
+#: Settings under which an adapter is more than, or other than, B·A added to the weight.
+_OTHER_KINDS = (
+    "use_dora",
+    "fan_in_fan_out",
+    "modules_to_save",
+    "lora_bias",
+    "alora_invocation_tokens",
+    "trainable_token_indices",
+    "target_parameters",
+    "layer_replication",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+)
+#: Initialisations that change the base model's weights as well: PEFT repeats them when it loads the adapter.
+_CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_OTHER_BASE_HINT = "check that the adapter was trained on this base model"
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
 
 
@@ -41,7 +63,13 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A checked adapter: its updates by the name of the weight they change, and a content hash (hex)."""
+    """A checked adapter.
+
+    Attributes:
+        folder: where it lies.
+        updates: by the name of the weight they change.
+        digest: hex hash of everything the header and the configuration say about them.
+    """
 
     folder: Path
     updates: Mapping[str, LowRank]
@@ -67,40 +95,57 @@ def open_adapter(folder: Path, weights: Mapping[str, TensorInfo]) -> Adapter:
         match = _FACTOR.fullmatch(name.removeprefix(_PREFIX))
         if match is None:
             raise NotSupportedError(
-                f"not supported yet: adapter {folder} has tensor '{name}', "
+                f"not supported yet: adapter {folder} has tensor {shown(name)}, "
                 "which is not a LoRA factor of a linear layer"
             )
-        factors.setdefault(match["module"], {})[match["side"]] = info
+        pair = factors.setdefault(match["module"], {})
+        if match["side"] in pair:
+            raise CheckpointError(
+                f"adapter {folder} has two lora_{match['side']} for {shown(match['module'])}"
+            )
+        pair[match["side"]] = info
     if not factors:
         raise CheckpointError(f"adapter {folder} changes nothing: it has no tensors")
     updates: dict[str, LowRank] = {}
     for module, pair in factors.items():
         if pair.keys() != {"A", "B"}:
-            raise CheckpointError(f"adapter {folder} has only lora_{next(iter(pair))} for '{module}'")
+            raise CheckpointError(
+                f"adapter {folder} has only lora_{next(iter(pair))} for {shown(module)}",
+                hint="download the adapter again, or check how it was written",
+            )
         target = f"{module}.weight"
-        update = LowRank(pair["A"], pair["B"], _scale(config, module, pair["A"].shape[0]))
-        _check_fit(folder, target, update, weights)
-        updates[target] = update
-    return Adapter(folder, updates, header.digest)
+        _check_fit(folder, target, pair["A"], pair["B"], weights)
+        updates[target] = LowRank(pair["A"], pair["B"], _scale(folder, config, module, pair["A"].shape[0]))
+    scales = "".join(f"\n{target} {update.scale!r}" for target, update in updates.items())
+    return Adapter(folder, updates, hashlib.sha256((header.digest + scales).encode()).hexdigest())
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "adapter_config.json"
-    try:
-        config = json.loads(path.read_bytes())
-    except OSError as e:
-        raise CheckpointError(f"cannot read {path}: {e.strerror}") from e
-    except ValueError as e:
-        raise CheckpointError(f"{path} is not valid JSON") from e
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} is not a mapping")
-    config = cast("dict[str, Any]", config)
+    if folder.is_dir() and not path.exists():
+        raise CheckpointError(
+            f"adapter {folder} has no adapter_config.json",
+            hint="what stands after a '+' must be a LoRA adapter in PEFT's format",
+        )
+    config = read_json(path)
     kind = str(config.get("peft_type", "LORA")).upper()
     if kind != "LORA":
-        raise NotSupportedError(f"not supported yet: adapter {folder} is of type {kind}; only LORA is")
-    for key in ("use_dora", "fan_in_fan_out", "modules_to_save", "lora_bias", "alora_invocation_tokens"):
-        if config.get(key):
-            raise NotSupportedError(f"not supported yet: adapter {folder} uses {key}")
+        raise NotSupportedError(
+            f"not supported yet: adapter {folder} is of type {shown(kind)}; only 'LORA' is"
+        )
+    used = [key for key in _OTHER_KINDS if config.get(key)]
+    if config.get("bias") not in (None, "none"):
+        used.append("bias")
+    if used:
+        settings = ", ".join(f"{key} ({shown(config[key])})" for key in used)
+        raise NotSupportedError(f"not supported yet: adapter {folder} uses {settings}")
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(_CHANGED_BASE):
+        raise NotSupportedError(
+            f"not supported yet: adapter {folder} has init_lora_weights {shown(init)}, "
+            "which changes the base model too",
+            hint="save it with PEFT's path_initial_model_for_weight_conversion: that makes it a plain LoRA",
+        )
     return config
 
 
@@ -108,46 +153,75 @@ def _weights_file(folder: Path) -> Path:
     path = folder / "adapter_model.safetensors"
     if not path.exists() and (folder / "adapter_model.bin").exists():
         raise NotSupportedError(
-            f"not supported yet: adapter {folder} is stored as adapter_model.bin; only .safetensors is read"
+            f"not supported yet: adapter {folder} is stored as adapter_model.bin; only .safetensors is read",
+            hint="load it with PEFT and save_pretrained() it once; that writes safetensors",
         )
     return path
 
 
-def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+def _scale(folder: Path, config: Mapping[str, Any], module: str, rank: int) -> float:
     """s, with the module's own rank and α where the configuration's patterns give them."""
-    r = _by_pattern(config.get("rank_pattern"), module, config.get("r"))
-    alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))
-    if not isinstance(r, int) or r < 1 or not isinstance(alpha, int | float):
-        raise CheckpointError(f"adapter_config.json gives '{module}' the rank {r!r} and lora_alpha {alpha!r}")
+    r = _own(folder, config, "rank_pattern", module, config.get("r"))
+    alpha = _own(folder, config, "alpha_pattern", module, config.get("lora_alpha"))
+    if type(r) is not int or r < 1 or type(alpha) not in (int, float) or not -1e30 < alpha < 1e30:
+        raise CheckpointError(
+            f"adapter {folder}: adapter_config.json gives {shown(module)} the rank {shown(r)} "
+            f"and lora_alpha {shown(alpha)}",
+            hint="r must be a positive integer and lora_alpha a number",
+        )
     if r != rank:
         raise CheckpointError(
-            f"adapter_config.json gives '{module}' the rank {r}, its lora_A has {rank} rows"
+            f"adapter {folder}: adapter_config.json gives {shown(module)} the rank {r}, "
+            f"its lora_A has {rank} rows",
+            hint="configuration and weights are of different adapters",
         )
     return alpha / (math.sqrt(r) if config.get("use_rslora") else r)
 
 
-def _by_pattern(patterns: object, module: str, default: object) -> object:
-    # PEFT matches a pattern against the end of the module's path.
-    if isinstance(patterns, dict):
-        for pattern, value in cast("dict[str, object]", patterns).items():
-            if re.fullmatch(rf"(.*\.)?({pattern})", module):
-                return value
+def _own(folder: Path, config: Mapping[str, Any], key: str, module: str, default: Any) -> Any:
+    """A module's own setting: that of the first pattern that matches the end of its path, as in PEFT."""
+    patterns = config.get(key)
+    if not patterns:
+        return default
+    if not isinstance(patterns, dict):
+        raise CheckpointError(f"adapter {folder}: {key} of adapter_config.json is not a mapping")
+    for pattern, value in cast("dict[str, Any]", patterns).items():
+        try:
+            match = re.match(rf"(.*\.)?({pattern})$", module)
+        except (re.error, RecursionError, OverflowError) as e:
+            raise CheckpointError(
+                f"adapter {folder}: {key} of adapter_config.json has {shown(pattern)}, "
+                "which is not a regular expression"
+            ) from e
+        if match:
+            return value
     return default
 
 
-def _check_fit(folder: Path, target: str, update: LowRank, weights: Mapping[str, TensorInfo]) -> None:
+def _check_fit(
+    folder: Path, target: str, a: TensorInfo, b: TensorInfo, weights: Mapping[str, TensorInfo]
+) -> None:
     weight = weights.get(target)
     if weight is None:
         raise MismatchError(
-            f"adapter {folder} changes '{target}', which its base model does not have",
-            hint="check that the adapter was trained on this base model",
+            f"adapter {folder} changes {shown(target)}, which its base model does not have",
+            hint=_OTHER_BASE_HINT,
         )
-    a, b = update.a.shape, update.b.shape
-    if len(a) != 2 or len(b) != 2 or a[0] != b[1] or weight.shape != (b[0], a[1]):
+    if not weight.floating:
+        raise NotSupportedError(
+            f"not supported yet: adapter {folder} changes {shown(target)}, which is stored as {weight.dtype}",
+            hint="lay it over the base model's original, unquantised weights",
+        )
+    if len(a.shape) != 2 or len(b.shape) != 2 or not (a.floating and b.floating):
+        raise NotSupportedError(
+            f"not supported yet: adapter {folder} changes {shown(target)} by other factors than matrices "
+            f"of numbers: lora_A {a.dtype} {list(a.shape)}, lora_B {b.dtype} {list(b.shape)}"
+        )
+    if a.shape[0] != b.shape[1] or weight.shape != (b.shape[0], a.shape[1]):
         raise MismatchError(
-            f"adapter {folder} does not fit '{target}': lora_A {list(a)} and lora_B {list(b)} "
-            f"against {list(weight.shape)}",
-            hint="check that the adapter was trained on this base model",
+            f"adapter {folder} does not fit {shown(target)}: lora_A {list(a.shape)} "
+            f"and lora_B {list(b.shape)} against {list(weight.shape)}",
+            hint=_OTHER_BASE_HINT,
         )
 
 
@@ -158,13 +232,16 @@ class AdaptedTensor:
         self._under = under
         self._a: Float32[Tensor, "r columns"] = StoredTensor(files, update.a).read_all()
         self._b: Float32[Tensor, "rows r"] = StoredTensor(files, update.b).read_all() * update.scale
+        self._block_rows = max(1, _BLOCK // max(1, self._a.shape[1]))
 
     def read(self, start: int, stop: int, out: Float32[Tensor, " n"], scratch: Scratch) -> None:
         self._under.read(start, stop, out, scratch)
+        if start == stop:
+            return
         columns = self._a.shape[1]
-        block = _GRID_ROWS * columns
+        block = self._block_rows * columns
         for first in range(start // block * block, stop, block):
             row = first // columns
-            delta = (self._b[row : row + _GRID_ROWS] @ self._a).view(-1)
+            delta = (self._b[row : row + self._block_rows] @ self._a).view(-1)
             begin, end = max(start, first), min(stop, first + block)
             out[begin - start : end - start].add_(delta[begin - first : end - first])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -11,6 +10,7 @@ from typing import Any, cast
 
 from meldkit.checkpoint.adapter import AdaptedTensor, Adapter, open_adapter
 from meldkit.checkpoint.files import OpenFiles
+from meldkit.checkpoint.json_file import read_json, shown
 from meldkit.checkpoint.safetensors import Header, TensorInfo, read_header
 from meldkit.checkpoint.tiles import StoredTensor, TileSource
 from meldkit.errors import CheckpointError, NotSupportedError
@@ -85,102 +85,110 @@ def open_checkpoint(label: str, folder: Path, adapter_folders: tuple[Path, ...] 
         MismatchError: an adapter of another base.
         NotSupportedError: a storage format that is not read yet.
     """
-    if not folder.exists():
-        raise CheckpointError(
-            f"model '{label}': {folder} does not exist", hint="check the path in the recipe"
-        )
-    headers = _headers(label, folder)
+    try:
+        headers = _headers(label, folder)
+        root = folder if folder.is_dir() else folder.parent
+        has_config = (root / "config.json").exists()
+    except OSError as e:
+        raise CheckpointError(f"model '{label}': cannot look into {folder}: {e.strerror}") from e
     tensors: dict[str, TensorInfo] = {}
     for header in headers:
         for name, info in header.tensors.items():
             if name in tensors:
                 raise CheckpointError(
-                    f"model '{label}': tensor '{name}' is in {tensors[name].file.name} "
-                    f"and in {info.file.name}"
+                    f"model '{label}': tensor {shown(name)} is in {tensors[name].file.name} "
+                    f"and in {info.file.name}",
+                    hint="shards of different downloads are mixed; download the model into an empty folder",
                 )
             tensors[name] = info
-    root = folder if folder.is_dir() else folder.parent
+    if not tensors:
+        raise CheckpointError(f"model '{label}' has no tensors", hint=f"check how {folder} was written")
     adapters = tuple(open_adapter(path, tensors) for path in adapter_folders)
     digests = [h.digest for h in headers] + [a.digest for a in adapters]
     return Checkpoint(
         label=label,
         folder=root,
         tensors=tensors,
-        config=read_json(root / "config.json") if (root / "config.json").exists() else {},
+        config=read_json(root / "config.json") if has_config else {},
         adapters=adapters,
         fingerprint=hashlib.sha256("".join(digests).encode()).hexdigest(),
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON mapping from a model folder.
-
-    Raises:
-        CheckpointError: unreadable, not JSON, or not a mapping.
-    """
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as e:
-        raise CheckpointError(f"cannot read {path}: {e.strerror}") from e
-    except (ValueError, RecursionError) as e:
-        raise CheckpointError(f"{path} is not valid JSON") from e
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} is not a mapping")
-    return cast("dict[str, Any]", data)
-
-
 def _headers(label: str, folder: Path) -> list[Header]:
-    if folder.is_file():
+    if not folder.exists():
+        raise CheckpointError(
+            f"model '{label}': {folder} does not exist", hint="check the path in the recipe"
+        )
+    if not folder.is_dir():
         if folder.suffix != ".safetensors":
             raise NotSupportedError(
-                f"not supported yet: model '{label}' is a {folder.suffix or 'plain'} file"
+                f"not supported yet: model '{label}' is a {folder.suffix or 'plain'} file",
+                hint="name a folder, or a file that ends in .safetensors",
             )
         return [read_header(folder)]
-    if (folder / INDEX).exists():
-        return _indexed(label, folder)
+    # The order in which transformers looks for them.
     if (folder / SINGLE).exists():
         return [read_header(folder / SINGLE)]
-    others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".gguf"))
-    if others:
-        raise NotSupportedError(
-            f"not supported yet: model '{label}' has no safetensors files, only {', '.join(others[:3])}",
-            hint="load it with transformers and save_pretrained() it once; that writes safetensors",
-        )
+    if (folder / INDEX).exists():
+        return _indexed(label, folder)
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(
             f"model '{label}': {folder} is a LoRA adapter, not a model",
             hint=f"write it as BASE_MODEL+{label}",
         )
-    raise CheckpointError(f"model '{label}': {folder} has neither {SINGLE} nor {INDEX}")
+    names = sorted(path.name for path in folder.iterdir())
+    stray = [name for name in names if name.endswith(".safetensors")]
+    if stray:
+        raise CheckpointError(
+            f"model '{label}': {folder} has neither {SINGLE} nor {INDEX}, but {', '.join(stray[:3])}",
+            hint="download the index of a sharded model, or name the one file that is meant",
+        )
+    others = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".gguf"))]
+    if others:
+        raise NotSupportedError(
+            f"not supported yet: model '{label}' has no safetensors files, only {', '.join(others[:3])}",
+            hint="load it with transformers and save_pretrained() it once; that writes safetensors",
+        )
+    raise CheckpointError(
+        f"model '{label}': {folder} has neither {SINGLE} nor {INDEX}",
+        hint="check the path in the recipe, and whether the download is complete",
+    )
 
 
 def _indexed(label: str, folder: Path) -> list[Header]:
     index = folder / INDEX
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map")
+        raise CheckpointError(f"{index} has no weight_map", hint="download the index again")
     files: dict[str, Header] = {}
     for name, file in cast("dict[str, object]", weight_map).items():
-        if not isinstance(file, str) or not _is_plain_name(file):
+        if not isinstance(file, str) or not _stays_inside(file):
             raise CheckpointError(
-                f"{index} places tensor '{name}' in {file!r}",
+                f"{index} places tensor {shown(name)} in {shown(file)}",
                 hint="only files of the model's own folder are read",
             )
         if file not in files:
             if not (folder / file).exists():
                 raise CheckpointError(
-                    f"model '{label}': {index.name} names {file}, which is not in {folder}",
+                    f"model '{label}': {INDEX} names {shown(file)}, which is not in {folder}",
                     hint="download the missing shard",
                 )
             files[file] = read_header(folder / file)
         if name not in files[file].tensors:
             raise CheckpointError(
-                f"model '{label}': {index.name} places tensor '{name}' in {file}, which lacks it"
+                f"model '{label}': {INDEX} places tensor {shown(name)} in {file}, which lacks it",
+                hint="index and shards are of different downloads; download the model into an empty folder",
             )
     return [files[file] for file in sorted(files)]
 
 
-def _is_plain_name(file: str) -> bool:
-    """Whether it names a file below the folder: relative, without `..`, backslash or NUL."""
+def _stays_inside(file: str) -> bool:
+    """Whether it is the path of a file below the folder, on every system: no root, `..`, drive or NUL."""
     path = PurePosixPath(file)
-    return bool(file) and not path.is_absolute() and ".." not in path.parts and not set(file) & set("\\\0:")
+    return (
+        bool(path.parts)
+        and not path.is_absolute()
+        and ".." not in path.parts
+        and not set(file) & set("\\\0:")
+    )

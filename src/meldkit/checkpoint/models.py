@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import cast
 
 from meldkit.checkpoint.folder import Checkpoint, open_checkpoint
 from meldkit.errors import CheckpointError
@@ -10,6 +12,10 @@ from meldkit.recipe.refs import ModelRef
 
 #: What of a hub repository is needed to merge it.
 _PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken"]
+#: The same weights once more, in their authors' own format.
+_IGNORED = ["original/*", "consolidated*"]
+#: What the hub accepts as an id: `organisation/name`.
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 def open_model(ref: ModelRef, *, cache: Path | None = None) -> Checkpoint:
@@ -28,26 +34,38 @@ def open_model(ref: ModelRef, *, cache: Path | None = None) -> Checkpoint:
 
 
 def _locate(path: str, revision: str | None, cache: Path | None) -> Path:
-    local = Path(path).expanduser()
-    if local.exists():
-        return local
-    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+    try:
+        local = Path(path).expanduser()
+        if local.exists():
+            return local
+    except (OSError, RuntimeError) as e:  # the name is too long, may not be looked at, or `~nobody`
+        reason = e.strerror if isinstance(e, OSError) else str(e)
+        raise CheckpointError(
+            f"model '{path}' cannot be opened: {reason}", hint="check the path in the recipe"
+        ) from e
+    if not _HUB_ID.fullmatch(path):
         raise CheckpointError(
             f"model '{path}' does not exist",
-            hint=f"looked for {local.absolute()}; check the path in the recipe",
+            hint=f"looked for {local.absolute()}; check the path in the recipe"
+            + ("" if re.search(r"[/\\]", path) else "; a model of the Hugging Face Hub is written org/name"),
         )
     return _download(path, revision, cache)
 
 
 def _download(repo: str, revision: str | None, cache: Path | None) -> Path:
     from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    # Among its bases is the error of the HTTP library, which differs between versions of the hub's client.
+    http_errors = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
     try:
-        return Path(snapshot_download(repo, revision=revision, cache_dir=cache, allow_patterns=_PATTERNS))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
+        folder = snapshot_download(
+            repo, revision=revision, cache_dir=cache, allow_patterns=_PATTERNS, ignore_patterns=_IGNORED
+        )
+    except (OSError, HFValidationError, *http_errors) as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise CheckpointError(
             f"model '{repo}' is neither a local path nor to be had from the Hugging Face Hub: {reason}",
             hint="check the spelling, your connection, and HF_TOKEN for private or gated models",
         ) from e
+    return Path(folder)

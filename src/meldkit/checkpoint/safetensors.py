@@ -8,19 +8,22 @@ Source: https://huggingface.co/docs/safetensors (format section).
 from __future__ import annotations
 
 import hashlib
-import json
 import math
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from meldkit.checkpoint.dtypes import DTYPES
+from meldkit.checkpoint.json_file import parse_mapping, shown
 from meldkit.errors import CheckpointError
 
 #: The reference implementation refuses larger headers too.
 MAX_HEADER_BYTES = 100_000_000
 _LENGTH_BYTES = 8
+#: Sizes and offsets from here on do not fit where they are used.
+_TOO_LARGE = 2**63
 _DOWNLOAD_HINT = "download the file again, or check how it was written"
 
 
@@ -72,21 +75,28 @@ def read_header(path: Path) -> Header:
             types or names.
     """
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a named pipe would be waited for without end
+            raise _bad(path, "is not a file", "a folder or a special file cannot hold tensors")
+        size = status.st_size
         with path.open("rb") as f:
-            size = path.stat().st_size
             prefix = f.read(_LENGTH_BYTES)
             if len(prefix) < _LENGTH_BYTES:
                 raise _bad(path, f"has {size} bytes, too few for a safetensors file")
             length = int.from_bytes(prefix, "little")
-            if length > MAX_HEADER_BYTES or length > size - _LENGTH_BYTES:
+            if length > size - _LENGTH_BYTES:
                 raise _bad(path, f"says its header has {length:,} bytes, but the file has {size:,}")
+            if length > MAX_HEADER_BYTES:
+                raise _bad(
+                    path, f"has a header of {length:,} bytes; at most {MAX_HEADER_BYTES:,} are allowed"
+                )
             raw = f.read(length)
     except OSError as e:
-        raise CheckpointError(f"cannot read {path}: {e.strerror}") from e
-    entries = _parse_json(path, raw)
-    metadata = entries.pop("__metadata__", {})
-    if not isinstance(metadata, dict):
-        raise _bad(path, "has a __metadata__ entry that is not a mapping")
+        raise CheckpointError(
+            f"cannot read {path}: {e.strerror}", hint="check the path, or download the file again"
+        ) from e
+    entries = parse_mapping(f"the header of {path}", raw, _DOWNLOAD_HINT, unique=True)
+    metadata = _metadata(path, entries.pop("__metadata__", None))
     start = _LENGTH_BYTES + length
     infos = sorted(
         (_tensor(path, name, entry, start) for name, entry in entries.items()),
@@ -95,7 +105,7 @@ def read_header(path: Path) -> Header:
     _check_coverage(path, infos, start, size)
     return Header(
         tensors={info.name: info for info in infos},
-        metadata=cast("dict[str, str]", metadata),
+        metadata=metadata,
         digest=hashlib.sha256(raw + size.to_bytes(8, "little")).hexdigest(),
     )
 
@@ -104,68 +114,77 @@ def _bad(path: Path, what: str, hint: str = _DOWNLOAD_HINT) -> CheckpointError:
     return CheckpointError(f"{path} {what}", hint=hint)
 
 
-def _parse_json(path: Path, raw: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in result:
-                raise _bad(path, f"names '{key}' twice in its header")
-            result[key] = value
-        return result
-
-    try:
-        header = json.loads(raw, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as e:
-        raise _bad(path, "has a header that is not valid JSON") from e
-    if not isinstance(header, dict):
-        raise _bad(path, "has a header that is not a mapping")
-    return cast("dict[str, Any]", header)
+def _metadata(path: Path, value: object) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise _bad(path, "has a __metadata__ entry that is not a mapping")
+    metadata = cast("dict[str, object]", value)
+    for key, text in metadata.items():
+        if not isinstance(text, str):
+            raise _bad(path, f"has a __metadata__ entry {shown(key)} that is not text: {shown(text)}")
+    return cast("dict[str, str]", metadata)
 
 
 def _sizes(value: object) -> list[int] | None:
-    """A list of non-negative integers below 2**63, or None if it is anything else."""
+    """A list of integers from 0 to below 2**63, or None if it is anything else."""
     if not isinstance(value, list):
         return None
-    sizes = [n for n in cast("list[object]", value) if type(n) is int and 0 <= n < 2**63]
+    sizes = [n for n in cast("list[object]", value) if type(n) is int and 0 <= n < _TOO_LARGE]
     return sizes if len(sizes) == len(cast("list[object]", value)) else None
 
 
 def _tensor(path: Path, name: str, entry: object, start: int) -> TensorInfo:
+    try:
+        name.encode()
+    except UnicodeEncodeError as e:
+        raise _bad(path, f"names a tensor {shown(name)}, which is not Unicode text") from e
     if not isinstance(entry, dict):
-        raise _bad(path, f"describes tensor '{name}' by something that is not a mapping")
+        raise _bad(path, f"describes tensor {shown(name)} by something that is not a mapping")
     fields = cast("dict[str, Any]", entry)
     dtype = fields.get("dtype")
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise _bad(path, f"stores tensor '{name}' as dtype {dtype!r}", "known: " + ", ".join(DTYPES))
+        raise _bad(
+            path, f"stores tensor {shown(name)} as dtype {shown(dtype)}", "known: " + ", ".join(DTYPES)
+        )
     shape = _sizes(fields.get("shape"))
     if shape is None:
-        raise _bad(path, f"gives tensor '{name}' the shape {fields.get('shape')!r}")
+        raise _bad(path, f"gives tensor {shown(name)} the shape {shown(fields.get('shape'))}")
     offsets = _sizes(fields.get("data_offsets"))
     if offsets is None or len(offsets) != 2:
-        raise _bad(path, f"gives tensor '{name}' the data_offsets {fields.get('data_offsets')!r}")
+        raise _bad(path, f"gives tensor {shown(name)} the data_offsets {shown(fields.get('data_offsets'))}")
+    expected = DTYPES[dtype].itemsize
+    for size in shape:
+        expected *= size
+        if expected >= _TOO_LARGE:
+            raise _bad(
+                path, f"gives tensor {shown(name)} the shape {shown(shape)}, more than any file can hold"
+            )
     begin, end = offsets
-    expected = math.prod(shape) * DTYPES[dtype].itemsize
     if end - begin != expected:
         raise _bad(
-            path, f"gives tensor '{name}' {end - begin:,} bytes, but {dtype} {shape} needs {expected:,}"
+            path,
+            f"gives tensor {shown(name)} {end - begin:,} bytes, "
+            f"but {dtype} {shown(shape)} needs {expected:,}",
         )
     return TensorInfo(name, dtype, tuple(shape), path, start + begin, expected)
 
 
 def _check_coverage(path: Path, infos: list[TensorInfo], start: int, size: int) -> None:
+    """Tensors must fill the data without overlaps or holes."""
     position = start
     previous = ""
     for info in infos:
         if info.offset < position:
-            raise _bad(path, f"has overlapping tensors '{previous}' and '{info.name}'")
+            raise _bad(path, f"has overlapping tensors {shown(previous)} and {shown(info.name)}")
         if info.offset > position:
-            raise _bad(path, f"has {info.offset - position:,} unnamed bytes before tensor '{info.name}'")
+            raise _bad(path, f"has {info.offset - position:,} unnamed bytes before tensor {shown(info.name)}")
         position = info.offset + info.nbytes
         previous = info.name
         if position > size:
             raise _bad(
                 path,
-                f"is truncated: tensor '{info.name}' ends at byte {position:,}, the file has {size:,}",
+                f"is truncated: tensor {shown(info.name)} ends at byte {position:,}, the file has {size:,}",
             )
     if position != size:
         raise _bad(path, f"has {size - position:,} bytes after its last tensor")

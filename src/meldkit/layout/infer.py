@@ -2,6 +2,8 @@
 
 A *stack* is a family of names that differ in one integer path component covering 0..n-1, such as
 `model.layers.{i}.`, `transformer.h.{i}.` or `encoder.layer.{i}.`. Every other tensor stands outside.
+Two families are never stacks: numbers at the very start of names (the modules of a pipeline, as in
+`0.auto_model.encoder…`), and experts, which are parallel and not one after the other.
 """
 
 from __future__ import annotations
@@ -34,15 +36,20 @@ _SECTIONS = (
     "decoder",
 )
 
+#: A component of a name that can number a block, within and followed by other components.
+_INDEX = re.compile(r"(?<=\.)(?:0|[1-9][0-9]{0,5})(?=\.)")
+_NO_STACK = re.compile(r"experts?\.\Z")
+
 _ROLES = (
     ("vision", re.compile(r"(^|\.)(vision|visual|image)", re.I)),
     ("router", re.compile(r"(router|(^|\.)gate\.)", re.I)),
     ("expert", re.compile(r"experts?\.", re.I)),
     ("lm_head", re.compile(r"(^|\.)(lm_head|embed_out|output_projection)\.", re.I)),
-    ("norm", re.compile(r"(norm|(^|\.)ln_|layernorm)", re.I)),
-    ("embedding", re.compile(r"(embed|(^|\.)w[tp]e\.)", re.I)),
+    # Before "norm": the normalisation of embeddings belongs to them, not to what follows the layers.
+    ("embedding", re.compile(r"(embed|(^|\.)w[tp]e\.|^shared\.)", re.I)),
+    ("norm", re.compile(r"(norm|(^|\.)ln_)", re.I)),
     ("attention", re.compile(r"att", re.I)),
-    ("mlp", re.compile(r"(mlp|ffn|feed_forward|intermediate|output\.dense|(^|\.)fc)", re.I)),
+    ("mlp", re.compile(r"(mlp|ffn|feed_forward|intermediate|output\.dense|DenseRelu|(^|\.)fc)", re.I)),
 )
 
 
@@ -142,10 +149,9 @@ def infer_layout(names: Iterable[str], config: Mapping[str, Any]) -> Layout:
 
 def _splits(name: str) -> Iterable[tuple[str, int, str]]:
     """Every way to read the name as prefix, block index, leaf."""
-    parts = name.split(".")
-    for i, part in enumerate(parts[:-1]):
-        if part.isascii() and part.isdigit() and str(int(part)) == part:
-            yield ".".join(parts[:i]) + ("." if i else ""), int(part), ".".join(parts[i + 1 :])
+    for match in _INDEX.finditer(name):
+        if not _NO_STACK.search(name, 0, match.start()):
+            yield name[: match.start()], int(match[0]), name[match.end() + 1 :]
 
 
 def _place(name: str, by_prefix: Mapping[str, int], candidates: list[Stack]) -> Place:
@@ -158,7 +164,7 @@ def _place(name: str, by_prefix: Mapping[str, int], candidates: list[Stack]) -> 
 
 def _depths(config: Mapping[str, Any]) -> Iterable[int]:
     for key in DEPTH_KEYS:
-        if isinstance(config.get(key), int):
+        if type(config.get(key)) is int:
             yield config[key]
     for section in _SECTIONS:
         inner = config.get(section)

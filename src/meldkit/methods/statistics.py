@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from threading import local
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ CHUNK = 1 << 16
 Range = tuple[int, int]
 
 
+@runtime_checkable
 class Statistic(Protocol):
     """Something measured over a tensor of `numel` elements of `m` models."""
 
@@ -62,15 +64,19 @@ class Gram:
         self._numel = numel
         self._sums: list[list[float]] = [[] for _ in self._pairs]
         self._done = False
+        # Each thread has one: a fresh buffer per chunk would cost more in page faults than the sums.
+        self._local = local()
 
     def ranges(self) -> Sequence[Range]:
         return [] if self._done else [(0, self._numel)]
 
     def update(self, x: Float32[Tensor, "m n"], start: int) -> list[list[float]]:
         del start
+        if not hasattr(self._local, "doubles"):
+            self._local.doubles = torch.empty(self._num_models, CHUNK, dtype=torch.float64)
         sums: list[list[float]] = [[] for _ in self._pairs]
         for chunk in torch.split(x, CHUNK, dim=1):
-            rows = [row.double() for row in chunk]
+            rows = self._local.doubles[:, : chunk.shape[1]].copy_(chunk)
             for total, (i, j) in zip(sums, self._pairs, strict=True):
                 total.append(torch.dot(rows[i], rows[j]).item())
         return sums

@@ -1,0 +1,72 @@
+"""JSON that others wrote: read without trust, and values from it made fit for a message."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from reprlib import Repr
+from typing import Any, cast
+
+from meldkit.errors import CheckpointError
+
+_FIX_HINT = "repair the file or download it again"
+
+_repr = Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = 100
+_repr.maxlist = _repr.maxdict = 8
+
+
+def shown(value: object) -> str:
+    """A value from a file for a message: one line, not long, without control characters."""
+    return _repr.repr(value)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON mapping from a model folder.
+
+    Raises:
+        CheckpointError: unreadable, not JSON, or not a mapping.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as e:
+        raise CheckpointError(f"cannot read {path}: {e.strerror}") from e
+    return parse_mapping(str(path), raw, _FIX_HINT)
+
+
+def parse_mapping(what: str, raw: bytes, hint: str, *, unique: bool = False) -> dict[str, Any]:
+    """The mapping that JSON text holds.
+
+    Args:
+        what: names the text in messages.
+        raw: the text in UTF-8.
+        hint: what to do if it is not that.
+        unique: refuse a key that stands twice in the same mapping; else the last one counts.
+
+    Raises:
+        CheckpointError: not UTF-8, not JSON, or not a mapping.
+    """
+
+    def pairs_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if unique and len(result) < len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+            raise CheckpointError(f"{what} has {shown(twice)} twice", hint=hint)
+        return result
+
+    try:
+        data = json.loads(raw.decode(), object_pairs_hook=pairs_once)
+    except UnicodeDecodeError as e:
+        raise CheckpointError(f"{what} is not text in UTF-8 (byte {e.start:,})", hint=hint) from e
+    except json.JSONDecodeError as e:
+        raise CheckpointError(
+            f"{what} is not valid JSON (line {e.lineno}, column {e.colno})", hint=hint
+        ) from e
+    except ValueError as e:  # a number of thousands of digits
+        raise CheckpointError(f"{what} is not valid JSON ({e})", hint=hint) from e
+    except RecursionError as e:
+        raise CheckpointError(f"{what} is nested too deeply", hint=hint) from e
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{what} is not a mapping", hint=hint)
+    return cast("dict[str, Any]", data)
