@@ -13,11 +13,23 @@ from meldkit import __version__
 from meldkit.checkpoint import OpenFiles, StoredTensor, TileSource, open_files, open_model
 from meldkit.engine import Progress, TensorRun, default_threads, run
 from meldkit.errors import NotSupportedError
-from meldkit.methods import METHODS, Method
+from meldkit.methods import METHODS, Method, get_method
 from meldkit.options import MergeOptions
-from meldkit.output import OutputFolder, write_side_files
+from meldkit.output import OutputFolder, check_free, write_side_files
 from meldkit.plan import Input, Plan, build_plan
 from meldkit.recipe import ModelRef, Recipe, load_recipe, recipe_from_data
+
+__all__ = [
+    "MergeResult",
+    "RecipeLike",
+    "Status",
+    "check_free",
+    "get_method",
+    "merge",
+    "methods",
+    "plan",
+    "read_recipe",
+]
 
 RecipeLike = Recipe | str | os.PathLike[str] | Mapping[str, Any]
 
@@ -118,6 +130,8 @@ def merge(
     """
     options = options or MergeOptions()
     started = time.perf_counter()
+    # First of all, because planning may download models.
+    check_free(Path(out), overwrite=options.overwrite)
     chosen = recipe if isinstance(recipe, Plan) else plan(recipe, options)
     folder = OutputFolder(Path(out), chosen, overwrite=options.overwrite)
     try:
@@ -129,6 +143,7 @@ def merge(
             chosen,
             copy_tokenizer=options.copy_tokenizer,
             card=options.write_model_card,
+            name=folder.path.resolve().name,
             version=__version__,
         )
         folder.publish()

@@ -21,6 +21,7 @@ def run_merge(
     merge_config: MergeConfiguration,
     out_path: str | os.PathLike[str],
     options: MergeOptions | None = None,
+    config_source: str | None = None,
 ) -> MergeResult:
     """Merge as a configuration says.
 
@@ -31,10 +32,12 @@ def run_merge(
         merge_config: the recipe.
         out_path: folder to write.
         options: how to run.
+        config_source: the recipe's text; accepted, but model card and record hold the canonical recipe.
 
     Raises:
         MeldError: see `meldkit.errors`.
     """
+    del config_source
     options = options or MergeOptions()
     for line in options.idle():
         _log.info(line)

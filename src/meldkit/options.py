@@ -70,6 +70,12 @@ class MergeOptions:
     verbosity: int = _option(0, "Print more; may be repeated.", flags=("-v",))
     overwrite: bool = _option(False, "Replace what is in the output folder.")
 
+    def __post_init__(self) -> None:
+        for name in ("num_threads", "write_threads"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise RecipeError(f"{name} is {number}", hint="it must be 1 or more")
+
     def shard_bytes(self) -> int:
         """`out_shard_size` in bytes."""
         return parse_size(self.out_shard_size)
@@ -85,7 +91,7 @@ class MergeOptions:
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
 _BINARY = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGTB]?|[KMGT]I)(?:B?)\s*", re.I)
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGTB]?|[KMGT]I)(?:B?)\s*", re.I | re.ASCII)
 
 
 def parse_size(text: Any) -> int:
@@ -95,7 +101,7 @@ def parse_size(text: Any) -> int:
         RecipeError: not a size, or less than one byte.
     """
     match = _SIZE.fullmatch(str(text))
-    size = int(float(match[1]) * (_UNITS | _BINARY)[match[2].upper()]) if match else 0
-    if size < 1:
+    size = float(match[1]) * (_UNITS | _BINARY)[match[2].upper()] if match else 0.0
+    if not 1 <= size < 2**63:
         raise RecipeError(f"{text!r} is not a size", hint="write it like 500M, 2GB or 5B")
-    return size
+    return int(size)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from typing import Any
+from typing import NoReturn
 
 import click
 
 from meldkit import __version__
-from meldkit.errors import MeldError
+from meldkit.errors import MeldError, did_you_mean
 
 #: Exit status when the user stops a merge: like any failure while running, it can be continued.
 INTERRUPTED = 4
@@ -39,8 +39,6 @@ class _Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
-            from meldkit.errors import did_you_mean
-
             ctx.fail(f"no command '{args[0]}'; {did_you_mean(args[0], _COMMANDS)}")
         return super().resolve_command(ctx, args)
 
@@ -59,13 +57,20 @@ def cli() -> None:
     """
 
 
-def main(args: list[str] | None = None) -> Any:
+def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line; the process's exit status is 0, 2, 3 or 4 (see `meldkit.errors`)."""
     try:
-        return cli.main(args, prog_name="meldkit", standalone_mode=True)
+        status = cli.main(args, prog_name="meldkit", standalone_mode=False)
     except MeldError as e:
         _print_error(str(e))
-        sys.exit(e.exit_status)
+        status = e.exit_status
+    except click.ClickException as e:
+        e.show()
+        status = e.exit_code
+    except click.Abort:
+        click.echo("stopped", err=True)
+        status = INTERRUPTED
+    sys.exit(status)
 
 
 def _print_error(text: str) -> None:

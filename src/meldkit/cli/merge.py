@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from meldkit.cli import INTERRUPTED
 from meldkit.cli.display import show_progress, text_size
 from meldkit.options import MergeOptions
+
+if TYPE_CHECKING:
+    from meldkit.api import MergeResult
+    from meldkit.plan import Plan
+
+#: Notes shown without -v; a model of many layers can earn hundreds of the same kind.
+_NOTES = 3
 
 
 def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,37 +61,47 @@ def command(recipe: Path, out: Path, **given: Any) -> None:
 
     Interrupted, it leaves nothing that looks like a model; the same command continues.
     """
-    from meldkit.api import MergeResult, merge, plan
+    from meldkit.api import check_free, merge, plan
 
     options = MergeOptions(**given)
     loud = not options.quiet
-    if options.verbosity and loud:
-        for line in options.idle():
-            click.echo(f"note: {line}", err=True)
+    if not loud:
+        # The hub's library draws bars of its own while it downloads.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    check_free(out, overwrite=options.overwrite)
     chosen = plan(recipe, options)
     if loud:
-        for line in chosen.warnings:
-            click.secho("warning: ", fg="yellow", nl=False, err=True)
-            click.echo(line, err=True)
-        shown = chosen.notes if options.verbosity else chosen.notes[:3]
-        for line in shown:
-            click.echo(f"note: {line}", err=True)
-        if len(shown) < len(chosen.notes):
-            click.echo(
-                f"note: {len(chosen.notes) - len(shown)} more tensors like these; -v lists them", err=True
-            )
+        _announce(chosen, options)
     try:
         with show_progress(enabled=loud) as progress:
-            result: MergeResult = merge(chosen, out, options, progress=progress)
+            result = merge(chosen, out, options, progress=progress)
     except KeyboardInterrupt:
         again = shlex.join(["meldkit", *sys.argv[1:]])
-        click.echo(f"\nstopped; what is done is kept. To continue: {again}", err=True)
-        sys.exit(4)
+        # On a terminal the line begins with the ^C that the user typed.
+        click.echo(
+            "\n" * sys.stderr.isatty() + f"stopped; what is done is kept. To continue: {again}", err=True
+        )
+        sys.exit(INTERRUPTED)
     if loud:
         _summary(result)
 
 
-def _summary(result: Any) -> None:
+def _announce(chosen: Plan, options: MergeOptions) -> None:
+    """Warnings and notes, before the work begins."""
+    for line in chosen.warnings:
+        click.secho("warning: ", fg="yellow", nl=False, err=True)
+        click.echo(line, err=True)
+    shown = chosen.notes if options.verbosity else chosen.notes[:_NOTES]
+    notes = [*(options.idle() if options.verbosity else ()), *shown]
+    if len(shown) < len(chosen.notes):
+        notes.append(f"{len(chosen.notes) - len(shown)} more like these; -v lists them")
+    for line in notes:
+        click.echo(f"note: {line}", err=True)
+
+
+def _summary(result: MergeResult) -> None:
+    """What was done, how fast, where it is, and what to do next."""
+    plan = result.plan
     traffic = result.bytes_read + result.bytes_written
     # ru_maxrss is in KiB on Linux and in bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1024
@@ -90,13 +109,28 @@ def _summary(result: Any) -> None:
     if result.discarded:
         click.echo("unfinished work for another recipe or other inputs was in the folder and was thrown away")
     if result.num_resumed:
-        click.echo(f"continued: {result.num_resumed} of {len(result.plan.jobs)} tensors were already done")
+        click.echo(f"continued: {result.num_resumed} of {len(plan.jobs)} tensors were already done")
     click.echo(
-        f"merged {len(result.plan.jobs)} tensors, {text_size(result.bytes_written)}, "
-        f"in {result.seconds:.1f} s "
-        f"({traffic / 1e9 / result.seconds:.1f} GB/s read and written), peak memory {text_size(peak)}"
+        f"merged {len(plan.jobs)} tensors, {text_size(result.bytes_written)}, in {result.seconds:.1f} s "
+        f"({text_size(traffic / result.seconds)}/s read and written), peak memory {text_size(peak)}"
     )
     click.echo(f"written to {result.path}")
-    model = str(result.path)
-    generate = f"pipeline('text-generation', {model!r})('Hello')[0]['generated_text']"
-    click.echo(f'try it: python -c "from transformers import pipeline; print({generate})"')
+    code = _first_steps(result)
+    # Double quotes read better; they are not enough where the shell looks into them.
+    quoted = shlex.quote(code) if set(code) & set('"$`\\!') else f'"{code}"'
+    click.echo(f"try it: python -c {quoted}")
+
+
+def _first_steps(result: MergeResult) -> str:
+    """A line of Python that uses the new model."""
+    path = str(result.path)
+    config = result.plan.config
+    if config is None:
+        name = str(result.path / result.plan.files[0].name)
+        return f"from safetensors import safe_open; print(safe_open({name!r}, 'pt').keys())"
+    architecture = " ".join(map(str, config.get("architectures") or ()))
+    tokenizer = any((result.path / n).exists() for n in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+    if tokenizer and architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        call = f"pipeline('text-generation', {path!r})('Hello')[0]['generated_text']"
+        return f"from transformers import pipeline; print({call})"
+    return f"from transformers import AutoModel; print(AutoModel.from_pretrained({path!r}))"

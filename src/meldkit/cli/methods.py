@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 @click.argument("name", required=False)
 def command(name: str | None) -> None:
     """List the merge methods; with NAME, explain one: formula, parameters, paper."""
-    from meldkit.api import methods
-    from meldkit.methods import get_method
+    from meldkit.api import get_method, methods
 
     if name is not None:
         click.echo(explain(get_method(name)))

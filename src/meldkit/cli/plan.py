@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -13,13 +14,24 @@ from meldkit.cli.display import text_size
 if TYPE_CHECKING:
     from meldkit.plan import Plan, TensorJob
 
+#: With more sets of values than this they are taken together by families of tensors.
+_FEW = 6
+#: Lines and notes shown without -v.
+_GROUPS = 12
+_NOTES = 8
+#: The number of a layer or an expert in a tensor's name.
+_LAYER = re.compile(r"\.\d+\.")
+
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--allow-crimes/--no-allow-crimes", default=False, help="As for merge.")
 @click.option("--out-shard-size", default="5B", show_default=True, help="As for merge.")
 @click.option("--transformers-cache", default=None, help="As for merge.")
-def command(recipe: Path, allow_crimes: bool, out_shard_size: str, transformers_cache: str | None) -> None:
+@click.option("--verbose", "-v", is_flag=True, help="List every tensor and every note.")
+def command(
+    recipe: Path, allow_crimes: bool, out_shard_size: str, transformers_cache: str | None, verbose: bool
+) -> None:
     """Show what RECIPE would do, from the headers of its models; no weight is read and nothing written."""
     from meldkit.api import plan
     from meldkit.options import MergeOptions
@@ -27,70 +39,131 @@ def command(recipe: Path, allow_crimes: bool, out_shard_size: str, transformers_
     options = MergeOptions(
         allow_crimes=allow_crimes, out_shard_size=out_shard_size, transformers_cache=transformers_cache
     )
-    click.echo(describe(plan(recipe, options)))
+    click.echo(describe(plan(recipe, options), verbose=verbose))
 
 
-def describe(plan: Plan) -> str:
-    """The plan in words and tables, 80 columns wide where names allow."""
-    lines = [f"{plan.method.name}: {plan.method.summary}", "", "models"]
-    for index, checkpoint in enumerate(plan.checkpoints):
-        roles = [
-            word
-            for word, holds in (
-                ("base", checkpoint.label == str(plan.recipe.base_model)),
-                ("gives config and tokenizer", index == plan.donor),
-                (f"{len(checkpoint.adapters)} adapter", bool(checkpoint.adapters)),
-            )
-            if holds
-        ]
-        size = text_size(sum(info.nbytes for info in checkpoint.values()))
-        lines.append(f"  {checkpoint.label}  {len(checkpoint)} tensors, {size}  {', '.join(roles)}".rstrip())
-    depth = (plan.config or {}).get("num_hidden_layers")
-    dtypes = Counter(job.dtype for job in plan.jobs)
-    lines += [
-        "",
-        "output",
-        f"  {plan.num_parameters:,} parameters in {len(plan.jobs)} tensors"
-        + (f", {depth} layers" if depth is not None else "")
-        + f", {', '.join(f'{dtype}' for dtype in dtypes)}",
-        f"  {text_size(plan.bytes_to_write)} in {len(plan.files)} file{'s' * (len(plan.files) > 1)}",
-        f"  {text_size(plan.bytes_to_read)} to read",
-        "",
-        "tensors",
-        *_groups(plan),
-    ]
-    for title, sentences in (("notes", plan.notes), ("warnings", plan.warnings)):
+def describe(plan: Plan, *, verbose: bool = False) -> str:
+    """The plan in words and tables, 80 columns wide where names allow.
+
+    Args:
+        plan: what to describe.
+        verbose: list every tensor instead of groups, and every note.
+    """
+    lines = [f"{plan.method.name}: {plan.method.summary}"]
+    lines += ["", "models", *_table([_model(plan, index) for index in range(len(plan.checkpoints))])]
+    size = f"{text_size(plan.bytes_to_write)} in {_count(len(plan.files), 'file')}"
+    lines += ["", "output", f"  {_content(plan)}", f"  {size}; {text_size(plan.bytes_to_read)} to read"]
+    lines += ["", "tensors", *(_tensors(plan) if verbose else _groups(plan))]
+    notes = list(plan.notes)
+    if not verbose and len(notes) > _NOTES:
+        notes[_NOTES:] = [f"… and {len(notes) - _NOTES} more like these; -v lists them"]
+    for title, sentences in (("notes", notes), ("warnings", plan.warnings)):
         if sentences:
             lines += ["", title, *(f"  {sentence}" for sentence in sentences)]
     return "\n".join(lines)
 
 
+def _model(plan: Plan, index: int) -> tuple[str, ...]:
+    """A model's row: name, tensors, size, dtypes, part in the merge."""
+    checkpoint = plan.checkpoints[index]
+    roles = [
+        word
+        for word, holds in (
+            ("base", checkpoint.label == str(plan.recipe.base_model)),
+            ("gives config and tokenizer", index == plan.donor),
+            (_count(len(checkpoint.adapters), "adapter"), bool(checkpoint.adapters)),
+        )
+        if holds
+    ]
+    return (
+        checkpoint.label,
+        _count(len(checkpoint), "tensor"),
+        text_size(sum(info.nbytes for info in checkpoint.values())),
+        ", ".join(dict.fromkeys(info.dtype for info in checkpoint.values())),
+        ", ".join(roles),
+    )
+
+
+def _content(plan: Plan) -> str:
+    parts = [f"{plan.num_parameters:,} parameters", _count(len(plan.jobs), "tensor")]
+    if plan.num_layers is not None:
+        parts.append(_count(plan.num_layers, "layer"))
+    return ", ".join([*parts, *dict.fromkeys(job.dtype for job in plan.jobs)])
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows with their columns under each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _tensors(plan: Plan) -> list[str]:
+    """One line for each tensor: name, dtype, shape, and where it comes from."""
+    return _table([(job.name, job.dtype, str(list(job.shape)), _treatment(plan, [job])) for job in plan.jobs])
+
+
 def _groups(plan: Plan) -> list[str]:
     """Tensors that are treated alike, one line each: how many, how, and with which values."""
-    groups: dict[str, list[TensorJob]] = {}
+    alike: dict[str, list[TensorJob]] = {}
+    families: dict[str, list[TensorJob]] = {}
     for job in plan.jobs:
-        groups.setdefault(_treatment(plan, job), []).append(job)
-    shown = 12
-    lines = [
-        f"  {len(jobs):>4} × {treatment}  ({jobs[0].name}{', …' * (len(jobs) > 1)})"
-        for treatment, jobs in list(groups.items())[:shown]
-    ]
-    if len(groups) > shown:
-        rest = sum(len(jobs) for jobs in list(groups.values())[shown:])
-        lines.append(f"  {rest:>4} × {plan.method.name} with {len(groups) - shown} other sets of values")
+        alike.setdefault(_treatment(plan, [job]), []).append(job)
+        families.setdefault(_LAYER.sub(".*.", job.name), []).append(job)
+    if len(alike) > _FEW:
+        # Values that change from layer to layer: the same tensor of all layers is one family.
+        alike = {}
+        for jobs in families.values():
+            alike.setdefault(_treatment(plan, jobs), []).extend(jobs)
+    lines: list[str] = []
+    for treatment, jobs in list(alike.items())[:_GROUPS]:
+        names = dict.fromkeys(_LAYER.sub(".*.", job.name) for job in jobs)
+        first = next(iter(names)) if len(jobs) > 1 else jobs[0].name
+        lines.append(f"  {len(jobs):>4} × {treatment}  ({first}{', …' * (len(names) > 1)})")
+    if len(alike) > _GROUPS:
+        rest = sum(len(jobs) for jobs in list(alike.values())[_GROUPS:])
+        lines.append(f"  {rest:>4} × with {len(alike) - _GROUPS} other sets of values; -v lists every tensor")
     return lines
 
 
-def _treatment(plan: Plan, job: TensorJob) -> str:
-    if job.method is None:
-        return f"copied from {plan.checkpoints[job.inputs[0].checkpoint].label}"
+def _treatment(plan: Plan, jobs: Sequence[TensorJob]) -> str:
+    """What is done with tensors, in words; values that differ between them as the range they span."""
+    copies = [plan.checkpoints[job.inputs[0].checkpoint].label for job in jobs if job.method is None]
+    merged = [job for job in jobs if job.method is not None]
+    parts: list[str] = []
+    if merged:
+        values = [
+            f"{name}={_span([job.values[name] for job in merged])}"
+            for name in dict.fromkeys(name for job in merged for name in job.values)
+        ]
+        parts.append(f"{plan.method.name} {', '.join(values)}".rstrip())
+    if copies:
+        parts.append(f"copied from {', '.join(dict.fromkeys(copies))}")
+    return " or ".join(parts)
 
-    def text(value: object) -> str:
-        if isinstance(value, tuple):
-            return "[" + ", ".join(map(text, cast("tuple[object, ...]", value))) + "]"
-        if isinstance(value, bool) or value is None:
-            return str(value).lower()
-        return f"{value:.4g}" if isinstance(value, float) else str(value)
 
-    values = ", ".join(f"{name}={text(value)}" for name, value in job.values.items())
-    return f"{job.method.name} {values}".rstrip()
+def _span(values: Sequence[object]) -> str:
+    """One value, or where values differ, the lowest and the highest; tuples entry by entry."""
+    if all(isinstance(value, tuple) for value in values):
+        rows = [cast("tuple[object, ...]", value) for value in values]
+        if len({len(row) for row in rows}) == 1:
+            return "[" + ", ".join(_span(column) for column in zip(*rows, strict=True)) + "]"
+    distinct = list(dict.fromkeys(values))
+    if len(distinct) == 1:
+        return _text(distinct[0])
+    if all(isinstance(value, float) for value in distinct):
+        numbers = cast("list[float]", distinct)
+        return f"{min(numbers):.4g}…{max(numbers):.4g}"
+    return "/".join(map(_text, distinct[:3]))
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

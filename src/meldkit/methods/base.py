@@ -31,9 +31,10 @@ from torch import Tensor
 
 from meldkit.methods.statistics import Gram, Statistic
 
-#: What a parameter resolves to: one number, flag or word; per-model parameters are tuples of them.
+#: One number, flag or word.
 Value = float | bool | str
-Values = Mapping[str, Value | tuple[Value, ...]]
+#: What parameters resolve to; per-model ones are tuples. None stands for an optional one that is not given.
+Values = Mapping[str, Value | tuple[Value | None, ...] | None]
 
 
 class Base(enum.Enum):

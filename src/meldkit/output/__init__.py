@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from meldkit.output.files import RECORD, write_side_files
-from meldkit.output.folder import PARTIAL, OutputFolder
+from meldkit.output.folder import PARTIAL, OutputFolder, check_free
 
-__all__ = ["PARTIAL", "RECORD", "OutputFolder", "write_side_files"]
+__all__ = ["PARTIAL", "RECORD", "OutputFolder", "check_free", "write_side_files"]

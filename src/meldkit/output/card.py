@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import yaml
@@ -17,11 +18,7 @@ def model_card(plan: Plan, name: str, version: str) -> str:
         name: title of the card.
         version: of meldkit.
     """
-    front = {
-        "base_model": [c.label for c in plan.checkpoints if _is_hub_id(c.label)],
-        "library_name": "transformers",
-        "tags": ["merge", "meldkit"],
-    }
+    front = {"base_model": _hub_ids(plan), "library_name": "transformers", "tags": ["merge", "meldkit"]}
     front_matter = yaml.safe_dump({k: v for k, v in front.items() if v}, sort_keys=False).strip()
     method = plan.method
     paper = f" ([paper](https://arxiv.org/abs/{method.paper}))" if method.paper else ""
@@ -30,12 +27,15 @@ def model_card(plan: Plan, name: str, version: str) -> str:
     )
     base = plan.recipe.base_model
     base_line = f" The base model is `{_cell(str(base))}`." if base is not None else ""
+    recipe = plan.recipe.to_yaml().strip()
+    # A fence is closed by as many backticks as opened it.
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", recipe))])
     return f"""\
 ---
 {front_matter}
 ---
 
-# {_cell(name)}
+# {_title(name)}
 
 This model was merged from other models with [meldkit](https://pypi.org/project/meldkit/) {version}.
 
@@ -51,16 +51,26 @@ This model was merged from other models with [meldkit](https://pypi.org/project/
 
 ## Recipe
 
-```yaml
-{plan.recipe.to_yaml().strip()}
-```
+{fence}yaml
+{recipe}
+{fence}
 """
 
 
-def _is_hub_id(label: str) -> bool:
-    return label.count("/") == 1 and not label.startswith((".", "/", "~")) and not Path(label).exists()
+def _hub_ids(plan: Plan) -> list[str]:
+    """The inputs that are on the Hub, adapters included, once each."""
+    paths = [p for ref in plan.recipe.models() for p in (ref.path, *(a.path for a in ref.adapters))]
+    return [path for path in dict.fromkeys(paths) if _HUB_ID.fullmatch(path) and not Path(path).exists()]
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def _cell(text: str) -> str:
     """Text that cannot end a code span, a table cell or a line."""
-    return text.replace("`", "'").replace("|", "\\|").replace("\n", " ")
+    return " ".join(text.replace("`", "'").replace("|", "\\|").split())
+
+
+def _title(text: str) -> str:
+    """Text of which Markdown and HTML make nothing else."""
+    return re.sub(r"([\\`*\[\]<>&])", r"\\\1", " ".join(text.split()))

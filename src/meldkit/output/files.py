@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, cast
 
+from meldkit.errors import RunError
 from meldkit.output.card import model_card
 from meldkit.plan import Plan
 
 #: Kinds of files beside the weights that belong to a model: tokenizer, templates, processors, custom code.
-_CARRIED = {".json", ".txt", ".model", ".jinja", ".py", ".tiktoken", ".vocab", ".bpe", ".merges"}
-#: Written anew, or saying something about the donor that is not true of the merge.
-_OWN = {"config.json", "README.md"}
+_CARRIED = (".json", ".txt", ".model", ".jinja", ".py", ".tiktoken", ".vocab", ".bpe", ".merges")
+#: Who passes a model on must pass these on too.
+_LICENSES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
+_WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx")
+#: Written anew.
+_OWN = ("config.json", "README.md")
+#: Says something about the donor that is not true of the merge.
 _ABOUT_TRAINING = (
     "training_args",
     "trainer_state",
@@ -22,6 +27,7 @@ _ABOUT_TRAINING = (
     "train_results",
     "eval_results",
     "adapter_",
+    "checkpoint-",
 )
 _TOKENIZER = (
     "tokenizer",
@@ -35,12 +41,15 @@ _TOKENIZER = (
     "chat_template",
     "additional_chat_templates",
 )
+_SETTINGS = ("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json")
+#: Lists the parts of a sentence-transformers model, with their folders.
+_PARTS = "modules.json"
 RECIPE = "meldkit.yml"
 RECORD = "meldkit.json"
 
 
 def write_side_files(
-    folder: Path, plan: Plan, *, copy_tokenizer: bool = True, card: bool = True, version: str
+    folder: Path, plan: Plan, *, copy_tokenizer: bool = True, card: bool = True, name: str, version: str
 ) -> None:
     """Write configuration, index, tokenizer, card, recipe and record.
 
@@ -49,21 +58,31 @@ def write_side_files(
         plan: what was merged.
         copy_tokenizer: carry the donor's tokenizer and chat template.
         card: write README.md.
+        name: of the new model, for the card.
         version: of meldkit, for the record.
+
+    Raises:
+        RunError: a file cannot be read or written.
     """
     donor = plan.checkpoints[plan.donor].folder
-    for path in _carried(donor, copy_tokenizer=copy_tokenizer):
-        target = folder / path.relative_to(donor)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-    if plan.config is not None:
-        _write_json(folder / "config.json", plan.config)
-    if len(plan.files) > 1:
-        _write_json(folder / "model.safetensors.index.json", _index(plan))
-    (folder / RECIPE).write_text(plan.recipe.to_yaml(), "utf-8")
-    _write_json(folder / RECORD, record(plan, version))
-    if card:
-        (folder / "README.md").write_text(model_card(plan, folder.parent.name, version), "utf-8")
+    try:
+        for path in carried(donor, copy_tokenizer=copy_tokenizer):
+            target = folder / path.relative_to(donor)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        if plan.config is not None:
+            _write_json(folder / "config.json", plan.config)
+        if len(plan.files) > 1:
+            _write_json(folder / "model.safetensors.index.json", _index(plan))
+        (folder / RECIPE).write_text(plan.recipe.to_yaml(), "utf-8")
+        _write_json(folder / RECORD, record(plan, version))
+        if card:
+            (folder / "README.md").write_text(model_card(plan, name, version), "utf-8")
+    except OSError as e:
+        raise RunError(
+            f"cannot copy or write {e.filename or folder}: {e.strerror}",
+            hint="the weights are done; run the same command again to continue",
+        ) from e
 
 
 def record(plan: Plan, version: str) -> dict[str, Any]:
@@ -76,20 +95,55 @@ def record(plan: Plan, version: str) -> dict[str, Any]:
     }
 
 
-def _carried(donor: Path, *, copy_tokenizer: bool) -> Iterator[Path]:
-    """Files of the donor's folder, and of its subfolders that hold no weights of their own, to carry over."""
-    for path in sorted(donor.rglob("*")):
-        relative = path.relative_to(donor)
-        if any(part.startswith(".") for part in relative.parts) or not path.is_file():
-            continue
-        name = relative.name
-        if path.suffix not in _CARRIED or (len(relative.parts) == 1 and name in _OWN):
-            continue
-        if name.endswith(".index.json") or name.startswith(_ABOUT_TRAINING) or name in (RECIPE, RECORD):
-            continue
-        if not copy_tokenizer and relative.parts[0].startswith(_TOKENIZER):
-            continue
-        yield path
+def describes_model(name: str) -> bool:
+    """Whether readers of a model folder look for a file of that name."""
+    weights = name.endswith((".safetensors", ".bin", ".gguf", ".index.json"))
+    return weights or name in (*_SETTINGS, _PARTS) or name.startswith(_TOKENIZER)
+
+
+def carried(donor: Path, *, copy_tokenizer: bool) -> Iterator[Path]:
+    """Files of the donor's folder that go with the merged weights.
+
+    Subfolders come along unless they hold weights, which are then other models or formats; those that
+    modules.json names are parts of this one and come along whole.
+
+    Args:
+        donor: the folder; without a config.json it is no model's, and nothing in it belongs to the weights.
+        copy_tokenizer: whether tokenizer and chat template are wanted.
+    """
+    if not (donor / "config.json").is_file():
+        return
+    files = sorted(path for path in donor.rglob("*") if path.is_file())
+    relative = {path: path.relative_to(donor) for path in files}
+    parts = _parts(donor)
+    foreign = {r.parts[0] for r in relative.values() if len(r.parts) > 1 and r.name.endswith(_WEIGHTS)}
+    for path, inside in relative.items():
+        top = inside.parts[0]
+        whole = len(inside.parts) > 1 and top in parts
+        wanted = copy_tokenizer or not top.startswith(_TOKENIZER)
+        if whole or (wanted and top not in foreign and _belongs(inside)):
+            yield path
+
+
+def _belongs(path: PurePath) -> bool:
+    """Whether a file, given relative to the donor's folder, is one of the kinds that are carried."""
+    if any(part.startswith((".", *_ABOUT_TRAINING)) for part in path.parts):
+        return False
+    name = path.name
+    if name.endswith(".index.json") or name in (RECIPE, RECORD) or str(path) in _OWN:
+        return False
+    return name.endswith(_CARRIED) or name.upper().startswith(_LICENSES)
+
+
+def _parts(donor: Path) -> set[str]:
+    """Top-level folders that modules.json names."""
+    try:
+        data = json.loads((donor / _PARTS).read_bytes())
+    except (OSError, ValueError):
+        return set()
+    entries = cast("list[object]", data) if isinstance(data, list) else []
+    paths = [cast("dict[str, object]", e).get("path") for e in entries if isinstance(e, dict)]
+    return {PurePath(p).parts[0] for p in paths if isinstance(p, str) and PurePath(p).parts}
 
 
 def _index(plan: Plan) -> dict[str, Any]:

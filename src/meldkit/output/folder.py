@@ -1,32 +1,60 @@
 """The output folder as a transaction: nothing in it looks like a model until all of it is there.
 
     OUT/.meldkit-partial/             weight files being filled, and
-    OUT/.meldkit-partial/journal      the plan's hash, then the name of each tensor that is durably written
+    OUT/.meldkit-partial/journal      what has been done, see `meldkit.output.journal`
 
-The journal gets a name only after the tensor's bytes have been synced, so that it can be believed
-whatever happened. The same plan continues where the journal ends; another plan starts over.
+The journal gets a tensor's name only after the tensor's bytes have been synced, so that it can be
+believed whatever happened. The same plan continues where the journal ends; another plan starts over.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event, Lock, Thread
 
 from meldkit.checkpoint import read_header
-from meldkit.errors import OutputError, RunError
+from meldkit.errors import CheckpointError, OutputError, RunError
+from meldkit.output.files import describes_model
+from meldkit.output.journal import Entries, Journal, read_journal, sync_data
 from meldkit.plan import OutputFile, Plan, TensorJob
 
 PARTIAL = ".meldkit-partial"
 _JOURNAL = "journal"
 #: Seconds between syncs. Writing back while computing leaves little to wait for at the end.
 _SYNC_INTERVAL = 0.5
-_CONTINUE = "free some space and run the same command again; it continues where it stopped"
+_AGAIN = "run the same command again; it continues where it stopped"
+
+
+def check_free(path: Path, *, overwrite: bool = False) -> None:
+    """Check that a folder may be written to; touches nothing.
+
+    Args:
+        path: the folder; it need not exist.
+        overwrite: whether what is in it may be replaced.
+
+    Raises:
+        OutputError: it is a file, cannot be reached, or holds something else than an unfinished merge.
+    """
+    try:
+        if path.exists() and not path.is_dir():
+            raise OutputError(f"{path} is a file", hint="name a folder")
+        names = sorted(p.name for p in path.iterdir()) if path.exists() else []
+    except OSError as e:
+        raise OutputError(f"cannot use {path} as output folder: {e.strerror}") from e
+    # Files that an interrupted merge has already moved to their places are its own.
+    own = {PARTIAL, *read_journal(path / PARTIAL / _JOURNAL).publish}
+    others = [name for name in names if name not in own]
+    if others and not overwrite:
+        raise OutputError(
+            f"{path} is not empty: it has {', '.join(others[:3])}{' …' * (len(others) > 3)}",
+            hint="name a new folder, or add --overwrite to replace what is there",
+        )
 
 
 class OutputFolder:
@@ -37,8 +65,13 @@ class OutputFolder:
         plan: what will be written.
         overwrite: replace a model that is already there.
 
+    Attributes:
+        path, partial: the folder, and where everything is until it is complete.
+        finished: names of the tensors that an interrupted run has left.
+        discarded: whether finished tensors for another plan were thrown away.
+
     Raises:
-        OutputError: the folder holds something else.
+        OutputError: the folder holds something else, is part of an input, or cannot be written.
         RunError: not enough space on the disk.
     """
 
@@ -46,53 +79,55 @@ class OutputFolder:
         self.path = path
         self.partial = path / PARTIAL
         self._plan = plan
-        self._check_free(overwrite)
-        digest = _identity(plan)
-        self.finished = self._read_journal(digest)
-        #: Whether earlier work for another plan was thrown away.
-        self.discarded = False
-        if not self.finished and self.partial.exists():
-            self.discarded = True
-            shutil.rmtree(self.partial)
+        check_free(path, overwrite=overwrite)
+        _check_apart(path, plan)
+        identity = _identity(plan)
         self._check_space()
-        try:
-            self.partial.mkdir(parents=True, exist_ok=True)
-            self._descriptors = [self._open_file(file) for file in plan.files]
-            self._journal = os.open(self.partial / _JOURNAL, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            if not self.finished:
-                os.write(self._journal, f"{digest}\n".encode())
-        except OSError as e:
-            raise OutputError(f"cannot write to {self.partial}: {e.strerror}") from e
         self._unsynced: list[str] = []
+        self._descriptors: list[int] = []
         self._lock = Lock()
         self._closing = Event()
         self._sync_error: OSError | None = None
+        with ExitStack() as undo, _failures(self.partial, usage=True):
+            self.partial.mkdir(parents=True, exist_ok=True)
+            self._journal = Journal(self.partial / _JOURNAL)
+            undo.callback(self._close_files)
+            self.finished, self.discarded = self._resume(identity, overwrite)
+            for file in plan.files:
+                self._descriptors.append(self._open_file(file))
+            undo.pop_all()
         self._syncer = Thread(target=self._sync_regularly, name="sync", daemon=True)
         self._syncer.start()
 
-    def _check_free(self, overwrite: bool) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise OutputError(f"{self.path} is a file", hint="name a folder")
-        if not overwrite and self.path.is_dir():
-            others = sorted(p.name for p in self.path.iterdir() if p.name != PARTIAL)
-            if others:
-                raise OutputError(
-                    f"{self.path} is not empty: it has {', '.join(others[:3])}{' …' * (len(others) > 3)}",
-                    hint="name a new folder, or add --overwrite to replace what is there",
-                )
+    def _resume(self, identity: str, overwrite: bool) -> tuple[frozenset[str], bool]:
+        """Take over what an earlier run has left, or clear it away: (finished tensors, anything lost)."""
+        entries = read_journal(self.partial / _JOURNAL)
+        usable = entries.plan == identity
+        if usable:
+            self._take_back(entries)
+            paths = [(self._file(f), f.size) for f in self._plan.files]
+            usable = all(path.is_file() and path.stat().st_size == size for path, size in paths)
+        elif not overwrite and any((self.path / name).exists() for name in entries.publish):
+            raise OutputError(
+                f"{self.path} holds a nearly finished merge of another recipe or other inputs",
+                hint="run that one again to finish it, name a new folder, or add --overwrite",
+            )
+        # Files beside the weights are written anew, as the options of this run say.
+        kept = {_JOURNAL, *(file.name for file in self._plan.files if usable)}
+        for path in self.partial.iterdir():
+            if path.name not in kept:
+                _remove(path)
+        if usable:
+            self._journal.cut(entries.length)
+            return entries.done & {job.name for job in self._plan.jobs}, False
+        self._journal.restart(identity)
+        return frozenset(), bool(entries.done)
 
-    def _read_journal(self, digest: str) -> frozenset[str]:
-        try:
-            lines = (
-                (self.partial / _JOURNAL).read_text("utf-8").split("\n")[:-1]
-            )  # a torn last line is dropped
-        except (OSError, UnicodeDecodeError):
-            return frozenset()
-        paths = [(self._file(f), f.size) for f in self._plan.files]
-        intact = all(path.is_file() and path.stat().st_size == size for path, size in paths)
-        if not lines or lines[0] != digest or not intact:
-            return frozenset()
-        return frozenset(json.loads(line) for line in lines[1:])
+    def _take_back(self, entries: Entries) -> None:
+        """Undo the moves of a publication that was interrupted."""
+        for name in entries.publish:
+            if (self.path / name).exists() and not (self.partial / name).exists():
+                (self.path / name).rename(self.partial / name)
 
     def _check_space(self) -> None:
         existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
@@ -103,9 +138,9 @@ class OutputFolder:
         needed = self._plan.bytes_to_write - present
         if needed > free:
             raise RunError(
-                f"the output needs {needed / 1e9:,.2f} GB, "
-                f"the disk of {self.path} has {free / 1e9:,.2f} GB free",
-                hint=_CONTINUE,
+                f"the output needs {needed / 1e6:,.0f} MB, "
+                f"the disk of {self.path} has {free / 1e6:,.0f} MB free",
+                hint="free some space, or name a folder on another disk",
             )
 
     def _file(self, file: OutputFile) -> Path:
@@ -113,21 +148,21 @@ class OutputFolder:
 
     def _open_file(self, file: OutputFile) -> int:
         fd = os.open(self._file(file), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        os.ftruncate(fd, file.size)
-        self._write_at(fd, 0, memoryview(file.header))
+        try:
+            os.ftruncate(fd, file.size)
+            self._write_at(fd, 0, memoryview(file.header))
+        except OSError:
+            os.close(fd)
+            raise
         return fd
 
     def write(self, job: TensorJob, start: int, data: memoryview) -> None:
         """Take the bytes of a run of elements that begins at element `start`."""
         itemsize = job.nbytes // job.numel
-        try:
+        with _failures(self.partial):
+            if self._sync_error is not None:
+                raise self._sync_error
             self._write_at(self._descriptors[job.file], job.offset + start * itemsize, data)
-        except OSError as e:
-            full = e.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise RunError(
-                f"cannot write to {self.partial}: {e.strerror}",
-                hint=_CONTINUE if full else "run the same command again; it continues where it stopped",
-            ) from e
 
     @staticmethod
     def _write_at(fd: int, offset: int, data: memoryview) -> None:
@@ -153,9 +188,8 @@ class OutputFolder:
             names, self._unsynced = self._unsynced, []
         if names:
             for fd in self._descriptors:
-                os.fdatasync(fd)
-            os.write(self._journal, "".join(json.dumps(name) + "\n" for name in names).encode())
-            os.fdatasync(self._journal)
+                sync_data(fd)
+            self._journal.done(names)
 
     def close(self) -> None:
         """Make what is finished durable and let go of the files; the partial work stays.
@@ -165,57 +199,111 @@ class OutputFolder:
         """
         if self._closing.is_set():
             return
+        try:
+            self._settle()
+        finally:
+            self._close_files()
+
+    def _settle(self) -> None:
+        """End the syncing thread, after one last sync."""
+        if self._closing.is_set():
+            return
         self._closing.set()
         self._syncer.join()
-        try:
+        with _failures(self.partial):
             if self._sync_error is not None:
                 raise self._sync_error
             self._sync()
-        except OSError as e:
-            raise RunError(f"cannot write to {self.partial}: {e.strerror}", hint=_CONTINUE) from e
-        finally:
-            for fd in (*self._descriptors, self._journal):
-                os.close(fd)
+
+    def _close_files(self) -> None:
+        for fd in self._descriptors:
+            os.close(fd)
+        self._journal.close()
 
     def publish(self) -> None:
-        """Check the weight files and move everything to its place, config.json last.
+        """Check that everything is there and move it to its place, config.json last.
 
         Raises:
-            RunError: a file is not what the plan says it should be.
+            RunError: a file is not what the plan says it should be, or cannot be moved.
         """
-        self.close()
-        self._verify()
-        (self.partial / _JOURNAL).unlink()
-        new = sorted(p.name for p in self.partial.iterdir())
+        try:
+            self._settle()
+            self._verify()
+            with _failures(self.path):
+                self._move()
+        finally:
+            self._close_files()
+
+    def _move(self) -> None:
+        new = sorted(p.name for p in self.partial.iterdir() if p.name != _JOURNAL)
+        for path in self.partial.rglob("*"):
+            _sync_path(path)
+        self._journal.publish(new)
         for old in self._replaced(new):
             old.unlink()
         # A folder without config.json is not a model to any reader.
         for name in sorted(new, key=lambda n: n == "config.json"):
-            target = self.path / name
-            if target.is_dir():
-                shutil.rmtree(target)
-            (self.partial / name).rename(target)
+            source, target = self.partial / name, self.path / name
+            if target.is_dir() or source.is_dir():
+                _remove(target)
+            source.rename(target)
+        _sync_path(self.path)
+        (self.partial / _JOURNAL).unlink()
         self.partial.rmdir()
-        _sync_directory(self.path)
 
     def _replaced(self, new: Sequence[str]) -> list[Path]:
         """Files of an earlier model that readers would take for the new one's."""
-        weights = {".safetensors", ".bin", ".gguf"}
         return sorted(
             p
             for p in self.path.iterdir()
-            if p.name == "config.json"
-            or (p.name not in new and (p.suffix in weights or p.name.endswith(".index.json")))
+            if p.name == "config.json" or (p.name not in new and p.is_file() and describes_model(p.name))
         )
 
     def _verify(self) -> None:
+        done = read_journal(self.partial / _JOURNAL).done
+        missing = [job.name for job in self._plan.jobs if job.name not in done]
+        if missing:
+            raise RunError(
+                f"{len(missing)} tensors were not written, the first is '{missing[0]}'", hint=_AGAIN
+            )
         for index, file in enumerate(self._plan.files):
-            header = read_header(self._file(file))
             expected = {j.name: (j.dtype, j.shape, j.offset) for j in self._plan.jobs if j.file == index}
+            header = read_header(self._file(file))
             found = {t.name: (t.dtype, t.shape, t.offset) for t in header.tensors.values()}
             if found != expected:
-                raise RunError(
-                    f"{self._file(file)} does not hold what it should", hint="run the command again"
+                raise RunError(f"{self._file(file)} does not hold what it should", hint=_AGAIN)
+
+
+@contextmanager
+def _failures(place: Path, *, usage: bool = False) -> Generator[None]:
+    """Turn the system's errors into ours; with `usage`, those that waiting does not cure are the user's."""
+    try:
+        yield
+    except OSError as e:
+        message = f"cannot write to {place}: {e.strerror}"
+        if e.errno == errno.EFBIG:
+            hint = "the disk or 'ulimit -f' limits the size of a file; try a smaller --out-shard-size"
+            raise RunError(message, hint=hint) from e
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(message, hint=f"free some space and {_AGAIN}") from e
+        raise (OutputError(message) if usage else RunError(message, hint=_AGAIN)) from e
+
+
+def _check_apart(path: Path, plan: Plan) -> None:
+    """Refuse to write into an input's folder, below or above it: inputs are never changed."""
+    out = path.resolve()
+    for checkpoint in plan.checkpoints:
+        folders = [checkpoint.folder, *(adapter.folder for adapter in checkpoint.adapters)]
+        for folder in (f.resolve() for f in (*folders, *(p.resolve().parent for p in checkpoint.files()))):
+            # A lone weight file may lie in a folder that is not a model's, such as the current one.
+            below = folder in out.parents and any(
+                (folder / f"{n}config.json").exists() for n in ("", "adapter_")
+            )
+            if out == folder or below or out in folder.parents:
+                relation = "is" if out == folder else "is inside" if below else "contains"
+                raise OutputError(
+                    f"{path} {relation} the folder of the input '{checkpoint.label}'",
+                    hint="inputs are never changed; name a folder apart from them",
                 )
 
 
@@ -224,13 +312,25 @@ def _identity(plan: Plan) -> str:
     hasher = hashlib.sha256(plan.digest().encode())
     for checkpoint in plan.checkpoints:
         for path in checkpoint.files():
-            stat = path.stat()
+            try:
+                stat = path.stat()
+            except OSError as e:
+                raise CheckpointError(f"cannot read {path}: {e.strerror}") from e
             hasher.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
     return hasher.hexdigest()
 
 
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync_path(path: Path) -> None:
+    """Make a file's content, or a folder's list of names, durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from meldkit.checkpoint import BY_TORCH_NAME, DTYPES, Checkpoint, TensorInfo
@@ -11,8 +13,18 @@ from meldkit.layout import with_depth
 from meldkit.methods import Method, get_method
 from meldkit.plan.model import Input, Plan, TensorJob
 from meldkit.plan.shards import lay_out
-from meldkit.plan.slots import Model, Slot, layer_range, open_layouts, sliced_slots, whole_model_slots
-from meldkit.plan.values import lint_parameters, resolve_values
+from meldkit.plan.slots import (
+    Model,
+    Slot,
+    at,
+    cast_sources,
+    layer_range,
+    left_out,
+    open_layouts,
+    sliced_slots,
+    whole_model_slots,
+)
+from meldkit.plan.values import lint_names, lint_values, resolve_values
 from meldkit.recipe import ModelRef, Module, Recipe
 
 #: Bytes of tensors per file if the user names no size; the Hub's own tools write files of 5 GB.
@@ -46,26 +58,29 @@ def build_plan(
     """
     method = get_method(recipe.merge_method, recipe.lines.get("merge_method", recipe.origin))
     module = _supported_module(recipe)
+    # Everything that the recipe alone tells comes first: opening a model may mean downloading it.
+    for part in module.slices:
+        cast_sources(method, part, recipe, whole_models=module.from_models)
+    warnings = [*recipe.warnings, *lint_names(recipe, method)]
     checkpoints = {ref: open_model(ref) for ref in recipe.models()}
     models = open_layouts(checkpoints)
     donor = models[recipe.base_model or next(iter(models))]
-    warnings = list(recipe.warnings)
-    warnings += _check_vocabulary(recipe, list(models.values()))
+    notes = list(_check_vocabulary(recipe, models))
     _check_architectures(list(models.values()), donor, allow_crimes=allow_crimes)
     if module.from_models:
         slots = list(whole_model_slots(recipe, module, method, models))
         _check_depths(module, models, donor)
     else:
-        slots = list(sliced_slots(recipe, module, method, models, donor))
-    extra, notes = _left_over(recipe, module, models, donor, slots)
-    slots += extra
+        slots = list(sliced_slots(recipe, module, method, models, donor, notes))
+    slots += _left_over(recipe, module, models, donor, slots, notes)
+    slots = _without_tied_head(slots, donor, notes)
+    _check_missing(slots, models)
+    warnings += lint_values(method, slots)
     infos = [c.tensors for c in checkpoints.values()]
     labels = [c.label for c in checkpoints.values()]
-    _check_missing(slots, infos, labels)
-    warnings += lint_parameters(recipe, method, slots)
     drafts = [_draft(slot, method, recipe, infos, labels, notes) for slot in slots]
     files, positions = lay_out([(d.name, d.dtype, d.shape, d.nbytes) for d in drafts], shard_size)
-    jobs = tuple(_placed(d, *positions[d.name]) for d in drafts)
+    jobs = tuple(replace(d, file=positions[d.name][0], offset=positions[d.name][1]) for d in drafts)
     return Plan(
         recipe=recipe,
         method=method,
@@ -85,8 +100,7 @@ def _supported_module(recipe: Recipe) -> Module:
     lines = recipe.lines
 
     def refuse(key: str, what: str, hint: str = "") -> NotSupportedError:
-        at = lines.get(key, recipe.origin)
-        return NotSupportedError(f"{at + ': ' if at else ''}not supported yet: {what}", hint=hint)
+        return NotSupportedError(f"{at(lines.get(key, recipe.origin))}not supported yet: {what}", hint=hint)
 
     if recipe.chat_template is not None:
         raise refuse("chat_template", "chat_template", "leave it out to keep the template of the base model")
@@ -100,19 +114,23 @@ def _supported_module(recipe: Recipe) -> Module:
     return recipe.modules[0]
 
 
-def _check_vocabulary(recipe: Recipe, models: Sequence[Model]) -> Iterator[str]:
+def _check_vocabulary(recipe: Recipe, models: Mapping[ModelRef, Model]) -> Iterator[str]:
     """A tokenizer setting is carried out where it asks for nothing: all models have the same tokenizer."""
-    if recipe.tokenizer is None:
+    spec = recipe.tokenizer
+    if spec is None:
         return
-    contents = {_tokenizer_bytes(m.checkpoint) for m in models}
-    if len(contents) > 1 or None in contents:
-        at = recipe.tokenizer.where
+    foreign = isinstance(spec.source, ModelRef) and spec.source not in models
+    contents = {_tokenizer_bytes(m.checkpoint) for m in models.values()}
+    if foreign or len(contents) > 1 or None in contents:
+        what = "a tokenizer setting for models whose tokenizers differ"
+        if foreign:
+            what = f"the tokenizer of '{spec.source}', which is not one of the merged models"
         raise NotSupportedError(
-            f"{at + ': ' if at else ''}not supported yet: "
-            "a tokenizer setting for models whose tokenizers differ",
-            hint="leave the setting out if the vocabularies are the same",
+            f"{at(spec.where)}not supported yet: {what}",
+            hint="without the setting the output gets the tokenizer of base_model, else of the first model; "
+            "that is right where the vocabularies are the same",
         )
-    yield "all models have the same tokenizer; the tokenizer setting changes nothing"
+    yield f"{at(spec.where)}all models have the same tokenizer, which is kept"
 
 
 def _tokenizer_bytes(checkpoint: Checkpoint) -> bytes | None:
@@ -137,6 +155,8 @@ def _check_architectures(models: Sequence[Model], donor: Model, *, allow_crimes:
 
 
 def _architecture(model: Model) -> str:
+    if model.ref.override_architecture is not None:
+        return model.ref.override_architecture
     config = model.checkpoint.config
     names = config.get("architectures")
     if isinstance(names, list) and names:
@@ -159,13 +179,17 @@ def _check_depths(module: Module, models: Mapping[ModelRef, Model], donor: Model
 
 
 def _left_over(
-    recipe: Recipe, module: Module, models: Mapping[ModelRef, Model], donor: Model, slots: Sequence[Slot]
-) -> tuple[list[Slot], list[str]]:
+    recipe: Recipe,
+    module: Module,
+    models: Mapping[ModelRef, Model],
+    donor: Model,
+    slots: Sequence[Slot],
+    notes: list[str],
+) -> Iterator[Slot]:
     """Tensors that the donor lacks: with a base the output has exactly its tensors; else they are copied."""
     known = {slot.name for slot in slots}
-    tied = bool(donor.checkpoint.config.get("tie_word_embeddings"))
-    extra: list[Slot] = []
-    notes: list[str] = []
+    # A model without lm_head uses its embeddings as one, unless its configuration says otherwise.
+    tied = bool(donor.checkpoint.config.get("tie_word_embeddings", True))
     for model in models.values():
         own_stack = None if module.from_models else model.stack
         for name, place in model.layout.places.items():
@@ -173,26 +197,39 @@ def _left_over(
                 continue
             known.add(name)
             if recipe.base_model is not None or (tied and place.role == "lm_head"):
-                notes.append(f"{name}: left out; only '{model.ref}' has it, '{donor.ref}' does not")
+                notes.append(left_out(name, model.ref, donor.ref))
             else:
                 # The note about the copy is written where the slot is turned into a job.
-                extra.append(Slot(name, place, 0.0, Input(model.index, name), (), None, (donor.ref,), ()))
-    return extra, notes
+                yield Slot(name, place, 0.0, Input(model.index, name), (), None, (donor.ref,), ())
 
 
-def _check_missing(
-    slots: Sequence[Slot], infos: Sequence[Mapping[str, TensorInfo]], labels: Sequence[str]
-) -> None:
+def _without_tied_head(slots: list[Slot], donor: Model, notes: list[str]) -> list[Slot]:
+    """Drop a stored lm_head that is the embedding, as the configuration says: merged once, it stays tied."""
+    if donor.checkpoint.config.get("tie_word_embeddings") is not True:
+        return slots
+    shapes = {donor.checkpoint[n].shape for n, p in donor.layout.places.items() if p.role == "embedding"}
+    tied = [
+        slot
+        for slot in slots
+        if slot.place.role == "lm_head"
+        and slot.name in donor.checkpoint
+        and donor.checkpoint[slot.name].shape in shapes
+    ]
+    notes += [f"{slot.name}: left out; it is tied to the embedding (tie_word_embeddings)" for slot in tied]
+    return [slot for slot in slots if slot not in tied]
+
+
+def _check_missing(slots: Sequence[Slot], models: Mapping[ModelRef, Model]) -> None:
     """A model that lacks most tensors is another kind of model, not one with a tensor too few."""
-    lacking: dict[str, list[str]] = {}
+    lacking: dict[ModelRef, list[str]] = {}
     for slot in slots:
-        for ref in slot.missing:
-            lacking.setdefault(str(ref), []).append(slot.name)
-    for label, names in lacking.items():
+        for ref in dict.fromkeys(slot.missing):
+            lacking.setdefault(ref, []).append(slot.name)
+    for ref, names in lacking.items():
         if len(names) > _MAX_MISSING * len(slots):
-            own = next(iter(infos[labels.index(label)]), "none")
+            own = next(iter(models[ref].checkpoint), "none")
             raise MismatchError(
-                f"model '{label}' lacks {len(names)} of {len(slots)} tensors, the first is '{names[0]}'",
+                f"model '{ref}' lacks {len(names)} of {len(slots)} tensors, the first is '{names[0]}'",
                 hint=f"its own tensors have names like '{own}'; the models are of different kinds",
             )
 
@@ -208,7 +245,7 @@ def _draft(
     """The job of a slot, not yet placed in a file."""
     reference = infos[slot.reference.checkpoint][slot.reference.tensor]
     inputs = tuple(entry.input for entry in slot.entries)
-    _check_shapes(slot, reference, infos, labels)
+    _check_fit(slot, reference, infos, labels)
     wanted = recipe.out_dtype or recipe.dtype
     dtype = BY_TORCH_NAME[wanted].name if wanted and reference.floating else reference.dtype
 
@@ -226,20 +263,22 @@ def _draft(
         absent = ", ".join(f"'{ref}'" for ref in dict.fromkeys(slot.missing))
         notes.append(f"{slot.name}: copied from '{labels[slot.reference.checkpoint]}'; missing in {absent}")
         return copy
-    values = resolve_values(method, slot, labels)
+    where = recipe.lines.get("merge_method", recipe.origin)
+    values = resolve_values(method, slot, labels, where)
     if method.copies(values) or reference.numel == 0:
         return job(None, {}, inputs[:1], None)
     return job(method, values, inputs, slot.base)
 
 
-def _check_shapes(
+def _check_fit(
     slot: Slot, reference: TensorInfo, infos: Sequence[Mapping[str, TensorInfo]], labels: Sequence[str]
 ) -> None:
+    """All inputs must have the reference's shape, and be numbers of its kind."""
     for entry in (*(e.input for e in slot.entries), *((slot.base,) if slot.base else ())):
         info = infos[entry.checkpoint][entry.tensor]
+        first, second = labels[slot.reference.checkpoint], labels[entry.checkpoint]
         if info.shape != reference.shape:
             vocabulary = slot.place.role in ("embedding", "lm_head")
-            first, second = labels[slot.reference.checkpoint], labels[entry.checkpoint]
             raise MismatchError(
                 f"tensor '{slot.name}' has shape {list(reference.shape)} in '{first}' "
                 f"and {list(info.shape)} in '{second}'",
@@ -247,20 +286,11 @@ def _check_shapes(
                 if vocabulary and info.shape[1:] == reference.shape[1:]
                 else "models can be merged only where their tensors have equal shapes",
             )
-
-
-def _placed(draft: TensorJob, file: int, offset: int) -> TensorJob:
-    return TensorJob(
-        draft.name,
-        draft.dtype,
-        draft.shape,
-        draft.method,
-        draft.values,
-        draft.inputs,
-        draft.base,
-        file,
-        offset,
-    )
+        if info.floating != reference.floating:
+            raise MismatchError(
+                f"tensor '{slot.name}' is {reference.dtype} in '{first}' and {info.dtype} in '{second}'",
+                hint="integers are no weights; one of the models may be quantised",
+            )
 
 
 def _config(
@@ -282,8 +312,12 @@ def _config(
             own = models[source.model].checkpoint.config
             origins += [(own, layer) for layer in range(*layer_range(source))]
         config = with_depth(config, donor.stack.num_blocks, origins)
-    floating = [DTYPES[job.dtype].torch for job in jobs if DTYPES[job.dtype].floating]
-    if floating:
-        key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
-        config[key] = max(dict.fromkeys(floating), key=floating.count)
+    elements: Counter[str] = Counter()
+    for job in jobs:
+        if DTYPES[job.dtype].floating:
+            elements[DTYPES[job.dtype].torch] += job.numel
+    if elements:
+        # transformers called it torch_dtype before version 5; each reader looks for its own.
+        for key in [k for k in ("dtype", "torch_dtype") if k in config] or ["dtype"]:
+            config[key] = elements.most_common(1)[0][0]
     return config

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from meldkit.checkpoint import DTYPES, Checkpoint
+from meldkit.layout.infer import DEPTH_KEYS
 from meldkit.methods import Method, Values
 from meldkit.recipe import Recipe
 
@@ -119,16 +120,22 @@ class Plan:
     @property
     def bytes_to_read(self) -> int:
         """Bytes of stored tensors read, each pass counted; adapters not."""
-        return sum(
-            job.num_passes * self.checkpoints[i.checkpoint][i.tensor].nbytes
-            for job in self.jobs
-            for i in job.all_inputs
-        )
+
+        def stored(job: TensorJob) -> int:
+            return sum(self.checkpoints[i.checkpoint][i.tensor].nbytes for i in job.all_inputs)
+
+        return sum(job.num_passes * stored(job) for job in self.jobs)
 
     @property
     def num_parameters(self) -> int:
         """Elements of all output tensors."""
         return sum(job.numel for job in self.jobs)
+
+    @property
+    def num_layers(self) -> int | None:
+        """Depth of the output as its configuration tells it; None if it does not."""
+        found = (value for key in DEPTH_KEYS if isinstance(value := (self.config or {}).get(key), int))
+        return next(found, None)
 
     def digest(self) -> str:
         """Hex hash of all that decides the output's weights: two equal plans give equal bytes."""

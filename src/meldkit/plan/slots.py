@@ -69,6 +69,11 @@ class Cast:
     base: Source | None
     reference: Source
 
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Everything that is read: the models, and the base if it is not one of them."""
+        return self.models if self.base is None else (self.base, *self.models)
+
 
 def open_layouts(checkpoints: Mapping[ModelRef, Checkpoint]) -> dict[ModelRef, Model]:
     """The input models by reference, in order."""
@@ -94,7 +99,7 @@ def cast_sources(method: Method, part: Slice, recipe: Recipe, *, whole_models: b
     base = next((s for s in part.sources if s.model == ref), None)
     if base is None and ref is not None and whole_models:
         base = Source(ref)
-    where = _at(part.where or recipe.lines.get("merge_method", recipe.origin))
+    where = at(part.where or recipe.lines.get("merge_method", recipe.origin))
     models = part.sources
     if method.base is not Base.DONOR:
         if ref is None:
@@ -115,13 +120,14 @@ def cast_sources(method: Method, part: Slice, recipe: Recipe, *, whole_models: b
         wanted = f"exactly {low}" if low == high else f"at least {low}"
         raise RecipeError(
             f"{where}{method.name} takes {wanted} model{'s' * (low != 1)}"
-            f"{' besides the base' if method.base is Base.DELTA else ''}, got {len(models)}: "
-            + ", ".join(str(s.model) for s in models)
+            f"{' besides the base' if method.base is Base.DELTA else ''}, got {len(models)}"
+            + (": " + ", ".join(str(s.model) for s in models) if models else "")
         )
     return Cast(models, base if method.base is Base.DELTA else None, base or models[0])
 
 
-def _at(where: str) -> str:
+def at(where: str) -> str:
+    """The beginning of a message about a place in the recipe, such as "recipe.yml:12: "."""
     return f"{where}: " if where else ""
 
 
@@ -140,12 +146,17 @@ def whole_model_slots(
 
 
 def sliced_slots(
-    recipe: Recipe, module: Module, method: Method, models: Mapping[ModelRef, Model], donor: Model
+    recipe: Recipe,
+    module: Module,
+    method: Method,
+    models: Mapping[ModelRef, Model],
+    donor: Model,
+    notes: list[str],
 ) -> Iterator[Slot]:
     """The slots of a `slices:` recipe: layers from the slices, the rest from the first and the last one.
 
     Embeddings, which come before the layers, take the first slice's models and parameters; all else
-    outside the layers takes the last one's.
+    outside the layers takes the last one's. What is left out is added to `notes`.
     """
     stack = donor.stack
     casts = [cast_sources(method, part, recipe, whole_models=False) for part in module.slices]
@@ -161,31 +172,47 @@ def sliced_slots(
             yield Slot(name, place, 0.0, Input(reference.index, name), entries, base, missing, scopes)
         elif not emitted:
             emitted = True
-            yield from _layer_slots(recipe, module, models, casts, stack)
+            yield from _layer_slots(recipe, module, models, casts, stack, notes)
 
 
 def _layer_slots(
-    recipe: Recipe, module: Module, models: Mapping[ModelRef, Model], casts: Sequence[Cast], stack: Stack
+    recipe: Recipe,
+    module: Module,
+    models: Mapping[ModelRef, Model],
+    casts: Sequence[Cast],
+    stack: Stack,
+    notes: list[str],
 ) -> Iterator[Slot]:
+    sources = dict.fromkeys(source.model for cast in casts for source in cast.sources)
+    stacks = {ref: models[ref].stack for ref in sources}
+    leaves = {ref: _leaves(models[ref], stacks[ref]) for ref in sources}
     block = 0
     for part, cast in zip(module.slices, casts, strict=True):
         scopes = _scopes(part, module, recipe)
         for source in part.sources:
             check_range(source, models[source.model])
         first, last = layer_range(cast.reference)
-        reference = models[cast.reference.model]
+        has_base = (part.base_model or recipe.base_model) is not None
         for j in range(last - first):
-            for leaf in _leaves(reference, first + j):
+            owners: dict[str, Source] = {}
+            for source in (cast.reference, *cast.sources):
+                for leaf in leaves[source.model][layer_range(source)[0] + j]:
+                    owners.setdefault(leaf, source)
+            for leaf, owner in owners.items():
 
                 def name_in(source: Source, j: int = j, leaf: str = leaf) -> str:
-                    return models[source.model].stack.name(layer_range(source)[0] + j, leaf)
+                    return stacks[source.model].name(layer_range(source)[0] + j, leaf)
 
+                name = stack.name(block, leaf)
+                if owner is not cast.reference and has_base:
+                    notes.append(left_out(name, owner.model, cast.reference.model))
+                    continue
                 entries, missing, base = _gather(cast, models, name_in)
                 yield Slot(
-                    name=stack.name(block, leaf),
+                    name=name,
                     place=Place(stack, block, leaf),
                     t=_depth(j, last - first),
-                    reference=Input(reference.index, name_in(cast.reference)),
+                    reference=Input(models[owner.model].index, name_in(owner)),
                     entries=entries,
                     base=base,
                     missing=missing,
@@ -194,9 +221,18 @@ def _layer_slots(
             block += 1
 
 
-def _leaves(model: Model, block: int) -> list[str]:
-    stack = model.stack
-    return [p.leaf for p in model.layout.places.values() if p.stack == stack and p.block == block]
+def _leaves(model: Model, stack: Stack) -> list[list[str]]:
+    """The leaves of each block of a stack, in the order of the checkpoint."""
+    leaves: list[list[str]] = [[] for _ in range(stack.num_blocks)]
+    for place in model.layout.places.values():
+        if place.stack == stack and place.block is not None:
+            leaves[place.block].append(place.leaf)
+    return leaves
+
+
+def left_out(name: str, owner: ModelRef, donor: ModelRef) -> str:
+    """The note about a tensor that the output does not get."""
+    return f"{name}: left out; '{owner}' has it, '{donor}' does not"
 
 
 def layer_range(source: Source) -> tuple[int, int]:
@@ -211,7 +247,7 @@ def check_range(source: Source, model: Model) -> None:
     _, last = layer_range(source)
     if last > num_blocks:
         raise RecipeError(
-            f"{_at(source.where)}layer_range {list(layer_range(source))} of model '{model.ref}', "
+            f"{at(source.where)}layer_range {list(layer_range(source))} of model '{model.ref}', "
             f"which has {num_blocks} layers",
             hint=f"the end is not included: all layers are [0, {num_blocks}]",
         )

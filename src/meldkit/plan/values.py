@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from meldkit.errors import RecipeError, did_you_mean
 from meldkit.methods import METHODS, Base, Method, Parameter, Value, Values
-from meldkit.plan.slots import Entry, Slot
+from meldkit.plan.slots import Entry, Slot, at
 from meldkit.recipe import Parameters, Recipe, evaluate, filter_matches, filters_of, reaches, resolve
-
-#: Written in many recipes though it does nothing: in mergekit either.
-_IDLE = ("int8_mask", "embed_slerp", "dtype")
+from meldkit.recipe.schema import MergeConfiguration
 
 Scope = tuple[str, Parameters]
 
 
-def resolve_values(method: Method, slot: Slot, labels: Sequence[str]) -> Values:
+def resolve_values(method: Method, slot: Slot, labels: Sequence[str], where: str = "") -> Values:
     """Every parameter of the method for one output tensor.
 
     Args:
         method: declares the parameters.
         slot: the tensor.
         labels: of the plan's checkpoints, for messages.
+        where: the recipe's place in messages about what it lacks.
 
     Raises:
         RecipeError: a required parameter is missing, or a value is out of its range.
@@ -30,80 +29,94 @@ def resolve_values(method: Method, slot: Slot, labels: Sequence[str]) -> Values:
     for parameter in method.parameters:
         if parameter.per_model:
             values[parameter.name] = tuple(
-                _resolve(
-                    parameter,
-                    entry.input.tensor,
-                    slot,
-                    (("source", entry.source.parameters), *slot.scopes),
-                    labels[entry.input.checkpoint],
-                )
+                _resolve(parameter, slot, entry, labels[entry.input.checkpoint], where)
                 for entry in slot.entries
             )
         else:
-            values[parameter.name] = _resolve(parameter, slot.name, slot, slot.scopes, None)
+            values[parameter.name] = _resolve(parameter, slot, None, "", where)
     try:
         method.check(values)
     except ValueError as e:
-        raise RecipeError(f"tensor '{slot.name}': {e}") from e
+        raise RecipeError(f"{at(where)}tensor '{slot.name}': {e}") from e
     return values
 
 
-def _resolve(
-    parameter: Parameter, name: str, slot: Slot, scopes: Sequence[Scope], label: str | None
-) -> Value:
+def _view(slot: Slot, entry: Entry | None) -> tuple[str, Sequence[Scope]]:
+    """The name that filters look at and the scopes, for the whole tensor or one model's entry."""
+    if entry is None:
+        return slot.name, slot.scopes
+    return entry.input.tensor, (("source", entry.source.parameters), *slot.scopes)
+
+
+def _resolve(parameter: Parameter, slot: Slot, entry: Entry | None, label: str, where: str) -> Value:
+    name, scopes = _view(slot, entry)
     found = resolve(parameter.name, name, slot.t, scopes)
     if found is None:
         if parameter.required:
-            raise _missing(parameter, name, label)
+            raise _missing(parameter, slot, entry, label, where)
         return parameter.default
     try:
         return parameter.check(found.value)
     except ValueError as e:
-        raise RecipeError(f"{found.where + ': ' if found.where else ''}{e}") from e
+        raise RecipeError(f"{at(found.where)}{e}") from e
 
 
-def _missing(parameter: Parameter, name: str, label: str | None) -> RecipeError:
+def _missing(parameter: Parameter, slot: Slot, entry: Entry | None, label: str, where: str) -> RecipeError:
+    name, _ = _view(slot, entry)
     places = "the slice's or the recipe's 'parameters:'"
-    if parameter.per_model:
+    if entry is not None:
         places = f"the model's own 'parameters:', or {places}"
+        where = entry.source.where
+    hint = f"give it under {places}; if it has filters, end them with a plain 'value:'"
+    for other in slot.entries if entry is None else ():
+        if parameter.name in other.source.parameters:
+            setting = other.source.parameters[parameter.name]
+            hint = f"{at(setting.where)}it stands under a model, where it has no effect; move it to {places}"
+            break
     return RecipeError(
-        f"parameter '{parameter.name}' is missing for tensor '{name}'"
+        f"{at(where)}parameter '{parameter.name}' is missing for tensor '{name}'"
         + (f" of model '{label}'" if label else ""),
-        hint=f"give it under {places}; if it has filters, end them with a plain 'value:'",
+        hint=hint,
     )
 
 
-def lint_parameters(recipe: Recipe, method: Method, slots: Sequence[Slot]) -> Iterator[str]:
-    """Warnings about parameters that have no effect; unknown ones are errors.
+def lint_names(recipe: Recipe, method: Method) -> Iterator[str]:
+    """Warnings about parameters that the method does not look at; needs no model.
 
     Raises:
         RecipeError: a name that no method knows.
     """
     own = {p.name: p for p in method.parameters}
-    elsewhere = {p.name for m in METHODS.values() for p in m.parameters}
-    sources = [s for module in recipe.modules for part in module.slices for s in part.sources]
-    wide: list[Parameters] = [recipe.parameters]
-    for module in recipe.modules:
-        wide += [module.parameters, *(part.parameters for part in module.slices)]
-    scopes = [(p, False) for p in wide] + [(s.parameters, True) for s in sources]
-    for parameters, per_model in scopes:
+    for parameters, per_model in _scopes_of(recipe):
         for name, setting in parameters.items():
-            at = f"{setting.where}: " if setting.where else ""
             if name in own:
                 if per_model and not own[name].per_model:
                     yield (
-                        f"{at}'{name}' has no effect under a model: it is one value for the whole tensor; "
-                        "write it under the recipe's or the slice's 'parameters:'"
+                        f"{at(setting.where)}'{name}' has no effect under a model: it is one value for the "
+                        "whole tensor; write it under the recipe's or the slice's 'parameters:'"
                     )
-            elif name in elsewhere or name in _IDLE:
-                yield f"{at}'{name}' has no effect: {method.name} does not use it"
-            else:
+                continue
+            users = [m.name for m in METHODS.values() if any(p.name == name for p in m.parameters)]
+            # mergekit knows more names, and recipes in the wild are full of them.
+            if not users and name not in MergeConfiguration.unused:
                 raise RecipeError(
-                    f"{at}unknown parameter '{name}'", hint=did_you_mean(name, own or sorted(elsewhere))
+                    f"{at(setting.where)}unknown parameter '{name}'",
+                    hint=did_you_mean(name, own) if own else f"{method.name} has no parameters",
                 )
+            used = f"; {', '.join(users[:3])} would" if users else ""
+            yield f"{at(setting.where)}'{name}' has no effect: {method.name} does not use it{used}"
     yield from _idle_base(method, recipe)
-    yield from _idle_filters(scopes, slots)
-    yield from _early_gradients(own, slots)
+
+
+def _scopes_of(recipe: Recipe) -> Iterator[tuple[Parameters, bool]]:
+    """Every place where parameters stand, and whether that is under a model; in the usual order of files."""
+    for module in recipe.modules:
+        for part in module.slices:
+            for source in part.sources:
+                yield source.parameters, True
+            yield part.parameters, False
+        yield module.parameters, False
+    yield recipe.parameters, False
 
 
 def _idle_base(method: Method, recipe: Recipe) -> Iterator[str]:
@@ -112,22 +125,33 @@ def _idle_base(method: Method, recipe: Recipe) -> Iterator[str]:
     for module in recipe.modules:
         for part in module.slices:
             base = part.base_model or recipe.base_model
-            for source in part.sources:
-                if source.model == base and source.parameters:
-                    at = f"{source.where}: " if source.where else ""
-                    yield f"{at}parameters of the base have no effect: {method.name} merges task vectors"
+            source = next((s for s in part.sources if s.model == base), None)
+            if source is not None and source.parameters:
+                yield (
+                    f"{at(source.where)}the parameters of base_model '{base}' have no effect: "
+                    f"{method.name} merges the others' differences from it"
+                )
 
 
-def _idle_filters(scopes: Iterable[tuple[Parameters, bool]], slots: Sequence[Slot]) -> Iterator[str]:
-    names = dict.fromkeys(
-        name for slot in slots for name in (slot.name, *(e.input.tensor for e in slot.entries))
-    )
-    for parameters, _ in scopes:
-        for setting in parameters.values():
+def lint_values(method: Method, slots: Sequence[Slot]) -> Iterator[str]:
+    """Warnings about filters that match nothing and gradients that reach beyond the layers."""
+    seen: dict[int, tuple[Parameters, dict[bool, dict[str, None]]]] = {}
+    for slot in slots:
+        for entry in (None, *slot.entries):
+            name, scopes = _view(slot, entry)
+            for _, parameters in scopes:
+                if parameters:
+                    names = seen.setdefault(id(parameters), (parameters, {True: {}, False: {}}))[1]
+                    names[entry is not None][name] = None
+    own = {p.name: p for p in method.parameters}
+    for parameters, names in seen.values():
+        for key, setting in parameters.items():
+            if key not in own:
+                continue
             for pattern in dict.fromkeys(filters_of(setting.value)):
-                if not any(filter_matches(pattern, name) for name in names):
-                    at = f"{setting.where}: " if setting.where else ""
-                    yield f"{at}filter '{pattern}' matches no tensor"
+                if not any(filter_matches(pattern, name) for name in names[own[key].per_model]):
+                    yield f"{at(setting.where)}filter '{pattern}' of '{key}' matches no tensor"
+    yield from _early_gradients(own, slots)
 
 
 def _early_gradients(own: Mapping[str, Parameter], slots: Sequence[Slot]) -> Iterator[str]:
@@ -139,8 +163,7 @@ def _early_gradients(own: Mapping[str, Parameter], slots: Sequence[Slot]) -> Ite
         for parameter in own.values():
             entries: tuple[Entry | None, ...] = slot.entries if parameter.per_model else (None,)
             for entry in entries:
-                name = slot.name if entry is None else entry.input.tensor
-                scopes = slot.scopes if entry is None else (("source", entry.source.parameters), *slot.scopes)
+                name, scopes = _view(slot, entry)
                 setting = next(
                     (
                         s[parameter.name]
@@ -154,9 +177,8 @@ def _early_gradients(own: Mapping[str, Parameter], slots: Sequence[Slot]) -> Ite
                     if slot.name not in names:
                         names.append(slot.name)
     for (where, parameter_name), names in reached.items():
-        at = f"{where}: " if where else ""
         more = f" and {len(names) - 2} more" if len(names) > 2 else ""
         yield (
-            f"{at}the gradient of '{parameter_name}' also reaches {', '.join(names[:2])}{more}, "
+            f"{at(where)}the gradient of '{parameter_name}' also reaches {', '.join(names[:2])}{more}, "
             "which stand outside the layers and take its first value"
         )

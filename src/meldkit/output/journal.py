@@ -1,0 +1,118 @@
+"""The journal of a merge: which plan it is for, which tensors are done, whether files are being moved.
+
+One JSON object per line: `{"plan": hash}` first, `{"done": name}` for each tensor whose bytes are durably
+on disk, `{"publish": [file, …]}` once everything is, before the first file is moved to its place. A torn
+or garbled line, and all after it, counts for nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from meldkit.errors import OutputError
+
+#: Synchronise a file's bytes, and of its metadata only what reading them needs; not every system can.
+sync_data = getattr(os, "fdatasync", os.fsync)
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """What a journal says.
+
+    Attributes:
+        plan: identity of the plan, "" if there is no journal.
+        done: names of finished tensors.
+        publish: names of the files that were about to be moved; empty before that.
+        length: bytes of the journal that make sense.
+    """
+
+    plan: str = ""
+    done: frozenset[str] = frozenset()
+    publish: tuple[str, ...] = ()
+    length: int = 0
+
+
+def read_journal(path: Path) -> Entries:
+    """The entries of a journal; none if there is no such file."""
+    try:
+        raw = path.read_bytes()
+    except OSError:
+        return Entries()
+    plan, done, publish, length = "", set[str](), (), 0
+    for line in raw.split(b"\n")[:-1]:
+        match _parse(line):
+            case {"plan": str(plan)} if length == 0:
+                pass
+            case {"done": str(name)} if plan:
+                done.add(name)
+            case {"publish": [*names]} if plan:
+                publish = tuple(map(str, names))
+            case _:
+                break
+        length += len(line) + 1
+    return Entries(plan, frozenset(done), publish, length)
+
+
+def _parse(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+class Journal:
+    """An open journal, locked so that two merges cannot write into one folder.
+
+    Args:
+        path: the file; created if absent.
+
+    Raises:
+        OutputError: another process has it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            # Some network file systems know no locks; that is no reason to refuse work.
+            if e.errno in (errno.EAGAIN, errno.EACCES):
+                self.close()
+                raise OutputError(
+                    f"another merge is writing to {path.parent.parent}",
+                    hint="wait until it has finished, or name another folder",
+                ) from None
+
+    def restart(self, plan: str) -> None:
+        """Forget everything and begin with this plan."""
+        self.cut(0)
+        self._append([{"plan": plan}])
+
+    def cut(self, length: int) -> None:
+        """Drop what stands beyond the first `length` bytes."""
+        os.ftruncate(self._descriptor, length)
+
+    def done(self, names: Iterable[str]) -> None:
+        """Enter finished tensors; durable on return."""
+        self._append([{"done": name} for name in names])
+
+    def publish(self, files: Iterable[str]) -> None:
+        """Enter the files that will be moved; durable on return."""
+        self._append([{"publish": list(files)}])
+
+    def _append(self, entries: Iterable[object]) -> None:
+        data = "".join(json.dumps(entry) + "\n" for entry in entries).encode()
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+        sync_data(self._descriptor)
+
+    def close(self) -> None:
+        """Let go of the file and the lock."""
+        os.close(self._descriptor)

@@ -1,0 +1,152 @@
+"""Who may import whom, read from the source: see `_TIERS`."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import meldkit
+
+PACKAGE = Path(meldkit.__file__).parent
+
+#: Room → the rooms that it may import from, besides itself. What is not listed may not be imported.
+_TIERS = {
+    "errors": "",
+    "recipe": "errors",
+    "layout": "errors",
+    "methods": "errors",
+    "checkpoint": "errors recipe",
+    "plan": "errors recipe layout methods checkpoint",
+    "engine": "errors methods checkpoint plan",
+    "output": "errors checkpoint plan",
+    "options": "errors",
+    "config": "recipe",
+    "api": "errors recipe methods checkpoint plan engine output options",
+    "memory": "errors methods checkpoint plan engine",
+    "merge": "api config options output",
+    "cli": "errors options api",
+    "__init__": "api memory",
+}
+#: For annotations only, which cost nothing at run time.
+_FOR_TYPES = {"cli": "plan methods", "recipe": ""}
+_EXTERNAL = {
+    "errors": "",
+    "recipe": "yaml pydantic",
+    "layout": "",
+    "methods": "torch numpy jaxtyping",
+    "checkpoint": "torch numpy jaxtyping huggingface_hub",
+    "plan": "",
+    "engine": "torch numpy jaxtyping",
+    "output": "yaml",
+    "options": "",
+    "config": "",
+    "api": "",
+    "memory": "torch",
+    "merge": "",
+    "cli": "click rich",
+    "__init__": "",
+}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool, bool]]:
+    """(module, stands at the top level, only for types) of every import in a file."""
+    tree = ast.parse(path.read_text("utf-8"))
+    inside: dict[ast.AST, tuple[bool, bool]] = {tree: (True, False)}
+    for node in ast.walk(tree):
+        top, typing = inside[node]
+        for child in ast.iter_child_nodes(node):
+            deferred = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            checking = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+            inside[child] = (top and not deferred, typing or checking)
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, top, typing
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            yield node.module or "", top, typing
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_layers(path: Path) -> None:
+    here = room(path)
+    assert here in _TIERS, f"{path} is in no tier: say in this test what it may import"
+    for module, _, typing in imports(path):
+        first, *rest = module.split(".")
+        if first == "meldkit":
+            allowed = {here, *_TIERS[here].split(), *(_FOR_TYPES.get(here, "").split() if typing else ())}
+            if rest:  # `from meldkit import __version__` is everybody's
+                assert rest[0] in allowed, f"{path}: {here} must not import {module}"
+        elif first not in sys.stdlib_module_names:
+            assert first in _EXTERNAL[here].split(), f"{path}: {here} must not import {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_heavy_libraries_are_imported_where_they_are_used(path: Path) -> None:
+    for module, top, typing in imports(path):
+        first = module.split(".")[0]
+        if top and not typing:
+            assert first not in ("transformers", "tokenizers", "huggingface_hub", "rich"), f"{path}: {module}"
+            if room(path) in ("recipe", "layout", "cli", "options", "errors", "__init__"):
+                assert first not in ("torch", "numpy"), f"{path}: {module}"
+
+
+def test_importing_the_light_rooms_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, meldkit, meldkit.options, meldkit.errors, meldkit.recipe, meldkit.layout, meldkit.cli\n"
+        "import meldkit.cli.merge, meldkit.cli.plan, meldkit.cli.methods\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'pydantic', 'huggingface_hub', 'rich'}\n"
+        "heavy &= set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_public_names() -> None:
+    assert meldkit.__all__ == [
+        "__version__",
+        "merge",
+        "merge_state_dicts",
+        "merge_tensors",
+        "methods",
+        "plan",
+    ]
+    for name in meldkit.__all__:
+        assert getattr(meldkit, name) is not None
+    with pytest.raises(AttributeError, match="module 'meldkit' has no attribute 'merg'"):
+        _ = meldkit.merg  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "from meldkit import *",
+        "import meldkit.merge, meldkit.plan, meldkit.methods, meldkit.api",
+    ],
+)
+def test_names_are_the_functions_whatever_was_imported_first(first: str) -> None:
+    code = (
+        f"{first}\n"
+        "import types, meldkit\n"
+        "from meldkit import merge, methods, plan\n"
+        "from meldkit.merge import run_merge\n"
+        "from meldkit.plan import build_plan\n"
+        "from meldkit.methods import METHODS\n"
+        "import meldkit.api\n"
+        "for f in (merge, plan, methods, meldkit.merge, meldkit.plan, meldkit.methods):\n"
+        "    assert isinstance(f, types.FunctionType), f\n"
+        "assert merge is meldkit.api.merge and plan is meldkit.api.plan\n"
+        "assert methods() == tuple(METHODS.values())"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
