@@ -20,7 +20,7 @@ from meldkit.plan import Input, TensorJob
 
 #: Elements of a tile. Small enough that a tile of each model stays in the cache while it is worked on,
 #: large enough that the time of a call is nothing beside the time of its work.
-TILE = 2 * CHUNK
+TILE = 8 * CHUNK
 
 
 class Sink(Protocol):

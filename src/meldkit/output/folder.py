@@ -21,7 +21,8 @@ from threading import Event, Lock, Thread
 from meldkit.checkpoint import read_header
 from meldkit.errors import CheckpointError, OutputError, RunError
 from meldkit.output.files import describes_model
-from meldkit.output.journal import Entries, Journal, read_journal, sync_data
+from meldkit.output.journal import Entries, Journal, read_journal
+from meldkit.output.weight_file import WeightFile
 from meldkit.plan import OutputFile, Plan, TensorJob
 
 PARTIAL = ".meldkit-partial"
@@ -84,7 +85,7 @@ class OutputFolder:
         identity = _identity(plan)
         self._check_space()
         self._unsynced: list[str] = []
-        self._descriptors: list[int] = []
+        self._weights: list[WeightFile] = []
         self._lock = Lock()
         self._closing = Event()
         self._sync_error: OSError | None = None
@@ -94,7 +95,7 @@ class OutputFolder:
             undo.callback(self._close_files)
             self.finished, self.discarded = self._resume(identity, overwrite)
             for file in plan.files:
-                self._descriptors.append(self._open_file(file))
+                self._weights.append(self._open_file(file))
             undo.pop_all()
         self._syncer = Thread(target=self._sync_regularly, name="sync", daemon=True)
         self._syncer.start()
@@ -146,15 +147,14 @@ class OutputFolder:
     def _file(self, file: OutputFile) -> Path:
         return self.partial / file.name
 
-    def _open_file(self, file: OutputFile) -> int:
-        fd = os.open(self._file(file), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    def _open_file(self, file: OutputFile) -> WeightFile:
+        weights = WeightFile(self._file(file), file.size)
         try:
-            os.ftruncate(fd, file.size)
-            self._write_at(fd, 0, memoryview(file.header))
+            weights.write(0, memoryview(file.header))
         except OSError:
-            os.close(fd)
+            weights.close()
             raise
-        return fd
+        return weights
 
     def write(self, job: TensorJob, start: int, data: memoryview) -> None:
         """Take the bytes of a run of elements that begins at element `start`."""
@@ -162,13 +162,7 @@ class OutputFolder:
         with _failures(self.partial):
             if self._sync_error is not None:
                 raise self._sync_error
-            self._write_at(self._descriptors[job.file], job.offset + start * itemsize, data)
-
-    @staticmethod
-    def _write_at(fd: int, offset: int, data: memoryview) -> None:
-        done = 0
-        while done < len(data):
-            done += os.pwrite(fd, data[done:], offset + done)
+            self._weights[job.file].write(job.offset + start * itemsize, data)
 
     def finish(self, job: TensorJob) -> None:
         """All bytes of the tensor have been written; it enters the journal with the next sync."""
@@ -187,8 +181,8 @@ class OutputFolder:
         with self._lock:
             names, self._unsynced = self._unsynced, []
         if names:
-            for fd in self._descriptors:
-                sync_data(fd)
+            for weights in self._weights:
+                weights.sync()
             self._journal.done(names)
 
     def close(self) -> None:
@@ -216,8 +210,8 @@ class OutputFolder:
             self._sync()
 
     def _close_files(self) -> None:
-        for fd in self._descriptors:
-            os.close(fd)
+        for weights in self._weights:
+            weights.close()
         self._journal.close()
 
     def publish(self) -> None:

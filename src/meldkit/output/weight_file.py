@@ -1,0 +1,106 @@
+"""A weight file of known size that many threads fill in any order."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from pathlib import Path
+from threading import local
+
+from meldkit.output.journal import sync_data
+
+#: Direct writes begin and end at multiples of this: a page, and at least a block of any usual disk.
+_BLOCK = 4096
+#: Bytes that a thread gathers in memory that begins at a page before it writes them.
+_BOUNCE = 1 << 22
+_DIRECT: int = getattr(os, "O_DIRECT", 0)
+
+
+class WeightFile:
+    """Writes past the page cache where the system can: nothing is copied twice, and nothing is left to flush.
+
+    Whole blocks go straight to the disk; what does not fill a block at either end of a write goes through
+    the page cache.
+
+    Args:
+        path: created if absent; what it holds is kept.
+        size: of the file in bytes. The space is taken at once where the system can.
+
+    Raises:
+        OSError: the file cannot be opened, or the disk is too small.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._local = local()
+        self._direct = _open_direct(path)
+        self._buffered = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.ftruncate(self._buffered, size)
+            # Elsewhere glibc would write zeros instead.
+            if self._direct is not None and size:
+                os.posix_fallocate(self._buffered, 0, size)
+        except OSError:
+            self.close()
+            raise
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write bytes at an offset; called from many threads, for ranges that do not overlap.
+
+        Raises:
+            OSError: they could not all be written.
+        """
+        head = -offset % _BLOCK
+        whole = (len(data) - head) // _BLOCK * _BLOCK
+        if self._direct is None or whole <= 0:
+            _write_all(self._buffered, offset, data)
+            return
+        _write_all(self._buffered, offset, data[:head])
+        self._write_blocks(self._direct, offset + head, data[head : head + whole])
+        _write_all(self._buffered, offset + head + whole, data[head + whole :])
+
+    def _write_blocks(self, descriptor: int, offset: int, data: memoryview) -> None:
+        if not hasattr(self._local, "bounce"):
+            self._local.bounce = memoryview(mmap.mmap(-1, _BOUNCE))
+        for start in range(0, len(data), _BOUNCE):
+            part = data[start : start + _BOUNCE]
+            aligned = self._local.bounce[: len(part)]
+            aligned[:] = part
+            try:
+                _write_all(descriptor, offset + start, aligned)
+            except OSError as e:
+                if e.errno != errno.EINVAL:
+                    raise
+                # The file system takes the flag but not such writes.
+                self._direct = None
+                _write_all(self._buffered, offset + start, data[start:])
+                os.close(descriptor)
+                return
+
+    def sync(self) -> None:
+        """Make durable what has been written."""
+        sync_data(self._buffered)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._buffered)
+        if self._direct is not None:
+            os.close(self._direct)
+
+
+def _open_direct(path: Path) -> int | None:
+    """A descriptor for writing past the page cache; None where there is no such thing."""
+    if not _DIRECT:
+        return None
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | _DIRECT, 0o644)
+    except OSError as e:
+        if e.errno != errno.EINVAL:
+            raise
+        return None
+
+
+def _write_all(descriptor: int, offset: int, data: memoryview) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(descriptor, data[done:], offset + done)
