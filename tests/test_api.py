@@ -57,7 +57,7 @@ def test_notebook_replaces_only_what_it_made(caplog: pytest.LogCaptureFixture) -
     run_merge(MergeConfiguration.model_validate({**RECIPE, "dtype": "float16"}), "merged")
     assert tiny.tensors(Path("merged"))["model.norm.weight"].dtype == torch.float16
     warned = [r.message for r in caplog.records if r.levelno == logging.WARNING]
-    assert warned == ["'t' has no effect: linear does not use it; slerp would"]
+    assert warned == ["'t' has no effect: linear does not use it; slerp, nearswap would"]
     Path("mine").mkdir()
     Path("mine/file").touch()
     with pytest.raises(OutputError, match="mine is not empty"):

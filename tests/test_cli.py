@@ -21,6 +21,7 @@ from meldkit.api import Status
 from meldkit.cli import display
 from meldkit.cli.display import show_progress, text_size
 from meldkit.errors import RecipeError
+from meldkit.methods import METHODS
 from meldkit.options import MergeOptions, parse_size
 
 #: Every option of mergekit-yaml 0.1.5, with a value where it takes one.
@@ -152,7 +153,7 @@ def test_warnings_and_notes_come_before_the_work(capsys: pytest.CaptureFixture[s
     Path("recipe.yml").write_text(text.replace('"weight": 1', '"weight": 1, "t": 1'))
     done = command.run(capsys, "merge", "recipe.yml", "out")
     assert done.err == (
-        "warning: recipe.yml:1: 't' has no effect: linear does not use it; slerp would\n"
+        "warning: recipe.yml:1: 't' has no effect: linear does not use it; slerp, nearswap would\n"
         "note: model.ids.a: I64, copied from 'a'\n"
         "note: model.ids.b: I64, copied from 'a'\n"
         "note: model.ids.c: I64, copied from 'a'\n"
@@ -309,12 +310,12 @@ def test_nothing_to_do_shows_the_help(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_methods(capsys: pytest.CaptureFixture[str]) -> None:
     done = command.run(capsys, "methods")
-    assert [line.split()[0] for line in done.out.splitlines()] == [
-        *("linear", "passthrough", "slerp", "task_arithmetic", "ties")
-    ]
+    names = [line.split()[0] for line in done.out.splitlines() if not line.startswith(" ")]
+    assert names == list(METHODS)
     done = command.run(capsys, "methods", "ties")
     assert (
-        "density: Fraction of each task vector's elements to keep. 0 to 1; per model; default 1." in done.out
+        "density: Fraction of each task vector's elements to keep. 0 to 1; default 1; model, slice or recipe."
+        in done.out
     )
     assert "https://arxiv.org/abs/2306.01708" in done.out
 

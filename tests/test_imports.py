@@ -46,7 +46,7 @@ _EXTERNAL = {
     "options": "",
     "config": "",
     "api": "",
-    "memory": "torch",
+    "memory": "torch numpy",
     "merge": "",
     "cli": "click rich",
     "__init__": "",

@@ -475,7 +475,6 @@ def test_models_of_different_kinds_and_depths() -> None:
     "line",
     [
         "chat_template: auto",
-        "compat: mergekit",
         "tokenizer: {tokens: {<a>: {source: a}}}",
         "tokenizer: {pad_to_multiple_of: 8}",
         "tokenizer_source: union",

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from meldkit import __version__
 from meldkit.checkpoint import OpenFiles, StoredTensor, TileSource, open_files, open_model
-from meldkit.engine import Progress, TensorRun, default_threads, run
+from meldkit.engine import Progress, default_threads, run_jobs
 from meldkit.errors import NotSupportedError
-from meldkit.methods import METHODS, Method, get_method
+from meldkit.methods import METHODS, Method, describe, get_method, load_plugin
 from meldkit.options import MergeOptions
 from meldkit.output import OutputFolder, check_free, write_side_files
 from meldkit.plan import Input, Plan, build_plan
@@ -24,7 +24,9 @@ __all__ = [
     "RecipeLike",
     "Status",
     "check_free",
+    "describe",
     "get_method",
+    "load_plugins",
     "merge",
     "methods",
     "plan",
@@ -96,6 +98,7 @@ def plan(recipe: RecipeLike, options: MergeOptions | None = None) -> Plan:
         raise NotSupportedError(
             "not supported: only safetensors files are written", hint="leave out --no-safe-serialization"
         )
+    load_plugins(options.plugin)
     cache = Path(options.transformers_cache) if options.transformers_cache else None
 
     def opened(ref: ModelRef) -> Any:
@@ -167,7 +170,6 @@ def _run(
     options: MergeOptions,
     progress: Callable[[Status], None] | None,
 ) -> None:
-    inputs = _PlanInputs(chosen, files)
     jobs = [job for job in chosen.jobs if job.name not in folder.finished]
     total = sum(job.num_passes * job.numel for job in jobs)
     scale = chosen.bytes_to_write / max(1, chosen.num_parameters)
@@ -177,9 +179,13 @@ def _run(
             # Passes that could not be foreseen must not take the bar past its end.
             progress(Status(int(min(state.elements, total) * scale), int(total * scale), state.tensor))
 
-    run(
-        (TensorRun(job, inputs, folder) for job in jobs),
-        num_rows=max((len(job.all_inputs) for job in jobs), default=1),
+    run_jobs(
+        chosen.jobs,
+        _PlanInputs(chosen, files),
+        folder,
+        finished=folder.finished,
+        seed=chosen.seed,
+        allow_nonfinite=options.allow_nonfinite,
         threads=options.num_threads or default_threads(),
         progress=report,
     )
@@ -195,11 +201,20 @@ class _PlanInputs:
     def open(self, tensor: Input) -> TileSource:
         return self._checkpoints[tensor.checkpoint].source(self._files, tensor.tensor)
 
+    def label(self, tensor: Input) -> str:
+        return self._checkpoints[tensor.checkpoint].label
+
     def open_raw(self, tensor: Input, dtype: str) -> StoredTensor | None:
         checkpoint = self._checkpoints[tensor.checkpoint]
         if checkpoint[tensor.tensor].dtype != dtype or not checkpoint.plain(tensor.tensor):
             return None
         return checkpoint.stored(self._files, tensor.tensor)
+
+
+def load_plugins(paths: Iterable[str | os.PathLike[str]]) -> None:
+    """Make the methods that Python files declare known; the files are run."""
+    for path in paths:
+        load_plugin(Path(path))
 
 
 def methods() -> tuple[Method, ...]:

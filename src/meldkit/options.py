@@ -56,7 +56,7 @@ class MergeOptions:
     read_to_gpu: bool = _option(False, "Read weights straight to the GPU.", idle=_CPU)
     multi_gpu: bool = _option(False, "Use several GPUs.", idle=_CPU)
     gpu_rich: bool = _option(False, "Alias of four GPU options.", idle=_CPU)
-    num_threads: int | None = _option(None, "Worker threads; all processors if not given.", flags=("-j",))
+    num_threads: int | None = _option(None, "Worker threads; processors + 1 if not given.", flags=("-j",))
     async_write: bool = _option(False, "Write while computing.", idle="writing always overlaps computing")
     write_threads: int = _option(1, "Threads that write.", idle="every worker writes what it computed")
     out_shard_size: str | int = _option(
@@ -66,6 +66,8 @@ class MergeOptions:
     clone_tensors: bool = _option(False, "Clone tensors before saving.", idle=_STREAMS)
     write_model_card: bool = _option(True, "Write README.md with recipe and models.")
     safe_serialization: bool = _option(True, "Write safetensors files.")
+    allow_nonfinite: bool = _option(False, "Let NaN and Inf in the inputs through.")
+    plugin: tuple[str, ...] = _option((), "Python file that declares a merge method; may be repeated.")
     quiet: bool = _option(False, "Print nothing but errors.")
     verbosity: int = _option(0, "Print more; may be repeated.", flags=("-v",))
     overwrite: bool = _option(False, "Replace what is in the output folder.")

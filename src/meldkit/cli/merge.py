@@ -35,6 +35,8 @@ def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
         if option.name == "verbosity":
             spelled: tuple[str, ...] = (*flags, "--verbose", option.name)
             decorate = click.option(*spelled, count=True, help=doc)
+        elif isinstance(option.default, tuple):
+            decorate = click.option(f"--{name}", multiple=True, help=doc)
         elif isinstance(option.default, bool):
             spelled = (f"--{name}/--no-{name}", *flags)
             decorate = click.option(*spelled, default=option.default, help=doc)

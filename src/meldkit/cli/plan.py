@@ -28,16 +28,25 @@ _LAYER = re.compile(r"\.\d+\.")
 @click.option("--allow-crimes/--no-allow-crimes", default=False, help="As for merge.")
 @click.option("--out-shard-size", default="5B", show_default=True, help="As for merge.")
 @click.option("--transformers-cache", default=None, help="As for merge.")
+@click.option("--plugin", multiple=True, help="As for merge.")
 @click.option("--verbose", "-v", is_flag=True, help="List every tensor and every note.")
 def command(
-    recipe: Path, allow_crimes: bool, out_shard_size: str, transformers_cache: str | None, verbose: bool
+    recipe: Path,
+    allow_crimes: bool,
+    out_shard_size: str,
+    transformers_cache: str | None,
+    plugin: tuple[str, ...],
+    verbose: bool,
 ) -> None:
     """Show what RECIPE would do, from the headers of its models; no weight is read and nothing written."""
     from meldkit.api import plan
     from meldkit.options import MergeOptions
 
     options = MergeOptions(
-        allow_crimes=allow_crimes, out_shard_size=out_shard_size, transformers_cache=transformers_cache
+        allow_crimes=allow_crimes,
+        out_shard_size=out_shard_size,
+        transformers_cache=transformers_cache,
+        plugin=plugin,
     )
     click.echo(describe(plan(recipe, options), verbose=verbose))
 
@@ -138,9 +147,12 @@ def _treatment(plan: Plan, jobs: Sequence[TensorJob]) -> str:
     merged = [job for job in jobs if job.method is not None]
     parts: list[str] = []
     if merged:
+        # Words choose between variants; those that are as usual go without saying.
+        usual = {p.name: p.default for p in plan.method.parameters if p.kind is str or p.of_recipe}
         values = [
             f"{name}={_span([job.values[name] for job in merged])}"
             for name in dict.fromkeys(name for job in merged for name in job.values)
+            if any(job.values[name] != usual.get(name) for job in merged)
         ]
         parts.append(f"{plan.method.name} {', '.join(values)}".rstrip())
     if copies:

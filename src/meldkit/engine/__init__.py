@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from meldkit.engine.jobs import run_jobs
 from meldkit.engine.run import Progress, default_threads, run
 from meldkit.engine.tensor_run import TILE, Inputs, Sink, TensorRun
 
-__all__ = ["TILE", "Inputs", "Progress", "Sink", "TensorRun", "default_threads", "run"]
+__all__ = ["TILE", "Inputs", "Progress", "Sink", "TensorRun", "default_threads", "run", "run_jobs"]

@@ -7,15 +7,38 @@ follow each other closely while its bytes are still in the page cache, and few t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from threading import Condition, Thread
+from threading import Condition, Lock, Thread
+from typing import Protocol
 
 import torch
 
-from meldkit.engine.tensor_run import TILE, Buffers, TensorRun
-from meldkit.methods.statistics import CHUNK
+from meldkit.engine.tensor_run import Buffers
+from meldkit.plan import TensorJob
+
+
+class Runnable(Protocol):
+    """Something that is done tile by tile, perhaps in several passes.
+
+    Attributes:
+        job: what it is about.
+        spans: spans (start, stop) of the current pass that nobody has taken yet; at least one.
+        outstanding: spans taken and not yet processed.
+    """
+
+    job: TensorJob
+    spans: deque[tuple[int, int]]
+    outstanding: int
+
+    def process(self, start: int, stop: int, buffers: Buffers) -> None:
+        """Work on elements [start, stop); called in any thread."""
+        ...
+
+    def advance(self) -> bool:
+        """Go on to the next pass, of which no tile has been taken; False when there is none."""
+        ...
 
 
 @dataclass(slots=True)
@@ -32,16 +55,18 @@ class Progress:
 
 
 def default_threads() -> int:
-    """Worker threads if the user names no number: the processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Worker threads if the user names no number: one more than the processors that this process may use.
+
+    While one waits for the disk, the others compute.
+    """
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return processors + 1
 
 
 def run(
-    tensors: Iterable[TensorRun],
+    tensors: Iterable[Runnable],
     *,
-    num_rows: int,
     threads: int = 1,
-    tile: int = TILE,
     progress: Callable[[Progress], None] | None = None,
     interval: float = 0.1,
 ) -> None:
@@ -49,21 +74,18 @@ def run(
 
     Args:
         tensors: opened one after the other as workers become free.
-        num_rows: most inputs of any of them, bases counted.
         threads: worker threads.
-        tile: elements per tile, a multiple of `CHUNK`.
         progress: called from this thread every `interval` seconds, and once at the end.
 
     Raises:
         MeldError: whatever the first failing tile raised; the others are stopped.
+        ValueError: no thread.
     """
-    assert tile % CHUNK == 0
+    if threads < 1:
+        raise ValueError(f"threads is {threads}; it must be 1 or more")
     queue = _Queue(iter(tensors))
-    workers = [
-        Thread(target=_work, args=(queue, num_rows, tile), name=f"tile-{i}", daemon=True)
-        for i in range(threads)
-    ]
-    with _single_threaded_torch():
+    workers = [Thread(target=_work, args=(queue,), name=f"tile-{i}", daemon=True) for i in range(threads)]
+    with _single_threaded_torch:
         for worker in workers:
             worker.start()
         try:
@@ -72,6 +94,8 @@ def run(
                     worker.join(interval / threads)
                 if progress is not None:
                     progress(queue.progress)
+            if progress is not None:
+                progress(queue.progress)
         finally:
             # Reached early by Ctrl-C: workers finish the tile in hand and nothing more.
             queue.stop()
@@ -81,20 +105,37 @@ def run(
         raise queue.error
 
 
-@contextmanager
-def _single_threaded_torch() -> Generator[None]:
-    """One thread per operation: workers are the parallelism, and sums must not depend on the machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+class _TorchThreads:
+    """One thread per operation while anything runs, then what there was before.
+
+    Workers are the parallelism, and sums must not depend on the machine.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._num_runs = 0
+        self._before = 1
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._num_runs == 0:
+                self._before = torch.get_num_threads()
+                torch.set_num_threads(1)
+            self._num_runs += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._num_runs -= 1
+            if self._num_runs == 0:
+                torch.set_num_threads(self._before)
 
 
-def _work(queue: _Queue, num_rows: int, tile: int) -> None:
+_single_threaded_torch = _TorchThreads()
+
+
+def _work(queue: _Queue) -> None:
     try:
-        buffers = Buffers(num_rows, tile)
+        buffers = Buffers()
         while (task := queue.take()) is not None:
             tensor, start, stop = task
             if stop > start:
@@ -107,16 +148,16 @@ def _work(queue: _Queue, num_rows: int, tile: int) -> None:
 class _Queue:
     """Hands out tiles, and takes tensors from pass to pass."""
 
-    def __init__(self, pending: Iterator[TensorRun]) -> None:
+    def __init__(self, pending: Iterator[Runnable]) -> None:
         self._pending = pending
-        self._ready: list[TensorRun] = []
+        self._ready: list[Runnable] = []
         self._num_open = 0
         self._changed = Condition()
         self._stopped = False
         self.error: BaseException | None = None
         self.progress = Progress()
 
-    def take(self) -> tuple[TensorRun, int, int] | None:
+    def take(self) -> tuple[Runnable, int, int] | None:
         """The next tile, waiting for one if tensors are between passes; None when there is no more."""
         with self._changed:
             while not self._stopped:
@@ -131,20 +172,20 @@ class _Queue:
                         self._changed.wait()
                         continue
                 tensor = self._ready[0]
-                tile = tensor.tiles.popleft()
+                tile = tensor.spans.popleft()
                 tensor.outstanding += 1
-                if not tensor.tiles:
+                if not tensor.spans:
                     self._ready.pop(0)
                 return tensor, *tile
             return None
 
-    def done(self, tensor: TensorRun, elements: int) -> None:
+    def done(self, tensor: Runnable, elements: int) -> None:
         """A tile is processed; after the last one of a pass the tensor goes on."""
         with self._changed:
             self.progress.elements += elements
             self.progress.tensor = tensor.job.name
             tensor.outstanding -= 1
-            if tensor.outstanding or tensor.tiles:
+            if tensor.outstanding or tensor.spans:
                 return
         # No tile of this pass is left and none is in hand: nobody else touches the tensor now.
         more = tensor.advance()

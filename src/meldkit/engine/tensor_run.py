@@ -1,9 +1,10 @@
-"""One output tensor on its way: which passes remain, and what a tile of each does."""
+"""One output tensor on its way: which passes remain, and what a piece of each does."""
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from threading import Lock
 from typing import Any, Protocol
 
@@ -13,14 +14,18 @@ from torch import Tensor
 
 from meldkit.checkpoint import DTYPES, Scratch, StoredTensor, TileSource
 from meldkit.errors import RunError
-from meldkit.methods import Method
+from meldkit.methods import Method, Noise, Whole
 from meldkit.methods.base import subtract_base
 from meldkit.methods.statistics import CHUNK, Statistic
 from meldkit.plan import Input, TensorJob
 
-#: Elements of a tile. Small enough that a tile of each model stays in the cache while it is worked on,
-#: large enough that the time of a call is nothing beside the time of its work.
-TILE = 8 * CHUNK
+#: Elements of a tile, on which methods work: small enough that a tile of each model stays in the cache,
+#: large enough that the time of a call is little beside the time of its work.
+TILE = 4 * CHUNK
+#: Elements of a span, the run of tiles that one worker takes and writes at once: disks want long writes.
+SPAN = 16 * CHUNK
+#: Elements: no sum may depend on where in memory a row begins.
+_ALIGNMENT = 64
 
 
 class Sink(Protocol):
@@ -46,60 +51,128 @@ class Inputs(Protocol):
         """The tensor's bytes, if they are its values in that dtype (safetensors spelling)."""
         ...
 
+    def label(self, tensor: Input) -> str:
+        """What messages call the model it is of."""
+        ...
+
 
 class Buffers:
-    """What one worker needs to work on tiles, allocated once.
+    """What one worker needs; each buffer grows to the largest need and stays."""
+
+    def __init__(self) -> None:
+        self._values = Scratch()
+        self.scratch = Scratch()
+        self.output = Scratch()
+
+    def rows(self, num_rows: int, n: int) -> Float32[Tensor, "num_rows n"]:
+        """Room for one tile of each input; rows are aligned alike whatever n is."""
+        stride = -(-n // _ALIGNMENT) * _ALIGNMENT
+        room = self._values.take(num_rows * stride * 4).view(torch.float32)
+        return room.view(num_rows, stride)[:, :n]
+
+
+def cut(ranges: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
+    """Pieces (start, stop) of at most `size` elements.
+
+    A range without elements still gives one, so that a tensor without any comes to its end like others.
+    """
+    for first, stop in ranges:
+        for start in range(first, max(stop, first + 1), size):
+            yield start, min(stop, start + size)
+
+
+def read_tile(
+    job: TensorJob, sources: Sequence[TileSource], start: int, stop: int, buffers: Buffers
+) -> tuple[Float32[Tensor, "m n"], Float32[Tensor, " n"] | None]:
+    """Elements [start, stop) of the models, as task vectors if the job has a base; and of the base.
 
     Args:
-        num_rows: most inputs of a job, its base counted.
-        tile: elements of a tile.
+        job: says whether there is a base.
+        sources: of its inputs, the base first.
+        start, stop: elements of the flattened tensor.
+        buffers: of the worker; what is returned lies in them.
     """
+    rows = buffers.rows(len(sources), stop - start)
+    for row, source in zip(rows, sources, strict=True):
+        source.read(start, stop, row, buffers.scratch)
+    if job.base is None:
+        return rows, None
+    subtract_base(rows[1:], rows[0])
+    return rows[1:], rows[0]
 
-    def __init__(self, num_rows: int, tile: int) -> None:
-        self.rows: Float32[Tensor, "rows tile"] = torch.empty(num_rows, tile)
-        self.scratch = Scratch()
-        self.cast = Scratch()
+
+def _round_to_finite(values: Sequence[float], dtype: torch.dtype) -> bool:
+    """Whether values, slightly too large perhaps, round to numbers of the dtype."""
+    limit = torch.finfo(dtype).max
+    # Half a unit in the last place: beyond it they would round to infinity.
+    spacing = limit - torch.tensor(limit, dtype=torch.float64).div(1 + torch.finfo(dtype).eps).item()
+    return all(abs(v) < limit + spacing / 2 for v in values)
 
 
 class TensorRun:
-    """Carries out one job, tile by tile, in passes: measuring ones, then the one that writes.
+    """Carries out one job in passes over its elements: measuring ones, then the one that writes.
 
-    The tiles of a pass may be processed in any order and in any threads; `advance` is called once
+    The spans of a pass may be processed in any order and in any threads; `advance` is called once
     between passes.
 
+    Args:
+        job: what to do.
+        inputs: where its inputs come from.
+        sink: where the result goes.
+        seed: of random methods.
+        tile: elements per tile, a multiple of `CHUNK`; changes nothing in the result.
+        span: elements per span, nor does this.
+        of_model: what the method measured over the whole model.
+        allow_nonfinite: let NaN and Inf through.
+
     Attributes:
-        tiles: tiles (start, stop) of the current pass that nobody has taken yet.
-        outstanding: tiles taken and not yet processed. Both are the scheduler's to change.
+        job: the job.
+        spans: spans (start, stop) of the current pass that nobody has taken yet.
+        outstanding: spans taken and not yet processed. Both are the scheduler's to change.
     """
 
-    def __init__(self, job: TensorJob, inputs: Inputs, sink: Sink, tile: int = TILE) -> None:
+    def __init__(
+        self,
+        job: TensorJob,
+        inputs: Inputs,
+        sink: Sink,
+        *,
+        seed: int = 0,
+        tile: int = TILE,
+        span: int = SPAN,
+        of_model: Any = None,
+        allow_nonfinite: bool = False,
+    ) -> None:
+        if tile < CHUNK or tile % CHUNK:
+            raise ValueError(f"tile is {tile}; it must be a multiple of {CHUNK}")
         self.job = job
+        self.outstanding = 0
+        self._inputs = inputs
         self._sink = sink
-        self._tile = tile
+        self._allow_nonfinite = allow_nonfinite
+        self._whole = Whole(len(job.inputs), job.shape, Noise(seed, job.name), of_model)
         self._raw = inputs.open_raw(job.inputs[0], job.dtype) if job.method is None else None
         self._sources = [] if self._raw else [inputs.open(i) for i in job.all_inputs]
         self._statistic: Statistic | None = None
         self._measured: Any = None
         self._lock = Lock()
         self._writing = False
+        grain = CHUNK
         if job.method is not None:
-            self._statistic = job.method.statistic(len(job.inputs), job.numel, job.values)
-        self.tiles = self._next_tiles()
-        self.outstanding = 0
+            grain = job.method.grain(self._whole, job.values)
+            self._statistic = job.method.statistic(self._whole, job.values)
+        self._tile = max(tile // grain, 1) * grain
+        self._span = max(span // self._tile, 1) * self._tile
+        self.spans = self._next_spans()
 
-    def _next_tiles(self) -> deque[tuple[int, int]]:
+    def _next_spans(self) -> deque[tuple[int, int]]:
         ranges: Sequence[tuple[int, int]] = self._statistic.ranges() if self._statistic else ()
         if not ranges:
             if self._statistic is not None:
                 self._measured = self._statistic.result
             self._writing = True
             ranges = [(0, self.job.numel)]
-        # A tensor without elements still has one tile, so that it comes to its end like any other.
-        return deque(
-            (start, min(stop, start + self._tile))
-            for first, stop in ranges
-            for start in range(first, max(stop, first + 1), self._tile)
-        )
+        return deque(cut(ranges, self._span))
 
     def advance(self) -> bool:
         """Go on to the next pass; False when the tensor is finished."""
@@ -108,55 +181,81 @@ class TensorRun:
             return False
         assert self._statistic is not None
         self._statistic.finish_pass()
-        self.tiles = self._next_tiles()
+        self.spans = self._next_spans()
         return True
 
     def process(self, start: int, stop: int, buffers: Buffers) -> None:
-        """Work on elements [start, stop) in the current pass."""
+        """Work on elements [start, stop), a span of the current pass."""
         if self._raw is not None:
-            raw = buffers.scratch.take((stop - start) * DTYPES[self.job.dtype].itemsize)
-            data = raw.numpy().data
-            self._raw.read_bytes(start, data)
-            self._sink.write(self.job, start, data)
-            return
-        rows = buffers.rows[: len(self._sources), : stop - start]
-        for row, source in zip(rows, self._sources, strict=True):
-            source.read(start, stop, row, buffers.scratch)
-        method = self.job.method
-        if method is None:
-            self._write(start, rows[0], buffers)
-            return
-        base = None if self.job.base is None else rows[0]
-        models = rows if base is None else rows[1:]
-        if base is not None:
-            subtract_base(models, base)
-        if self._writing:
-            self._write(start, self._merge(method, models, base), buffers)
-            return
+            raw = buffers.scratch.take((stop - start) * DTYPES[self.job.dtype].itemsize).numpy().data
+            self._raw.read_bytes(start, raw)
+            self._sink.write(self.job, start, raw)
+        elif self._writing:
+            self._write(start, stop, buffers)
+        else:
+            self._measure(start, stop, buffers)
+
+    def _measure(self, start: int, stop: int, buffers: Buffers) -> None:
         assert self._statistic is not None
-        partial = self._statistic.update(models, start)
-        with self._lock:
-            self._statistic.absorb(partial)
+        for first, last in cut([(start, stop)], self._tile):
+            models, base = read_tile(self.job, self._sources, first, last, buffers)
+            self._check_inputs(first, models, base)
+            partial = self._statistic.update(models, first)
+            with self._lock:
+                self._statistic.absorb(partial)
+
+    def _write(self, start: int, stop: int, buffers: Buffers) -> None:
+        dtype = DTYPES[self.job.dtype]
+        raw = buffers.output.take((stop - start) * dtype.itemsize)
+        output = raw.view(getattr(torch, dtype.torch))
+        for first, last in cut([(start, stop)], self._tile):
+            models, base = read_tile(self.job, self._sources, first, last, buffers)
+            values = (
+                models[0] if self.job.method is None else self._merge(self.job.method, first, models, base)
+            )
+            self._check_range(first, values, output.dtype)
+            output[first - start : last - start].copy_(values)
+        self._sink.write(self.job, start, raw.numpy().data)
 
     def _merge(
-        self, method: Method, models: Float32[Tensor, "m n"], base: Float32[Tensor, " n"] | None
+        self, method: Method, start: int, models: Float32[Tensor, "m n"], base: Float32[Tensor, " n"] | None
     ) -> Float32[Tensor, " n"]:
-        merged = method.apply(models, self.job.values, self._measured)
+        if self._statistic is None:
+            self._check_inputs(start, models, base)
+        merged = method.apply(models, self.job.values, self._measured, self._whole, start)
         return merged if base is None else merged.add_(base)
 
-    def _write(self, start: int, values: Float32[Tensor, " n"], buffers: Buffers) -> None:
-        dtype = DTYPES[self.job.dtype]
-        torch_dtype: torch.dtype = getattr(torch, dtype.torch)
+    def _check_inputs(
+        self, start: int, models: Float32[Tensor, "m n"], base: Float32[Tensor, " n"] | None
+    ) -> None:
+        """Refuse NaN and Inf, which methods may turn into sound-looking numbers; in the first pass."""
+        if self._allow_nonfinite:
+            return
+        rows = list(models) if base is None else [base, *models]
+        for row, tensor in zip(rows, self.job.all_inputs, strict=True):
+            # A sum is NaN or Inf if an element is, and seldom else.
+            if not math.isfinite(row.sum().item()):
+                wrong = torch.nonzero(~torch.isfinite(row))
+                if len(wrong):
+                    first = int(wrong[0])
+                    raise RunError(
+                        f"tensor '{tensor.tensor}' of '{self._inputs.label(tensor)}' has the value "
+                        f"{row[first].item()} at element {start + first:,}",
+                        hint="repair the model, or let it through with --allow-nonfinite",
+                    )
+
+    def _check_range(self, start: int, values: Float32[Tensor, " n"], dtype: torch.dtype) -> None:
+        """Refuse values that the output's dtype cannot hold."""
+        if self._allow_nonfinite or values.numel() == 0:
+            return
         low, high = (v.item() for v in torch.aminmax(values))
-        limit = torch.finfo(torch_dtype).max
+        limit = torch.finfo(dtype).max
         if not -limit <= low <= high <= limit:
+            # Whatever rounds to the largest number fits as well.
+            if math.isfinite(low) and math.isfinite(high) and _round_to_finite((low, high), dtype):
+                return
             raise RunError(
                 f"tensor '{self.job.name}' of the output has values from {low:g} to {high:g} near element "
-                f"{start:,}, which {dtype.torch} cannot hold",
+                f"{start:,}, which {str(dtype).removeprefix('torch.')} cannot hold",
                 hint="look for NaN or Inf in the inputs, or choose a wider dtype such as bfloat16",
             )
-        if torch_dtype is not torch.float32:
-            raw = buffers.cast.take(values.numel() * dtype.itemsize)
-            raw.view(torch_dtype).copy_(values)
-            values = raw
-        self._sink.write(self.job, start, values.view(torch.uint8).numpy().data)

@@ -2,21 +2,83 @@
 
 from __future__ import annotations
 
+import runpy
+from importlib.metadata import entry_points
+from pathlib import Path
+
 from meldkit.errors import RecipeError, did_you_mean
-from meldkit.methods import linear, passthrough, slerp, task_arithmetic, ties
-from meldkit.methods.base import Base, Method, Parameter, Value, Values
+from meldkit.methods import (
+    arcee_fusion,
+    breadcrumbs,
+    breadcrumbs_ties,
+    dare_linear,
+    dare_ties,
+    della,
+    della_linear,
+    karcher,
+    linear,
+    model_stock,
+    multislerp,
+    nearswap,
+    nuslerp,
+    passthrough,
+    ram,
+    ramplus_tl,
+    sce,
+    slerp,
+    task_arithmetic,
+    ties,
+)
+from meldkit.methods.base import Base, Method, Parameter, Value, Values, Whole
+from meldkit.methods.noise import Noise
+
+#: Group under which packages declare methods of their own: name = "package.module:METHOD".
+ENTRY_POINTS = "meldkit.methods"
 
 METHODS: dict[str, Method] = {
-    module.METHOD.name: module.METHOD for module in (linear, passthrough, slerp, task_arithmetic, ties)
+    module.METHOD.name: module.METHOD
+    for module in (
+        # averages
+        linear,
+        slerp,
+        nuslerp,
+        multislerp,
+        karcher,
+        # task vectors
+        task_arithmetic,
+        ties,
+        dare_linear,
+        dare_ties,
+        della,
+        della_linear,
+        breadcrumbs,
+        breadcrumbs_ties,
+        sce,
+        ram,
+        ramplus_tl,
+        model_stock,
+        # two models
+        nearswap,
+        arcee_fusion,
+        # one model
+        passthrough,
+    )
 }
 
 
 def get_method(name: str, where: str = "") -> Method:
-    """The method of that name.
+    """The method of that name, ours or one that an installed package declares.
+
+    Args:
+        name: as in `merge_method`.
+        where: place in the recipe, for messages.
 
     Raises:
         RecipeError: unknown; names the nearest one.
     """
+    if name not in METHODS:
+        for entry in entry_points(group=ENTRY_POINTS, name=name):
+            register(entry.load())
     try:
         return METHODS[name]
     except KeyError:
@@ -25,4 +87,51 @@ def get_method(name: str, where: str = "") -> Method:
         ) from None
 
 
-__all__ = ["METHODS", "Base", "Method", "Parameter", "Value", "Values", "get_method"]
+_loaded: set[Path] = set()
+
+
+def register(method: Method) -> None:
+    """Make a method known by its name.
+
+    Raises:
+        RecipeError: another method has that name.
+    """
+    if not isinstance(method, Method):  # pyright: ignore[reportUnnecessaryIsInstance] - comes from outside
+        raise RecipeError(
+            f"{method!r} is not a merge method", hint="it must be a meldkit.methods.base.Method"
+        )
+    if METHODS.setdefault(method.name, method) is not method:
+        raise RecipeError(f"there is already a merge_method '{method.name}'", hint="give yours another name")
+
+
+def load_plugin(path: Path) -> None:
+    """Register the `METHOD` of a Python file. The file is run: load only what you trust.
+
+    Raises:
+        RecipeError: no such file, or it has no METHOD.
+    """
+    if path.resolve() in _loaded:
+        return
+    try:
+        content = runpy.run_path(str(path))
+    except OSError as e:
+        raise RecipeError(f"cannot read plugin {path}: {e.strerror}") from e
+    if "METHOD" not in content:
+        raise RecipeError(f"plugin {path} has no METHOD", hint="see docs/extending.md")
+    register(content["METHOD"])
+    _loaded.add(path.resolve())
+
+
+__all__ = [
+    "METHODS",
+    "Base",
+    "Method",
+    "Noise",
+    "Parameter",
+    "Value",
+    "Values",
+    "Whole",
+    "get_method",
+    "load_plugin",
+    "register",
+]

@@ -10,9 +10,10 @@ often the data is read and how much memory that takes:
     spanned       the m×m Gram matrix, giving coefficients c: Σ c_i x_i   a pass to measure, one to apply
     measured      declared statistics, then a tile                        passes to measure, one to apply
 
+A tile is a run of elements; where a method says so, of whole rows.
+
 A method whose base policy is a delta policy sees task vectors (model − base) in place of weights,
-in measuring and in applying, and returns a task vector; the base is subtracted and added back by
-`run_tile` and nowhere else.
+in measuring and in applying, and returns a task vector; the engine subtracts the base and adds it back.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
-from meldkit.methods.statistics import Gram, Statistic
+from meldkit.methods.noise import Noise
+from meldkit.methods.statistics import CHUNK, Gram, Statistic
 
 #: One number, flag or word.
 Value = float | bool | str
@@ -42,10 +44,64 @@ class Base(enum.Enum):
 
     #: Only donates config.json and tokenizer; listed, it is a model like any other.
     DONOR = "optional, donates configuration and tokenizer"
+    #: One of the models, the last one if it is not listed among them.
+    MEMBER = "optional, is one of the models"
     #: One of the two inputs, always the first one.
     ENDPOINT = "required, the start of the path"
     #: Task vectors are taken from it; it is not itself a model to merge.
     DELTA = "required, task vectors are taken from it"
+    #: The same where it is given; without it, whole weights are merged.
+    OPTIONAL_DELTA = "optional; if given, task vectors are taken from it"
+
+    @property
+    def required(self) -> bool:
+        """Whether there must be one."""
+        return self in (Base.ENDPOINT, Base.DELTA)
+
+    @property
+    def delta(self) -> bool:
+        """Whether a given base is subtracted from the models."""
+        return self in (Base.DELTA, Base.OPTIONAL_DELTA)
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """What a method may know about a whole tensor before it sees an element.
+
+    Attributes:
+        num_models: m.
+        shape: of the tensor.
+        noise: its random numbers.
+        of_model: what was measured over all tensors together, for methods that want it.
+    """
+
+    num_models: int
+    shape: tuple[int, ...]
+    noise: Noise
+    of_model: Any = None
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def num_columns(self) -> int:
+        """Elements of a row, the last dimension; a tensor of one dimension or none is a single row."""
+        return self.shape[-1] if self.shape else 1
+
+
+@dataclass(frozen=True, slots=True)
+class TileNoise:
+    """The random numbers of a tile's elements."""
+
+    noise: Noise
+    start: int
+    n: int
+
+    def keep(self, model: int, density: float) -> np.ndarray:
+        """Which elements of a model's tile to keep: bool `[n]`."""
+        return self.noise.keep(model, self.start, self.n, density)
 
 
 REQUIRED: Any = object()
@@ -64,6 +120,8 @@ class Parameter:
         per_model: one value per input model instead of one for the tensor.
         low, high: closed range of valid numbers.
         choices: valid words.
+        aliases: values that stand for words, such as true for the default.
+        of_recipe: set by a key of the recipe itself, not among its parameters.
     """
 
     name: str
@@ -74,6 +132,8 @@ class Parameter:
     low: float = -math.inf
     high: float = math.inf
     choices: tuple[str, ...] = ()
+    aliases: Mapping[Value, str] = field(default_factory=dict[Value, str])
+    of_recipe: bool = False
 
     @property
     def required(self) -> bool:
@@ -99,12 +159,16 @@ class Parameter:
             return f"{self.low:g} or more"
         return f"{self.high:g} or less" if high else "any number"
 
-    def check(self, value: Value) -> Value:
-        """The value in its declared kind.
+    def check(self, value: object) -> Value:
+        """The value in its declared kind; numpy's numbers are numbers too.
 
         Raises:
             ValueError: wrong kind or out of range; the message says what would be valid.
         """
+        if isinstance(value, np.generic):
+            value = cast("object", value.item())  # pyright: ignore[reportUnknownMemberType]
+        if isinstance(value, bool | float | str) and value in self.aliases:
+            return self.aliases[value]
         if self.kind is bool and value in (0, 1, True, False):
             return bool(value)
         if self.kind is str and isinstance(value, str) and (not self.choices or value in self.choices):
@@ -118,6 +182,9 @@ class Parameter:
 
 _PYTHON_WORDS = ("lambda",)
 
+#: For methods that can also do what mergekit does where meldkit does otherwise: the recipe's `compat`.
+COMPAT = Parameter("compat", "Do as mergekit does.", default=False, kind=bool, of_recipe=True)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
@@ -128,10 +195,15 @@ class Method:
         function: the mathematics; its docstring is the documentation (`meldkit methods NAME`).
         parameters: declared parameters.
         base: what `base_model` means.
-        num_models: fewest and most models, the base not counted unless it is an endpoint; None = no limit.
+        num_models: fewest and most models, the base not counted unless it is one; None = no limit.
         paper: arXiv identifier or empty.
         check_values: raises ValueError where parameters, valid one by one, make no sense together.
         is_copy: whether, with these parameters, the result is the only input itself.
+        by_rows: whether, with these parameters, tiles must consist of whole rows (`Whole.num_columns`).
+        measure_model: what must be measured over all tensors together, `measure_model(whole, **parameters)`
+            where `whole` is all of them one after the other; the parameters must then be the same for all.
+        model_parameters: names of the parameters that `measure_model` looks at.
+        random: whether `function` draws numbers: it is then also given `noise`, a `TileNoise`.
     """
 
     name: str
@@ -142,6 +214,10 @@ class Method:
     paper: str = ""
     check_values: Callable[..., object] | None = None
     is_copy: Callable[..., bool] | None = None
+    by_rows: Callable[..., bool] | None = None
+    measure_model: Callable[..., Statistic | None] | None = None
+    model_parameters: tuple[str, ...] = ()
+    random: bool = False
 
     shape: str = field(default="elementwise", init=False)
 
@@ -167,27 +243,49 @@ class Method:
         """Whether the result is the only input itself, so that its bytes can be copied."""
         return self.is_copy is not None and self.is_copy(**self.arguments(values))
 
-    def statistic(self, num_models: int, numel: int, values: Values) -> Statistic | None:
+    def grain(self, whole: Whole, values: Values) -> int:
+        """Starts and lengths of tiles, in elements, are multiples of this; the last one may be shorter."""
+        rows = self.by_rows is not None and self.by_rows(**self.arguments(values))
+        return whole.num_columns if rows else CHUNK
+
+    def model_statistic(self, whole: Whole, values: Values) -> Statistic | None:
+        """What must be measured over all tensors together before any is merged; None if nothing."""
+        return None if self.measure_model is None else self.measure_model(whole, **self.arguments(values))
+
+    def statistic(self, whole: Whole, values: Values) -> Statistic | None:
         """What must be measured over the whole tensor before a tile can be merged; None if nothing.
 
         Args:
-            num_models: m.
-            numel: elements of the tensor.
+            whole: the tensor.
             values: resolved parameters.
         """
-        del num_models, numel, values
+        del whole, values
 
-    def apply(self, x: Float32[Tensor, "m n"], values: Values, measured: Any) -> Float32[Tensor, " n"]:
+    def apply(
+        self, x: Float32[Tensor, "m n"], values: Values, measured: Any, whole: Whole, start: int
+    ) -> Float32[Tensor, " n"]:
         """Merge one tile.
 
         Args:
             x: weights, or task vectors under a delta policy; may be overwritten.
             values: resolved parameters.
             measured: result of `statistic`, None if there is none.
+            whole: the tensor that the tile is part of.
+            start: first element of the tile.
 
         Returns:
             The merged tile, possibly a view of `x`.
         """
+        arguments = self.arguments(values)
+        if self.random:
+            arguments["noise"] = TileNoise(whole.noise, start, x.shape[1])
+        if self.by_rows is not None and self.by_rows(**self.arguments(values)):
+            arguments["num_columns"] = whole.num_columns
+        return self._merge(x, measured, arguments)
+
+    def _merge(
+        self, x: Float32[Tensor, "m n"], measured: Any, arguments: dict[str, Any]
+    ) -> Float32[Tensor, " n"]:
         raise NotImplementedError  # pragma: no cover - every shape below implements it
 
 
@@ -195,9 +293,11 @@ class Method:
 class Elementwise(Method):
     """`function(x, **parameters)` on tiles."""
 
-    def apply(self, x: Float32[Tensor, "m n"], values: Values, measured: Any) -> Float32[Tensor, " n"]:
+    def _merge(
+        self, x: Float32[Tensor, "m n"], measured: Any, arguments: dict[str, Any]
+    ) -> Float32[Tensor, " n"]:
         del measured
-        return self.function(x, **self.arguments(values))
+        return self.function(x, **arguments)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,28 +306,32 @@ class Spanned(Method):
 
     shape: str = field(default="spanned", init=False)
 
-    def statistic(self, num_models: int, numel: int, values: Values) -> Statistic:
+    def statistic(self, whole: Whole, values: Values) -> Statistic:
         del values
-        return Gram(num_models, numel)
+        return Gram(whole.num_models, whole.numel)
 
-    def apply(self, x: Float32[Tensor, "m n"], values: Values, measured: Any) -> Float32[Tensor, " n"]:
+    def _merge(
+        self, x: Float32[Tensor, "m n"], measured: Any, arguments: dict[str, Any]
+    ) -> Float32[Tensor, " n"]:
         gram: Float64[np.ndarray, "m m"] = measured
-        return combine(x, self.function(gram, **self.arguments(values)))
+        return combine(x, self.function(gram, **arguments))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured(Method):
-    """`function(x, measured, **parameters)` on tiles, after `measure(m, numel, **parameters)`."""
+    """`function(x, measured, **parameters)` on tiles, after `measure(whole, **parameters)`."""
 
     measure: Callable[..., Statistic | None]
 
     shape: str = field(default="measured", init=False)
 
-    def statistic(self, num_models: int, numel: int, values: Values) -> Statistic | None:
-        return self.measure(num_models, numel, **self.arguments(values))
+    def statistic(self, whole: Whole, values: Values) -> Statistic | None:
+        return self.measure(whole, **self.arguments(values))
 
-    def apply(self, x: Float32[Tensor, "m n"], values: Values, measured: Any) -> Float32[Tensor, " n"]:
-        return self.function(x, measured, **self.arguments(values))
+    def _merge(
+        self, x: Float32[Tensor, "m n"], measured: Any, arguments: dict[str, Any]
+    ) -> Float32[Tensor, " n"]:
+        return self.function(x, measured, **arguments)
 
 
 def combine(x: Float32[Tensor, "m n"], coefficients: Sequence[float]) -> Float32[Tensor, " n"]:

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from jaxtyping import Float32
 from torch import Tensor
 
-from meldkit.methods.base import Base, Elementwise, Parameter, combine
-from meldkit.methods.linear import check_weights, normalized
-
-WEIGHT = Parameter("weight", "Factor on the model's task vector; negative removes a skill.", per_model=True)
-LAMBDA = Parameter("lambda", "Factor on the merged task vector.", default=1.0)
+from meldkit.methods._task_vectors import LAMBDA, WEIGHT, merge_task_vectors, normalize_parameter
+from meldkit.methods.base import Base, Elementwise
+from meldkit.methods.linear import check_weights
 
 
 def task_arithmetic(
@@ -24,18 +22,13 @@ def task_arithmetic(
 
     Paper: Editing models with task arithmetic, https://arxiv.org/abs/2212.04089.
     """
-    coefficients = normalized(weight) if normalize else weight
-    return combine(x, [lambda_ * c for c in coefficients])
+    return merge_task_vectors(x, weight, None, elect=None, normalize=normalize, lambda_=lambda_)
 
 
 METHOD = Elementwise(
     name="task_arithmetic",
     function=task_arithmetic,
-    parameters=(
-        WEIGHT,
-        Parameter("normalize", "Divide by the sum of the weights.", default=False, kind=bool),
-        LAMBDA,
-    ),
+    parameters=(WEIGHT, normalize_parameter(default=False), LAMBDA),
     base=Base.DELTA,
     paper="2212.04089",
     check_values=check_weights,

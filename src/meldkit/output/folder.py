@@ -14,6 +14,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -29,6 +30,8 @@ PARTIAL = ".meldkit-partial"
 _JOURNAL = "journal"
 #: Seconds between syncs. Writing back while computing leaves little to wait for at the end.
 _SYNC_INTERVAL = 0.5
+#: Files synced at the same time.
+_SYNCS = 8
 _AGAIN = "run the same command again; it continues where it stopped"
 
 
@@ -230,8 +233,9 @@ class OutputFolder:
 
     def _move(self) -> None:
         new = sorted(p.name for p in self.partial.iterdir() if p.name != _JOURNAL)
-        for path in self.partial.rglob("*"):
-            _sync_path(path)
+        # Together: each waits for the same commit of the file system's own journal.
+        with ThreadPoolExecutor(_SYNCS) as pool:
+            list(pool.map(_sync_path, self.partial.rglob("*")))
         self._journal.publish(new)
         for old in self._replaced(new):
             old.unlink()

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from meldkit.checkpoint import BY_TORCH_NAME, DTYPES, Checkpoint, TensorInfo
-from meldkit.errors import MismatchError, NotSupportedError
+from meldkit.errors import MismatchError, NotSupportedError, RecipeError
 from meldkit.layout import with_depth
 from meldkit.methods import Method, get_method
 from meldkit.plan.model import Input, Plan, TensorJob
@@ -79,6 +79,7 @@ def build_plan(
     infos = [c.tensors for c in checkpoints.values()]
     labels = [c.label for c in checkpoints.values()]
     drafts = [_draft(slot, method, recipe, infos, labels, notes) for slot in slots]
+    _check_uniform(method, drafts)
     files, positions = lay_out([(d.name, d.dtype, d.shape, d.nbytes) for d in drafts], shard_size)
     jobs = tuple(replace(d, file=positions[d.name][0], offset=positions[d.name][1]) for d in drafts)
     return Plan(
@@ -106,8 +107,6 @@ def _supported_module(recipe: Recipe) -> Module:
         raise refuse("chat_template", "chat_template", "leave it out to keep the template of the base model")
     if recipe.tokenizer is not None and (recipe.tokenizer.tokens or recipe.tokenizer.pad_to_multiple_of):
         raise refuse("tokenizer", "tokenizer settings for single tokens and padding")
-    if recipe.compat is not None:
-        raise refuse("compat", "compat")
     if len(recipe.modules) != 1 or recipe.modules[0].name not in _MODULE_NAMES:
         names = ", ".join(str(m.name) for m in recipe.modules)
         raise refuse("modules", f"modules {names}", "a model with one text decoder has the module 'default'")
@@ -264,10 +263,26 @@ def _draft(
         notes.append(f"{slot.name}: copied from '{labels[slot.reference.checkpoint]}'; missing in {absent}")
         return copy
     where = recipe.lines.get("merge_method", recipe.origin)
-    values = resolve_values(method, slot, labels, where)
+    values = resolve_values(method, slot, labels, where, compat=recipe.compat is not None)
     if method.copies(values) or reference.numel == 0:
         return job(None, {}, inputs[:1], None)
     return job(method, values, inputs, slot.base)
+
+
+def _check_uniform(method: Method, drafts: Sequence[TensorJob]) -> None:
+    """What is measured over all tensors together takes the same parameters for all of them."""
+    merged = [d for d in drafts if d.method is not None]
+    if method.measure_model is None or not any(method.model_statistic(d.whole, d.values) for d in merged):
+        return
+    first = merged[0]
+    for draft in merged:
+        for name, value in draft.values.items():
+            if value != first.values[name] and name in method.model_parameters:
+                raise RecipeError(
+                    f"{name} is {value} for tensor '{draft.name}' and {first.values[name]} for "
+                    f"'{first.name}', but is used over all tensors together",
+                    hint=f"give {name} one value per model, without filters and gradients",
+                )
 
 
 def _check_fit(

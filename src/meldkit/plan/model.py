@@ -11,7 +11,7 @@ from typing import Any
 
 from meldkit.checkpoint import DTYPES, Checkpoint
 from meldkit.layout.infer import DEPTH_KEYS
-from meldkit.methods import Method, Values
+from meldkit.methods import Method, Noise, Values, Whole
 from meldkit.recipe import Recipe
 
 #: Raised whenever the same plan would give other bytes than before; older partial work is not reused.
@@ -68,11 +68,20 @@ class TensorJob:
         return self.inputs if self.base is None else (self.base, *self.inputs)
 
     @property
+    def whole(self) -> Whole:
+        """The tensor as the method may know it before a merge; its random numbers are not the merge's."""
+        return Whole(len(self.inputs), self.shape, Noise(0, self.name))
+
+    @property
     def num_passes(self) -> int:
         """How often the inputs are read, in the usual case."""
-        if self.method is None or not self.method.statistic(len(self.inputs), self.numel, self.values):
+        if self.method is None:
             return 1
-        return 2
+        measured = [
+            self.method.statistic(self.whole, self.values),
+            self.method.model_statistic(self.whole, self.values),
+        ]
+        return 1 + sum(statistic is not None for statistic in measured)
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,34 +96,36 @@ def cast_sources(method: Method, part: Slice, recipe: Recipe, *, whole_models: b
         RecipeError: no base where one is needed, or a number of models the method does not take.
     """
     ref = part.base_model or recipe.base_model
-    base = next((s for s in part.sources if s.model == ref), None)
-    if base is None and ref is not None and whole_models:
-        base = Source(ref)
+    listed = next((s for s in part.sources if s.model == ref), None)
+    base = Source(ref) if listed is None and ref is not None and whole_models else listed
     where = at(part.where or recipe.lines.get("merge_method", recipe.origin))
+    policy = method.base
+    if ref is None and policy.required:
+        raise RecipeError(
+            f"{where}{method.name} needs a base_model",
+            hint="add the line 'base_model: …' at the top level",
+        )
+    if base is None and ref is not None and (policy.required or policy.delta):
+        raise RecipeError(
+            f"{where}base_model '{ref}' is not among the sources of this slice",
+            hint="list it with the layer_range that the others are compared with",
+        )
     models = part.sources
-    if method.base is not Base.DONOR:
-        if ref is None:
-            raise RecipeError(
-                f"{where}{method.name} needs a base_model",
-                hint="add the line 'base_model: …' at the top level",
-            )
-        if base is None:
-            raise RecipeError(
-                f"{where}base_model '{ref}' is not among the sources of this slice",
-                hint="list it with the layer_range that the others are compared with",
-            )
+    if base is not None and (policy.delta or policy is Base.ENDPOINT):
         models = tuple(s for s in models if s is not base)
-        if method.base is Base.ENDPOINT:
-            models = (base, *models)
+    if base is not None and policy is Base.ENDPOINT:
+        models = (base, *models)
+    if base is not None and policy is Base.MEMBER and listed is None:
+        models = (*models, base)
     low, high = method.num_models
     if len(models) < low or (high is not None and len(models) > high):
         wanted = f"exactly {low}" if low == high else f"at least {low}"
         raise RecipeError(
             f"{where}{method.name} takes {wanted} model{'s' * (low != 1)}"
-            f"{' besides the base' if method.base is Base.DELTA else ''}, got {len(models)}"
+            f"{' besides the base' if policy.delta and base else ''}, got {len(models)}"
             + (": " + ", ".join(str(s.model) for s in models) if models else "")
         )
-    return Cast(models, base if method.base is Base.DELTA else None, base or models[0])
+    return Cast(models, base if policy.delta else None, base or models[0])
 
 
 def at(where: str) -> str:

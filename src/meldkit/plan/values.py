@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from meldkit.errors import RecipeError, did_you_mean
-from meldkit.methods import METHODS, Base, Method, Parameter, Value, Values
+from meldkit.methods import METHODS, Method, Parameter, Value, Values
 from meldkit.plan.slots import Entry, Slot, at
 from meldkit.recipe import Parameters, Recipe, evaluate, filter_matches, filters_of, reaches, resolve
 from meldkit.recipe.schema import MergeConfiguration
@@ -13,7 +13,9 @@ from meldkit.recipe.schema import MergeConfiguration
 Scope = tuple[str, Parameters]
 
 
-def resolve_values(method: Method, slot: Slot, labels: Sequence[str], where: str = "") -> Values:
+def resolve_values(
+    method: Method, slot: Slot, labels: Sequence[str], where: str = "", *, compat: bool = False
+) -> Values:
     """Every parameter of the method for one output tensor.
 
     Args:
@@ -21,13 +23,16 @@ def resolve_values(method: Method, slot: Slot, labels: Sequence[str], where: str
         slot: the tensor.
         labels: of the plan's checkpoints, for messages.
         where: the recipe's place in messages about what it lacks.
+        compat: the recipe asks for mergekit's numerics.
 
     Raises:
         RecipeError: a required parameter is missing, or a value is out of its range.
     """
     values: dict[str, Value | tuple[Value, ...]] = {}
     for parameter in method.parameters:
-        if parameter.per_model:
+        if parameter.of_recipe:
+            values[parameter.name] = compat
+        elif parameter.per_model:
             values[parameter.name] = tuple(
                 _resolve(parameter, slot, entry, labels[entry.input.checkpoint], where)
                 for entry in slot.entries
@@ -86,7 +91,7 @@ def lint_names(recipe: Recipe, method: Method) -> Iterator[str]:
     Raises:
         RecipeError: a name that no method knows.
     """
-    own = {p.name: p for p in method.parameters}
+    own = {p.name: p for p in method.parameters if not p.of_recipe}
     for parameters, per_model in _scopes_of(recipe):
         for name, setting in parameters.items():
             if name in own:
@@ -96,7 +101,11 @@ def lint_names(recipe: Recipe, method: Method) -> Iterator[str]:
                         "whole tensor; write it under the recipe's or the slice's 'parameters:'"
                     )
                 continue
-            users = [m.name for m in METHODS.values() if any(p.name == name for p in m.parameters)]
+            users = [
+                m.name
+                for m in METHODS.values()
+                if any(p.name == name and not p.of_recipe for p in m.parameters)
+            ]
             # mergekit knows more names, and recipes in the wild are full of them.
             if not users and name not in MergeConfiguration.unused:
                 raise RecipeError(
@@ -120,7 +129,7 @@ def _scopes_of(recipe: Recipe) -> Iterator[tuple[Parameters, bool]]:
 
 
 def _idle_base(method: Method, recipe: Recipe) -> Iterator[str]:
-    if method.base is not Base.DELTA:
+    if not method.base.delta:
         return
     for module in recipe.modules:
         for part in module.slices:

@@ -38,7 +38,7 @@ def parse_recipe(text: str, origin: str = "recipe.yml") -> Recipe:
         labels = [_label(document, number) for number, document in enumerate(documents, start=1)]
         raise NotSupportedError(
             f"{origin} holds {len(documents)} recipes: {', '.join(labels)}",
-            hint="run them with 'meldkit multi', or keep one in the file",
+            hint="keep one in the file; several at once are not supported yet",
         )
     return _recipe(documents[0])
 

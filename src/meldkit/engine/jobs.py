@@ -1,0 +1,130 @@
+"""Runs the jobs of a plan: what concerns the whole model first, then tensor by tensor."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from threading import Lock
+from typing import Any
+
+from meldkit.engine.run import Progress, run
+from meldkit.engine.tensor_run import TILE, Buffers, Inputs, Sink, TensorRun, cut, read_tile
+from meldkit.methods import Noise, Whole
+from meldkit.methods.statistics import Range, Statistic
+from meldkit.plan import TensorJob
+
+
+def run_jobs(
+    jobs: Sequence[TensorJob],
+    inputs: Inputs,
+    sink: Sink,
+    *,
+    finished: frozenset[str] = frozenset(),
+    seed: int = 0,
+    allow_nonfinite: bool = False,
+    threads: int = 1,
+    tile: int = TILE,
+    progress: Callable[[Progress], None] | None = None,
+) -> None:
+    """Carry out the jobs of a model.
+
+    Args:
+        jobs: all of them, in the order of the output.
+        inputs: where their inputs come from.
+        sink: where results go.
+        finished: names of output tensors that need not be made again; they still count for what is
+            measured over the whole model.
+        seed: of random methods.
+        allow_nonfinite: let NaN and Inf through, in inputs and output.
+        threads: worker threads.
+        tile: elements per tile, a multiple of `CHUNK`; changes nothing in the result.
+        progress: called about ten times a second.
+
+    Raises:
+        MeldError: whatever the first failing tile raised; the others are stopped.
+    """
+    of_model = _measure_model(jobs, inputs, seed=seed, threads=threads, tile=tile, progress=progress)
+    tensors = (
+        TensorRun(job, inputs, sink, seed=seed, tile=tile, of_model=of_model, allow_nonfinite=allow_nonfinite)
+        for job in jobs
+        if job.name not in finished
+    )
+    run(tensors, threads=threads, progress=progress)
+
+
+def _measure_model(
+    jobs: Sequence[TensorJob],
+    inputs: Inputs,
+    *,
+    seed: int,
+    threads: int,
+    tile: int,
+    progress: Callable[[Progress], None] | None,
+) -> Any:
+    """What a method wants to know of all tensors together, one after the other in order; None if nothing."""
+    merged = [job for job in jobs if job.method is not None]
+    if not merged:
+        return None
+    first = merged[0]
+    assert first.method is not None
+    total = sum(job.numel for job in merged)
+    whole = Whole(len(first.inputs), (total,), Noise(seed, ""))
+    statistic = first.method.model_statistic(whole, first.values)
+    if statistic is None:
+        return None
+    lock = Lock()
+    while ranges := statistic.ranges():
+        run(_pass(merged, inputs, statistic, ranges, lock, tile), threads=threads, progress=progress)
+        statistic.finish_pass()
+    return statistic.result
+
+
+def _pass(
+    jobs: Sequence[TensorJob],
+    inputs: Inputs,
+    statistic: Statistic,
+    ranges: Sequence[Range],
+    lock: Lock,
+    tile: int,
+) -> Iterator[_Measuring]:
+    offset = 0
+    for job in jobs:
+        own = [
+            (max(start, offset) - offset, min(stop, offset + job.numel) - offset)
+            for start, stop in ranges
+            if start < offset + job.numel and stop > offset
+        ]
+        if own:
+            yield _Measuring(job, inputs, statistic, own, offset, lock, tile)
+        offset += job.numel
+
+
+class _Measuring:
+    """One tensor's part in a pass over the whole model; to the scheduler like a `TensorRun`."""
+
+    def __init__(
+        self,
+        job: TensorJob,
+        inputs: Inputs,
+        statistic: Statistic,
+        ranges: Sequence[Range],
+        offset: int,
+        lock: Lock,
+        tile: int,
+    ) -> None:
+        self.job = job
+        self.spans = deque(cut(ranges, tile))
+        self.outstanding = 0
+        self._sources = [inputs.open(i) for i in job.all_inputs]
+        self._statistic = statistic
+        self._offset = offset
+        self._lock = lock
+
+    def process(self, start: int, stop: int, buffers: Buffers) -> None:
+        models, _ = read_tile(self.job, self._sources, start, stop, buffers)
+        partial = self._statistic.update(models, self._offset + start)
+        with self._lock:
+            self._statistic.absorb(partial)
+
+    def advance(self) -> bool:
+        return False

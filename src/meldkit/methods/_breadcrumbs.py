@@ -1,0 +1,89 @@
+"""What breadcrumbs and breadcrumbs_ties share: dropping the smallest and the largest elements."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from meldkit.methods._task_vectors import (
+    DENSITY,
+    LAMBDA,
+    WEIGHT,
+    merge_task_vectors,
+    normalize_parameter,
+    num_kept,
+)
+from meldkit.methods.base import Parameter, Whole
+from meldkit.methods.statistics import Chain, KthMagnitude, L1Ratio, Statistic
+from meldkit.methods.ties import drop_below
+
+GAMMA = Parameter(
+    "gamma", "Fraction of the largest elements to drop.", default=0.01, per_model=True, low=0, high=1
+)
+PARAMETERS = (
+    WEIGHT,
+    DENSITY,
+    GAMMA,
+    normalize_parameter(default=False),
+    LAMBDA,
+    Parameter("rescale", "Restore each task vector's L1 norm.", default=False, kind=bool),
+)
+
+
+def ranks(density: float, gamma: float, numel: int) -> list[int]:
+    """Ranks, from the largest, of the largest and the smallest element kept; empty if all are."""
+    if density >= 1:
+        return []
+    kept = num_kept(density, numel)
+    dropped = min(math.trunc(gamma * numel), numel - kept)
+    return [dropped + 1, dropped + kept]
+
+
+def measure(
+    whole: Whole, *, density: Sequence[float], gamma: Sequence[float], rescale: bool, **_: object
+) -> Statistic | None:
+    """The magnitudes of the largest and smallest elements kept; with `rescale` also the L1 ratios."""
+    wanted = [ranks(d, g, whole.numel) for d, g in zip(density, gamma, strict=True)]
+    if not any(wanted):
+        return None
+
+    def ratios(bounds: Sequence[tuple[float, ...]]) -> Statistic | None:
+        return (
+            L1Ratio(lambda x, _: keep_between(x, bounds), whole.num_models, whole.numel) if rescale else None
+        )
+
+    return Chain(KthMagnitude(wanted, whole.numel), ratios)
+
+
+def keep_between(x: Float32[Tensor, "m n"], bounds: Sequence[tuple[float, ...]]) -> None:
+    """Zero, in place, elements whose magnitude lies outside their model's (largest, smallest), if given."""
+    for row, bound in zip(x, bounds, strict=True):
+        if bound:
+            largest, smallest = bound
+            drop_below(row, smallest)
+            row.sub_(torch.hardshrink(row, largest))
+
+
+def breadcrumbs(
+    x: Float32[Tensor, "m n"],
+    measured: tuple[Sequence[tuple[float, ...]], Sequence[float] | None] | None,
+    *,
+    elect: str | None,
+    weight: Sequence[float],
+    density: Sequence[float],
+    gamma: Sequence[float],
+    normalize: bool,
+    lambda_: float,
+    rescale: bool,
+) -> Float32[Tensor, " n"]:
+    """Drop both tails and merge with or without sign election."""
+    del density, gamma, rescale  # already contained in what was measured
+    ratios = None
+    if measured is not None:
+        bounds, ratios = measured
+        keep_between(x, bounds)
+    return merge_task_vectors(x, weight, ratios, elect=elect, normalize=normalize, lambda_=lambda_)

@@ -1,0 +1,62 @@
+"""What dare_linear and dare_ties share: dropping at random, and rescaling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float32
+from torch import Tensor
+
+from meldkit.methods._task_vectors import merge_task_vectors
+from meldkit.methods.base import Parameter, TileNoise, Whole
+from meldkit.methods.noise import quantised
+from meldkit.methods.statistics import L1Ratio, Statistic
+
+RESCALE = Parameter(
+    "rescale",
+    "How what is dropped is made up for: l1 restores each task vector's L1 norm, inverse_density divides "
+    "by the density as the paper does, none does not; true is l1, false is none.",
+    default="l1",
+    kind=str,
+    choices=("l1", "inverse_density", "none"),
+    aliases={True: "l1", False: "none"},
+)
+
+
+def measure(whole: Whole, *, density: Sequence[float], rescale: str, **_: object) -> Statistic | None:
+    """The L1 ratios, where they are asked for and something is dropped."""
+    if rescale != "l1" or min(density) >= 1:
+        return None
+
+    def trim(x: Tensor, start: int) -> None:
+        drop(x, TileNoise(whole.noise, start, x.shape[1]), density)
+
+    return L1Ratio(trim, whole.num_models, whole.numel)
+
+
+def drop(x: Float32[Tensor, "m n"], noise: TileNoise, density: Sequence[float]) -> None:
+    """Zero, in place, each element with probability 1 − density."""
+    for model, (row, d) in enumerate(zip(x, density, strict=True)):
+        if d < 1:
+            values = row.numpy()
+            np.multiply(values, noise.keep(model, d), out=values)
+
+
+def dare(
+    x: Float32[Tensor, "m n"],
+    ratios: Sequence[float] | None,
+    noise: TileNoise,
+    *,
+    elect: str | None,
+    weight: Sequence[float],
+    density: Sequence[float],
+    normalize: bool,
+    lambda_: float,
+    rescale: str,
+) -> Float32[Tensor, " n"]:
+    """Drop, rescale, and merge with or without sign election."""
+    drop(x, noise, density)
+    if rescale == "inverse_density":
+        ratios = [1 / quantised(d) if 0 < d < 1 else 1.0 for d in density]
+    return merge_task_vectors(x, weight, ratios, elect=elect, normalize=normalize, lambda_=lambda_)

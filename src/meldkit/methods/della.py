@@ -1,0 +1,45 @@
+"""della: drop elements of task vectors at random by their rank, elect signs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Float32
+from torch import Tensor
+
+from meldkit.methods._della import PARAMETERS, Kept, always, check_window, measure, merge_della
+from meldkit.methods._task_vectors import normalize_parameter
+from meldkit.methods.base import Base, Measured, TileNoise
+
+
+def della(
+    x: Float32[Tensor, "m n"], kept: Kept | None, *, noise: TileNoise, **parameters: Any
+) -> Float32[Tensor, " n"]:
+    """Task vectors dropped at random, small elements likelier, merged by sign election as in ties.
+
+        p_ij  = density_i − ε_i + 2 ε_i (rank of |τ_ij| in its row) / (length of the row − 1)
+        τ̂_ij  = τ_ij with probability p_ij, else 0
+        θ     = θ_0 + λ Σ_A w_i r_i τ̂_i               A: models that have the sign of Σ w_i r_i τ̂_i
+                                                      (normalize: true divides by Σ_A w_i)
+
+    r_i = ‖τ_i‖₁ / ‖τ̂_i‖₁ (rescale: l1) or 1; with keep_probability τ̂_ij is divided by p_ij instead, as in the
+    paper. Rows are those of the last dimension; in a row of one element p is the density. Density 1 keeps
+    all.
+
+    Paper: DELLA-Merging, https://arxiv.org/abs/2406.11617. Which elements are kept depends on the seed, the
+    tensor's name and the model's position only (see `meldkit.methods.noise`).
+    """
+    return merge_della(x, kept, noise, elect="weighted", **parameters)
+
+
+METHOD = Measured(
+    name="della",
+    function=della,
+    measure=measure,
+    parameters=(*PARAMETERS, normalize_parameter(default=True)),
+    base=Base.DELTA,
+    paper="2406.11617",
+    check_values=check_window,
+    by_rows=always,
+    random=True,
+)

@@ -1,0 +1,68 @@
+"""A method's declaration in words, for the command line and the documentation."""
+
+from __future__ import annotations
+
+import inspect
+
+from meldkit.methods.base import Base, Method, Parameter
+
+
+def models_text(method: Method) -> str:
+    """How many models it takes, such as "2 or more + base"."""
+    low, high = method.num_models
+    count = f"{low}" if low == high else f"{low} to {high}" if high else f"{low} or more"
+    return f"{count} + base" if method.base is Base.DELTA else count
+
+
+def default_text(p: Parameter) -> str:
+    """A parameter's default, such as "0.5", "required" or "not used"."""
+    if p.required:
+        return "required"
+    if p.default is None:
+        return "not used"
+    if isinstance(p.default, bool):
+        return str(p.default).lower()
+    return f"{p.default:g}" if isinstance(p.default, float) else str(p.default)
+
+
+def scope_text(p: Parameter) -> str:
+    """Where in a recipe it may stand."""
+    if p.of_recipe:
+        return "the recipe's `compat: mergekit`"
+    return "model, slice or recipe" if p.per_model else "slice or recipe"
+
+
+def minimal_recipe(method: Method) -> str:
+    """The shortest recipe that the method accepts."""
+    low = method.num_models[0] - (method.base is Base.ENDPOINT)
+    count = max(low, 1 if method.num_models[1] == 1 or method.base is Base.ENDPOINT else 2)
+    per_model = [p for p in method.parameters if p.per_model and p.required]
+    whole = [p for p in method.parameters if not p.per_model and p.required]
+    lines = [f"merge_method: {method.name}"]
+    if method.base.required:
+        lines.append("base_model: org/base")
+    lines.append("models:")
+    for index in range(count):
+        lines.append(f"  - model: org/model-{'abcd'[index]}")
+        if per_model:
+            lines.append("    parameters: {" + ", ".join(f"{p.name}: 0.5" for p in per_model) + "}")
+    if whole:
+        lines.append("parameters: {" + ", ".join(f"{p.name}: 0.5" for p in whole) + "}")
+    lines.append("dtype: bfloat16")
+    return "\n".join(lines) + "\n"
+
+
+def explain(method: Method) -> str:
+    """Everything a method declares about itself, as plain text."""
+    lines = [method.name, "", inspect.getdoc(method.function) or "", ""]
+    lines.append(
+        f"Models: {models_text(method)}.  base_model: {method.base.value}.  Speed class: {method.shape}."
+    )
+    if method.parameters:
+        lines += ["", "Parameters:"]
+    for p in method.parameters:
+        values = p.range_text[:1].upper() + p.range_text[1:]
+        lines.append(f"  {p.name}: {p.doc} {values}; default {default_text(p)}; {scope_text(p)}.")
+    lines += ["", "A minimal recipe:", ""]
+    lines += [f"    {line}" for line in minimal_recipe(method).splitlines()]
+    return "\n".join(lines)

@@ -1,0 +1,94 @@
+"""model_stock: move from the base to the average as far as the models agree."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from meldkit.methods._task_vectors import sum_rows
+from meldkit.methods.base import COMPAT, Base, Measured, Parameter, Whole
+from meldkit.methods.statistics import Gram, Statistic
+
+#: A product of lengths is taken to be at least this much.
+_MIN_PRODUCT = 1e-6
+
+
+def measure(whole: Whole, *, filter_wise: bool, **_: object) -> Statistic | None:
+    """The Gram matrix; with `filter_wise` each row has its own, which a tile of whole rows gives."""
+    return None if filter_wise else Gram(whole.num_models, whole.numel)
+
+
+def by_rows(*, filter_wise: bool, **_: object) -> bool:
+    """Angles of rows need whole rows."""
+    return filter_wise
+
+
+def model_stock(
+    x: Float32[Tensor, "m n"],
+    gram: np.ndarray | None,
+    *,
+    filter_wise: bool,
+    compat: bool,
+    num_columns: int = 0,
+) -> Float32[Tensor, " n"]:
+    """Average of the models, drawn back towards the base where their task vectors point apart.
+
+        c = mean over pairs of cos(τ_i, τ_j)
+        t = N c / (1 + (N − 1) c)             clamped to [0, 1]
+        θ = θ_0 + t · mean_i τ_i
+
+    Paper: Model Stock, https://arxiv.org/abs/2403.19522. Angles are those of whole tensors, with
+    `filter_wise` of rows. mergekit does not clamp t, which then leads away from the average for c < 0 and
+    diverges towards c = −1/(N − 1); `compat: mergekit` does the same.
+    """
+    m = len(x)
+    pairs = list(combinations(range(m), 2))
+    if not filter_wise:
+        assert gram is not None
+        norms = np.sqrt(np.diag(gram))
+        cosines = [
+            max(-1.0, min(1.0, float(gram[i, j]) / max(float(norms[i] * norms[j]), _MIN_PRODUCT)))
+            for i, j in pairs
+        ]
+        t = _ratio(torch.tensor(cosines, dtype=torch.float64).mean(), m, clamp=not compat)
+        return sum_rows(x).mul_(float(t) / m)
+    rows = x.view(m, -1, num_columns)
+    squares = [_row_dot(row, row) for row in rows]
+    total = torch.zeros_like(squares[0])
+    for i, j in pairs:
+        product = (squares[i] * squares[j]).sqrt_().clamp_min_(_MIN_PRODUCT)
+        total.add_(_row_dot(rows[i], rows[j]).div_(product).clamp_(-1, 1))
+    t = _ratio(total.div_(len(pairs)), m, clamp=not compat).float()
+    return sum_rows(x).view(-1, num_columns).mul_(t.div_(m).unsqueeze(1)).view(-1)
+
+
+def _ratio(cosine: Tensor, m: int, *, clamp: bool) -> Tensor:
+    """t from the mean cosine, float64."""
+    if not clamp:
+        return m * cosine / (1 + (m - 1) * cosine)
+    positive = cosine.clamp(0, 1)
+    return m * positive / (1 + (m - 1) * positive)
+
+
+def _row_dot(a: Tensor, b: Tensor) -> Tensor:
+    """⟨a_r, b_r⟩ for each row, float64."""
+    return (a.double() * b).sum(dim=1)
+
+
+METHOD = Measured(
+    name="model_stock",
+    function=model_stock,
+    measure=measure,
+    parameters=(
+        Parameter("filter_wise", "Measure angles per row instead of per tensor.", default=False, kind=bool),
+        COMPAT,
+    ),
+    base=Base.DELTA,
+    num_models=(2, None),
+    paper="2403.19522",
+    by_rows=by_rows,
+)

@@ -1,0 +1,49 @@
+"""multislerp: normalised average of any number of models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float64
+
+from meldkit.methods.base import Base, Parameter, Spanned
+from meldkit.methods.linear import WEIGHT, normalized
+
+
+def multislerp(
+    gram: Float64[np.ndarray, "m m"], *, weight: Sequence[float], normalize_weights: bool, eps: float
+) -> Sequence[float]:
+    """Weighted mean direction of the models, at their weighted mean length.
+
+        u_i = x_i / (‖x_i‖ + ε)       μ = Σ w_i u_i
+        θ   = (Σ w_i ‖x_i‖) · μ / ‖μ‖
+
+    x_i are task vectors if there is a base, else weights. As in mergekit; its step along the sphere from μ is
+    zero, because μ is the mean with the same weights, so that this is a normalised average and not slerp for
+    two models. For a mean on the sphere take karcher. Where directions cancel out (‖μ‖ < ε), it is Σ w_i x_i.
+    """
+    if len(weight) == 1:
+        return [1.0]
+    shares = np.array(normalized(weight) if normalize_weights else weight)
+    norms = np.sqrt(np.diag(gram))
+    lengths = norms + eps
+    direction = np.where(lengths > 0, shares / np.where(lengths > 0, lengths, 1), 0)
+    length = math.sqrt(max(0.0, float(direction @ gram @ direction)))
+    if length < eps:
+        return shares.tolist()
+    return (direction * float(shares @ norms) / length).tolist()
+
+
+METHOD = Spanned(
+    name="multislerp",
+    function=multislerp,
+    parameters=(
+        WEIGHT,
+        Parameter("normalize_weights", "Divide the weights by their sum.", default=True, kind=bool),
+        Parameter("eps", "Length below which there is no direction.", default=1e-8, low=0),
+    ),
+    base=Base.OPTIONAL_DELTA,
+    num_models=(1, None),
+)

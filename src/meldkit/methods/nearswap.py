@@ -1,0 +1,27 @@
+"""nearswap: take the other model's value where it is near the base's."""
+
+from __future__ import annotations
+
+from jaxtyping import Float32
+from torch import Tensor
+
+from meldkit.methods.base import Base, Elementwise, Parameter
+
+
+def nearswap(x: Float32[Tensor, "1 n"], *, t: float) -> Float32[Tensor, " n"]:
+    """The other model where it is within t of the base, else a step of t from the base towards it.
+
+        θ = θ_0 + clip(θ_1 − θ_0, −t, t)
+
+    Source: the interpolation weight min(1, t / |θ_1 − θ_0|) of alchemonaut's nearswap, written out.
+    """
+    return x[0].clamp_(-t, t)
+
+
+METHOD = Elementwise(
+    name="nearswap",
+    function=nearswap,
+    parameters=(Parameter("t", "Largest step away from the base.", low=0),),
+    base=Base.DELTA,
+    num_models=(1, 1),
+)

@@ -1,0 +1,39 @@
+"""ram: average task vectors over the models that changed an element."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from meldkit.methods.base import Base, Elementwise, Parameter
+
+EPSILON = Parameter("epsilon", "A change of at most this much counts as none.", default=1e-5, low=0)
+
+
+def ram(x: Float32[Tensor, "m n"], *, epsilon: float) -> Float32[Tensor, " n"]:
+    """Mean of the task vectors, taken at each element over the models that changed it.
+
+        θ = θ_0 + Σ_A τ_i / |A|       A = {i : |τ_i| > ε}
+
+    Paper: Reinforced Agent Merging, https://arxiv.org/abs/2601.13572. ε is absolute: it means something
+    only where models leave most elements exactly as they were, as after reinforcement learning in bfloat16.
+    """
+    total, count = sum_active(x, epsilon)
+    return total.div_(count.clamp_min_(1))
+
+
+def sum_active(
+    x: Float32[Tensor, "m n"], epsilon: float
+) -> tuple[Float32[Tensor, " n"], Float32[Tensor, " n"]]:
+    """Sum of active elements and how many are active, at each position; in `x`, inactive ones become 0."""
+    total, count = torch.zeros_like(x[0]), torch.zeros_like(x[0])
+    flag = torch.empty_like(x[0])
+    for row in x:
+        torch.hardshrink(row, epsilon, out=row)  # keeps |x| > ε
+        total.add_(row)
+        count.add_(torch.ne(row, 0, out=flag))
+    return total, count
+
+
+METHOD = Elementwise(name="ram", function=ram, parameters=(EPSILON,), base=Base.DELTA, paper="2601.13572")

@@ -1,0 +1,66 @@
+"""ramplus_tl: ram, with a model's own changes amplified by how much it shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from meldkit.methods.base import Base, Measured, Parameter, Whole
+from meldkit.methods.ram import EPSILON, sum_active
+from meldkit.methods.statistics import Statistic, Sums
+
+
+def measure(whole: Whole, *, epsilon: float, **_: object) -> Statistic:
+    """For each model, how many elements it alone changed; then for each, how many it shares."""
+
+    def counts(x: Tensor, start: int) -> Sequence[float]:
+        del start
+        _, count = sum_active(x, epsilon)
+        active = [torch.ne(row, 0, out=row) for row in x]
+        changed = [row.sum(dtype=torch.float64).item() for row in active]
+        alone = count.eq_(1)
+        unique = [row.mul_(alone).sum(dtype=torch.float64).item() for row in active]
+        return [*unique, *(c - u for c, u in zip(changed, unique, strict=True))]
+
+    return Sums(counts, 2 * whole.num_models, whole.numel)
+
+
+def ramplus_tl(
+    x: Float32[Tensor, "m n"], counts: Sequence[float], *, r: float, alpha: float, epsilon: float
+) -> Float32[Tensor, " n"]:
+    """As ram, with each model's unshared changes amplified by how much of what it changed is shared.
+
+        ρ_i = shared_i / unique_i               numbers of changed elements of this tensor
+        f_i = 1 + r · clip(ρ_i, 0, α)
+        θ   = θ_0 + f_i τ_i                     where only model i changed the element
+        θ   = θ_0 + Σ_A τ_i / |A|               elsewhere
+
+    Paper: Reinforced Agent Merging, https://arxiv.org/abs/2601.13572 (RAM+); ratios are per tensor, as in
+    mergekit. Where a model has no change of its own, ρ_i is shared_i / ε.
+    """
+    m = len(x)
+    unique, shared = counts[:m], counts[m:]
+    total, count = sum_active(x, epsilon)
+    total.div_(torch.clamp_min(count, 1))
+    alone = count.eq_(1)
+    for row, own, common in zip(x, unique, shared, strict=True):
+        ratio = common / max(own, epsilon) if own or epsilon else 0.0
+        total.addcmul_(row, alone, value=r * min(max(ratio, 0.0), alpha))
+    return total
+
+
+METHOD = Measured(
+    name="ramplus_tl",
+    function=ramplus_tl,
+    measure=measure,
+    parameters=(
+        Parameter("r", "Strength of the amplification.", default=0.1),
+        Parameter("alpha", "Largest ratio of shared to own changes that counts.", default=0.2, low=0),
+        EPSILON,
+    ),
+    base=Base.DELTA,
+    paper="2601.13572",
+)

@@ -1,0 +1,143 @@
+"""What a statistic is, and how statistics are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Float32
+from torch import Tensor
+
+#: Elements over which sums are formed before they are added exactly. Tile sizes are multiples of it.
+CHUNK = 1 << 16
+
+Range = tuple[int, int]
+
+
+@runtime_checkable
+class Statistic(Protocol):
+    """Something measured over a tensor of `numel` elements of `m` models."""
+
+    def ranges(self) -> Sequence[Range]:
+        """Element ranges of the next pass; empty when finished."""
+        ...
+
+    def update(self, x: Float32[Tensor, "m n"], start: int) -> Any:
+        """Measure one tile, elements `start` to `start + n`, which may be overwritten.
+
+        Called in any thread; nothing else is changed.
+        """
+        ...
+
+    def absorb(self, partial: Any) -> None:
+        """Take what `update` returned."""
+        ...
+
+    def finish_pass(self) -> None:
+        """All tiles of the pass have been absorbed."""
+        ...
+
+    @property
+    def result(self) -> Any:
+        """The finished statistic."""
+        ...
+
+
+class Known:
+    """A result that needs no measuring."""
+
+    def __init__(self, result: Any) -> None:
+        self.result = result
+
+    def ranges(self) -> Sequence[Range]:
+        return []
+
+    def update(self, x: Float32[Tensor, "m n"], start: int) -> Any:
+        """Never called: there is no range to measure."""
+
+    def absorb(self, partial: Any) -> None:
+        """Never called."""
+
+    def finish_pass(self) -> None:
+        """Never called."""
+
+
+def pair(first: Any, second: Any) -> tuple[Any, Any]:
+    """Both results of a chain."""
+    return first, second
+
+
+class Chain:
+    """One statistic, then another (or none) that is made from the first one's result.
+
+    Args:
+        first: measured first.
+        then: makes the second one from the first one's result; None if there is none.
+        result: from both results to the chain's; the second is None if there was none.
+    """
+
+    def __init__(
+        self,
+        first: Statistic,
+        then: Callable[[Any], Statistic | None],
+        result: Callable[[Any, Any], Any] = pair,
+    ) -> None:
+        self._first = first
+        self._then = then
+        self._finish = result
+        self._second: Statistic | None = None
+        self._current = first
+
+    def ranges(self) -> Sequence[Range]:
+        if ranges := self._current.ranges():
+            return ranges
+        if self._current is self._first:
+            self._second = self._then(self._first.result)
+            if self._second is not None:
+                self._current = self._second
+                return self._current.ranges()
+        return []
+
+    def update(self, x: Float32[Tensor, "m n"], start: int) -> Any:
+        return self._current.update(x, start)
+
+    def absorb(self, partial: Any) -> None:
+        self._current.absorb(partial)
+
+    def finish_pass(self) -> None:
+        self._current.finish_pass()
+
+    @property
+    def result(self) -> Any:
+        return self._finish(self._first.result, None if self._second is None else self._second.result)
+
+
+class Derived:
+    """A statistic of numbers that are computed from each tile.
+
+    Args:
+        derive: from a tile `[m, n]` and its start to `[r, n]`.
+        inner: the statistic of the derived numbers.
+    """
+
+    def __init__(
+        self, derive: Callable[[Float32[Tensor, "m n"], int], Float32[Tensor, "r n"]], inner: Statistic
+    ) -> None:
+        self._derive = derive
+        self._inner = inner
+
+    def ranges(self) -> Sequence[Range]:
+        return self._inner.ranges()
+
+    def update(self, x: Float32[Tensor, "m n"], start: int) -> Any:
+        return self._inner.update(self._derive(x, start), start)
+
+    def absorb(self, partial: Any) -> None:
+        self._inner.absorb(partial)
+
+    def finish_pass(self) -> None:
+        self._inner.finish_pass()
+
+    @property
+    def result(self) -> Any:
+        return self._inner.result

@@ -1,0 +1,180 @@
+"""Sums over whole tensors that do not depend on how the tensor was cut into tiles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from threading import local
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from meldkit.methods.statistics.base import CHUNK, Range
+
+#: A vector whose L1 norm is below this is left as it is, as in mergekit.
+_MIN_NORM = 1e-7
+
+#: Terms of the sums over one chunk `[m, ≤ CHUNK]` that begins at that element.
+Terms = Callable[[Tensor, int], Sequence[float]]
+
+
+def exact_sum(numbers: Sequence[float]) -> float:
+    """Their sum, rounded once; NaN where infinities cancel or it is too large."""
+    try:
+        return math.fsum(numbers)
+    except (ValueError, OverflowError):
+        return math.nan
+
+
+class Sums:
+    """Sums of whatever can be summed chunk by chunk.
+
+    Each chunk gives one float64 number per sum; those are added exactly (`math.fsum`), in which order
+    does not matter then.
+
+    Args:
+        terms: the chunk's numbers; the chunk may be overwritten.
+        num_sums: how many numbers that is.
+        numel: elements of the tensor.
+        grain: elements of a chunk: `CHUNK`, or a row where terms belong to rows.
+    """
+
+    def __init__(self, terms: Terms, num_sums: int, numel: int, grain: int = CHUNK) -> None:
+        self._terms = terms
+        self._num_sums = num_sums
+        self._numel = numel
+        self._grain = grain
+        self._parts: list[Sequence[float]] = []
+        self._done = False
+
+    def ranges(self) -> Sequence[Range]:
+        return [] if self._done else [(0, self._numel)]
+
+    def update(self, x: Float32[Tensor, "m n"], start: int) -> list[Sequence[float]]:
+        chunks = torch.split(x, self._grain, dim=1)
+        return [self._terms(chunk, start + i * self._grain) for i, chunk in enumerate(chunks)]
+
+    def absorb(self, partial: list[Sequence[float]]) -> None:
+        self._parts.extend(partial)
+
+    def finish_pass(self) -> None:
+        self._done = True
+
+    @property
+    def result(self) -> Any:
+        return [exact_sum([part[i] for part in self._parts]) for i in range(self._num_sums)]
+
+
+class Gram(Sums):
+    """Inner products of the models' vectors, as float64 `[m, m]`.
+
+    Products of float32 numbers are exact in float64, in which each chunk is summed.
+    """
+
+    def __init__(self, num_models: int, numel: int) -> None:
+        self._pairs = [(i, j) for i in range(num_models) for j in range(i, num_models)]
+        super().__init__(self._products, len(self._pairs), numel)
+        self._num_models = num_models
+        # Each thread has one: a fresh buffer per chunk would cost more in page faults than the sums.
+        self._local = local()
+
+    def _products(self, chunk: Float32[Tensor, "m n"], start: int) -> list[float]:
+        del start
+        if not hasattr(self._local, "doubles"):
+            self._local.doubles = torch.empty(self._num_models, CHUNK, dtype=torch.float64)
+        rows = self._local.doubles[:, : chunk.shape[1]].copy_(chunk)
+        return [torch.dot(rows[i], rows[j]).item() for i, j in self._pairs]
+
+    @property
+    def result(self) -> np.ndarray:
+        gram = np.zeros((self._num_models, self._num_models))
+        for (i, j), total in zip(self._pairs, super().result, strict=True):
+            gram[i, j] = gram[j, i] = total
+        return gram
+
+
+class L1Ratio(Sums):
+    """Σ|x| / Σ|trim(x)| of each model's vector: how much trimming shrank it.
+
+    Args:
+        trim: zeroes, in place, what is not kept of a chunk `[m, n]` that begins at an element.
+        num_models: m.
+        numel: elements of the tensor.
+        grain: as for `Sums`.
+    """
+
+    def __init__(
+        self, trim: Callable[[Tensor, int], None], num_models: int, numel: int, grain: int = CHUNK
+    ) -> None:
+        super().__init__(self._norms, 2 * num_models, numel, grain)
+        self._trim = trim
+        self._num_models = num_models
+
+    def _norms(self, chunk: Float32[Tensor, "m n"], start: int) -> list[float]:
+        before = [row.sum().item() for row in chunk.abs_()]
+        self._trim(chunk, start)
+        return before + [row.sum().item() for row in chunk]
+
+    @property
+    def result(self) -> list[float]:
+        norms = super().result
+        pairs = zip(norms[: self._num_models], norms[self._num_models :], strict=True)
+        return [l1_ratio(before, after) for before, after in pairs]
+
+
+def l1_ratio(before: float, after: float) -> float:
+    """The factor that restores an L1 norm; 1 where there is next to nothing to restore or to scale."""
+    return before / after if min(before, after) >= _MIN_NORM else 1.0
+
+
+class ColumnGram:
+    """Inner products of the models' columns, as float64 `[m, m, columns]`.
+
+    Tiles consist of whole rows, whose products are added in the order of the rows.
+
+    Args:
+        num_models: m.
+        numel: elements of the tensor.
+        num_columns: elements of a row.
+    """
+
+    def __init__(self, num_models: int, numel: int, num_columns: int) -> None:
+        self._pairs = [(i, j) for i in range(num_models) for j in range(i, num_models)]
+        self._num_models = num_models
+        self._numel = numel
+        self._num_columns = num_columns
+        self._totals = [np.zeros(num_columns) for _ in self._pairs]
+        self._waiting: dict[int, list[np.ndarray]] = {}
+        self._next = 0
+        self._done = False
+
+    def ranges(self) -> Sequence[Range]:
+        return [] if self._done else [(0, self._numel)]
+
+    def update(self, x: Float32[Tensor, "m n"], start: int) -> list[tuple[int, list[np.ndarray]]]:
+        rows = x.view(self._num_models, -1, self._num_columns).double()
+        first = start // self._num_columns
+        return [
+            (first + r, [(rows[i, r] * rows[j, r]).numpy() for i, j in self._pairs])
+            for r in range(rows.shape[1])
+        ]
+
+    def absorb(self, partial: list[tuple[int, list[np.ndarray]]]) -> None:
+        self._waiting.update(partial)
+        while self._next in self._waiting:
+            for total, products in zip(self._totals, self._waiting.pop(self._next), strict=True):
+                total += products
+            self._next += 1
+
+    def finish_pass(self) -> None:
+        self._done = True
+
+    @property
+    def result(self) -> np.ndarray:
+        gram = np.zeros((self._num_models, self._num_models, self._num_columns))
+        for (i, j), total in zip(self._pairs, self._totals, strict=True):
+            gram[i, j] = gram[j, i] = total
+        return gram

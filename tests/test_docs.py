@@ -1,0 +1,61 @@
+"""What the documentation shows is true: pages are up to date, and its example of a method works."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import command
+import tiny
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_pages_of_methods_are_up_to_date() -> None:
+    script = ROOT / "scripts" / "make_docs.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_example_of_a_method_is_a_plugin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "extending.md").read_text("utf-8")
+    example = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert example is not None
+    Path("pull.py").write_text(example[1])
+    for seed, name in enumerate(("base", "a", "b")):
+        tiny.decoder(tmp_path / name, seed)
+    Path("recipe.yml").write_text(
+        "merge_method: pull\nbase_model: base\nparameters: {weight: 1, limit: 0.01}\n"
+        "models: [{model: a}, {model: b}]\n"
+    )
+    assert command.run(capsys, "merge", "recipe.yml", "out", "--plugin", "pull.py").status == 0
+    base, a, b = (tiny.tensors(Path(name)) for name in ("base", "a", "b"))
+    for name, tensor in tiny.tensors(Path("out")).items():
+        step = (a[name] - base[name]) + (b[name] - base[name])
+        torch.testing.assert_close(tensor, base[name] + step.clamp(-0.01, 0.01))
+    assert "clip(Σ w_i τ_i" in command.run(capsys, "methods", "pull", "--plugin", "pull.py").out
+
+
+def test_plugins_that_are_none_are_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = command.run(capsys, "methods", "--plugin", "absent.py")
+    assert (done.status, done.err) == (2, "error: cannot read plugin absent.py: No such file or directory\n")
+    Path("empty.py").touch()
+    done = command.run(capsys, "methods", "--plugin", "empty.py")
+    assert done.err == "error: plugin empty.py has no METHOD\n  see docs/extending.md\n"
+    Path("double.py").write_text(
+        "from meldkit.methods.base import Elementwise\n"
+        "METHOD = Elementwise(name='linear', function=lambda x: x[0])\n"
+    )
+    done = command.run(capsys, "methods", "--plugin", "double.py")
+    assert done.err == "error: there is already a merge_method 'linear'\n  give yours another name\n"
