@@ -60,7 +60,7 @@ def test_golden_bytes() -> None:
         '"z":{"dtype":"F32","shape":[3],"data_offsets":[16,28]},'
         '"é":{"dtype":"F32","shape":[1,1],"data_offsets":[28,32]}}'
     ).encode()
-    header += b" " * (-len(header) % 8)
+    header += b" " * (4096 - 8 - len(header))
     expected = struct.pack("<Q", len(header)) + header + struct.pack("<2q4f", 7, 8, 0, 2, 4, 0.5)
     assert Path("out/model.safetensors").read_bytes() == expected
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from jaxtyping import Float32
 from torch import Tensor
 
 from meldkit.checkpoint.files import OpenFiles
@@ -23,6 +22,7 @@ from meldkit.checkpoint.json_file import read_json, shown
 from meldkit.checkpoint.safetensors import TensorInfo, read_header
 from meldkit.checkpoint.tiles import Scratch, StoredTensor, TileSource
 from meldkit.errors import CheckpointError, MismatchError, NotSupportedError
+from meldkit.shapes import Float32
 
 #: Elements of the blocks of B·A, about half a tile. A matrix product rounds differently for different
 #: numbers of rows, and tiles must not show in the result: so each block of a fixed grid of whole rows is

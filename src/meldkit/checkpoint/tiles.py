@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-from jaxtyping import Float32
 from torch import Tensor
 
 from meldkit.checkpoint.dtypes import DTYPES
 from meldkit.checkpoint.files import OpenFiles
 from meldkit.checkpoint.safetensors import TensorInfo
+from meldkit.shapes import Float32
 
 
 class Scratch:

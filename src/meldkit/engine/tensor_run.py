@@ -6,10 +6,9 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
-from jaxtyping import Float32
 from torch import Tensor
 
 from meldkit.checkpoint import DTYPES, Scratch, StoredTensor, TileSource
@@ -18,21 +17,27 @@ from meldkit.methods import Method, Noise, Whole
 from meldkit.methods.base import subtract_base
 from meldkit.methods.statistics import CHUNK, Statistic
 from meldkit.plan import Input, TensorJob
+from meldkit.shapes import Float32
 
 #: Elements of a tile, on which methods work: small enough that a tile of each model stays in the cache,
 #: large enough that the time of a call is little beside the time of its work.
-TILE = 4 * CHUNK
+TILE = 8 * CHUNK
 #: Elements of a span, the run of tiles that one worker takes and writes at once: disks want long writes.
-SPAN = 16 * CHUNK
+SPAN = 32 * CHUNK
 #: Elements: no sum may depend on where in memory a row begins.
 _ALIGNMENT = 64
+#: Bytes: a page, and at least a block of any usual disk.
+PAGE = 4096
 
 
 class Sink(Protocol):
     """Where merged tensors go. Called from many threads."""
 
     def write(self, job: TensorJob, start: int, data: memoryview) -> None:
-        """Take the bytes of a run of elements that begins at element `start`."""
+        """Take the bytes of a run of elements that begins at element `start`.
+
+        Within a page of memory they lie as within a page of the file in which `job.offset` counts.
+        """
         ...
 
     def finish(self, job: TensorJob) -> None:
@@ -62,13 +67,21 @@ class Buffers:
     def __init__(self) -> None:
         self._values = Scratch()
         self.scratch = Scratch()
-        self.output = Scratch()
+        self._output = Scratch()
 
     def rows(self, num_rows: int, n: int) -> Float32[Tensor, "num_rows n"]:
         """Room for one tile of each input; rows are aligned alike whatever n is."""
         stride = -(-n // _ALIGNMENT) * _ALIGNMENT
         room = self._values.take(num_rows * stride * 4).view(torch.float32)
         return room.view(num_rows, stride)[:, :n]
+
+    def output(self, job: TensorJob, start: int, stop: int) -> Tensor:
+        """Room for the bytes of elements [start, stop), which lies within a page as they do in the file."""
+        itemsize = DTYPES[job.dtype].itemsize
+        nbytes = (stop - start) * itemsize
+        room = self._output.take(nbytes + PAGE)
+        skip = (job.offset + start * itemsize - room.data_ptr()) % PAGE
+        return room[skip : skip + nbytes]
 
 
 def cut(ranges: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
@@ -99,14 +112,6 @@ def read_tile(
         return rows, None
     subtract_base(rows[1:], rows[0])
     return rows[1:], rows[0]
-
-
-def _round_to_finite(values: Sequence[float], dtype: torch.dtype) -> bool:
-    """Whether values, slightly too large perhaps, round to numbers of the dtype."""
-    limit = torch.finfo(dtype).max
-    # Half a unit in the last place: beyond it they would round to infinity.
-    spacing = limit - torch.tensor(limit, dtype=torch.float64).div(1 + torch.finfo(dtype).eps).item()
-    return all(abs(v) < limit + spacing / 2 for v in values)
 
 
 class TensorRun:
@@ -187,7 +192,7 @@ class TensorRun:
     def process(self, start: int, stop: int, buffers: Buffers) -> None:
         """Work on elements [start, stop), a span of the current pass."""
         if self._raw is not None:
-            raw = buffers.scratch.take((stop - start) * DTYPES[self.job.dtype].itemsize).numpy().data
+            raw = buffers.output(self.job, start, stop).numpy().data
             self._raw.read_bytes(start, raw)
             self._sink.write(self.job, start, raw)
         elif self._writing:
@@ -205,22 +210,22 @@ class TensorRun:
                 self._statistic.absorb(partial)
 
     def _write(self, start: int, stop: int, buffers: Buffers) -> None:
-        dtype = DTYPES[self.job.dtype]
-        raw = buffers.output.take((stop - start) * dtype.itemsize)
-        output = raw.view(getattr(torch, dtype.torch))
+        raw = buffers.output(self.job, start, stop)
+        output = raw.view(getattr(torch, DTYPES[self.job.dtype].torch))
         for first, last in cut([(start, stop)], self._tile):
             models, base = read_tile(self.job, self._sources, first, last, buffers)
             values = (
                 models[0] if self.job.method is None else self._merge(self.job.method, first, models, base)
             )
-            self._check_range(first, values, output.dtype)
-            output[first - start : last - start].copy_(values)
+            part = output[first - start : last - start].copy_(values)
+            if not self._allow_nonfinite and not _fit(values, part):
+                self._refuse_output(first, last, values, part.dtype, buffers)
         self._sink.write(self.job, start, raw.numpy().data)
 
     def _merge(
         self, method: Method, start: int, models: Float32[Tensor, "m n"], base: Float32[Tensor, " n"] | None
     ) -> Float32[Tensor, " n"]:
-        if self._statistic is None:
+        if self._statistic is None and not method.shows_nonfinite:
             self._check_inputs(start, models, base)
         merged = method.apply(models, self.job.values, self._measured, self._whole, start)
         return merged if base is None else merged.add_(base)
@@ -233,29 +238,35 @@ class TensorRun:
             return
         rows = list(models) if base is None else [base, *models]
         for row, tensor in zip(rows, self.job.all_inputs, strict=True):
-            # A sum is NaN or Inf if an element is, and seldom else.
-            if not math.isfinite(row.sum().item()):
-                wrong = torch.nonzero(~torch.isfinite(row))
-                if len(wrong):
-                    first = int(wrong[0])
-                    raise RunError(
-                        f"tensor '{tensor.tensor}' of '{self._inputs.label(tensor)}' has the value "
-                        f"{row[first].item()} at element {start + first:,}",
-                        hint="repair the model, or let it through with --allow-nonfinite",
-                    )
+            if not _all_finite(row):
+                first = int(torch.nonzero(~torch.isfinite(row))[0])
+                raise RunError(
+                    f"tensor '{tensor.tensor}' of '{self._inputs.label(tensor)}' has the value "
+                    f"{row[first].item()} at element {start + first:,}",
+                    hint="repair the model, or let it through with --allow-nonfinite",
+                )
 
-    def _check_range(self, start: int, values: Float32[Tensor, " n"], dtype: torch.dtype) -> None:
-        """Refuse values that the output's dtype cannot hold."""
-        if self._allow_nonfinite or values.numel() == 0:
-            return
+    def _refuse_output(
+        self, start: int, stop: int, values: Float32[Tensor, " n"], dtype: torch.dtype, buffers: Buffers
+    ) -> NoReturn:
+        """Say where NaN and Inf in a tile of the output come from."""
         low, high = (v.item() for v in torch.aminmax(values))
-        limit = torch.finfo(dtype).max
-        if not -limit <= low <= high <= limit:
-            # Whatever rounds to the largest number fits as well.
-            if math.isfinite(low) and math.isfinite(high) and _round_to_finite((low, high), dtype):
-                return
-            raise RunError(
-                f"tensor '{self.job.name}' of the output has values from {low:g} to {high:g} near element "
-                f"{start:,}, which {str(dtype).removeprefix('torch.')} cannot hold",
-                hint="look for NaN or Inf in the inputs, or choose a wider dtype such as bfloat16",
-            )
+        self._check_inputs(start, *read_tile(self.job, self._sources, start, stop, buffers))
+        raise RunError(
+            f"tensor '{self.job.name}' of the output has values from {low:g} to {high:g} near element "
+            f"{start:,}, which {str(dtype).removeprefix('torch.')} cannot hold",
+            hint="look for NaN or Inf in the inputs, or choose a wider dtype such as bfloat16",
+        )
+
+
+def _all_finite(values: Tensor) -> bool:
+    """Whether no value is NaN or Inf, for the price of a sum: one such value makes it NaN or Inf as well."""
+    return math.isfinite(values.sum().item()) or bool(torch.isfinite(values).all())
+
+
+def _fit(values: Tensor, rounded: Tensor) -> bool:
+    """Whether values are still finite in the dtype they were rounded to."""
+    if rounded.element_size() > 1:
+        return _all_finite(rounded)
+    # Types of one byte have no sums, and some of them turn what is too large into their largest number.
+    return not values.numel() or bool(values.abs().max() <= torch.finfo(rounded.dtype).max)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float32
 from torch import Tensor
 
 from meldkit.methods._task_vectors import merge_task_vectors
 from meldkit.methods.base import Parameter, TileNoise, Whole
 from meldkit.methods.noise import quantised
 from meldkit.methods.statistics import L1Ratio, Statistic
+from meldkit.shapes import Float32
 
 RESCALE = Parameter(
     "rescale",

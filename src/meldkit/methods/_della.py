@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32
 from torch import Tensor
 
 from meldkit.methods._task_vectors import DENSITY, LAMBDA, WEIGHT, merge_task_vectors
 from meldkit.methods.base import Parameter, TileNoise, Whole
 from meldkit.methods.statistics import Range, Statistic, exact_sum, l1_ratio
+from meldkit.shapes import Float32
 
 EPSILON = Parameter(
     "epsilon",

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float32
 from torch import Tensor
 
 from meldkit.methods.base import Parameter, combine, scale
 from meldkit.methods.linear import normalized
+from meldkit.shapes import Float32
 
 WEIGHT = Parameter("weight", "Factor on the model's task vector; negative removes a skill.", per_model=True)
 LAMBDA = Parameter("lambda", "Factor on the merged task vector.", default=1.0)
@@ -75,7 +75,12 @@ def merge_task_vectors(
     total, agreeing = elect_and_sum(x, factors, weight)
     if normalize:
         # Where nothing agrees the sum is 0 and stays 0.
-        total.div_(agreeing.add_(torch.eq(agreeing, 0, out=x[-1] if len(x) > 1 else None)))
+        smallest = min(weight)
+        if smallest > 0:
+            agreeing.clamp_(min=smallest)
+        else:
+            agreeing.add_(torch.eq(agreeing, 0))
+        total.div_(agreeing)
     return scale(total, lambda_)
 
 
@@ -90,20 +95,21 @@ def elect_and_sum(
         weight: what each model counts in the second sum.
 
     Returns:
-        Both sums; the second one is a view of `x[0]`.
+        Both sums; the first one is a view of `x[0]`.
     """
     sign = sum_rows(x).ge_(0).mul_(2).sub_(1)
-    for row in x:
-        row.mul_(sign).relu_()
-    total = torch.mul(x[0], factors[0])
-    for row, factor in zip(x[1:], factors[1:], strict=True):
+    x.mul_(sign).relu_()
+    agreeing = scale(torch.sign(x[0]), weight[0])
+    total = scale(x[0], factors[0])
+    for row, factor, share in zip(x[1:], factors[1:], weight[1:], strict=True):
         total.add_(row, alpha=factor)
-    return total.mul_(sign), combine(x.sign_(), weight)
+        agreeing.add_(row.sign_(), alpha=share)
+    return total.mul_(sign), agreeing
 
 
 def sum_rows(x: Float32[Tensor, "m n"]) -> Float32[Tensor, " n"]:
     """Σ x_i in the order of the models: `x.sum(dim=0)` adds in an order that depends on n."""
-    total = x[0].clone()
-    for row in x[1:]:
+    total = x[0].clone() if len(x) == 1 else torch.add(x[0], x[1])
+    for row in x[2:]:
         total.add_(row)
     return total

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float32
 from torch import Tensor
 
 from meldkit.methods.base import Base, Measured, Whole
 from meldkit.methods.statistics import Derived, KthMagnitude, Statistic
+from meldkit.shapes import Float32
 
 #: Keeps the logarithm of a probability finite.
 _FLOOR = 1e-8

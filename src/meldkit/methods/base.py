@@ -27,11 +27,11 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64
 from torch import Tensor
 
 from meldkit.methods.noise import Noise
-from meldkit.methods.statistics import CHUNK, Gram, Statistic
+from meldkit.methods.statistics import CHUNK, Chain, Gram, Statistic
+from meldkit.shapes import Float32, Float64
 
 #: One number, flag or word.
 Value = float | bool | str
@@ -204,6 +204,8 @@ class Method:
             where `whole` is all of them one after the other; the parameters must then be the same for all.
         model_parameters: names of the parameters that `measure_model` looks at.
         random: whether `function` draws numbers: it is then also given `noise`, a `TileNoise`.
+        shows_nonfinite: whether NaN or Inf in any input gives NaN or Inf in the result, whatever the
+            parameters: inputs need not be looked at then.
     """
 
     name: str
@@ -218,6 +220,7 @@ class Method:
     measure_model: Callable[..., Statistic | None] | None = None
     model_parameters: tuple[str, ...] = ()
     random: bool = False
+    shows_nonfinite: bool = False
 
     shape: str = field(default="elementwise", init=False)
 
@@ -307,14 +310,16 @@ class Spanned(Method):
     shape: str = field(default="spanned", init=False)
 
     def statistic(self, whole: Whole, values: Values) -> Statistic:
-        del values
-        return Gram(whole.num_models, whole.numel)
+        def coefficients(gram: Float64[np.ndarray, "m m"], _: None) -> Sequence[float]:
+            return self.function(gram, **self.arguments(values))
+
+        return Chain(Gram(whole.num_models, whole.numel), lambda _: None, coefficients)
 
     def _merge(
         self, x: Float32[Tensor, "m n"], measured: Any, arguments: dict[str, Any]
     ) -> Float32[Tensor, " n"]:
-        gram: Float64[np.ndarray, "m m"] = measured
-        return combine(x, self.function(gram, **arguments))
+        del arguments
+        return combine(x, measured)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -349,5 +354,4 @@ def scale(row: Float32[Tensor, " n"], factor: float) -> Float32[Tensor, " n"]:
 
 def subtract_base(x: Float32[Tensor, "m n"], base: Float32[Tensor, " n"]) -> None:
     """Turn weights into task vectors, in place."""
-    for row in x:
-        torch.sub(row, base, out=row)
+    torch.sub(x, base, out=x)

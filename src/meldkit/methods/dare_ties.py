@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jaxtyping import Float32
 from torch import Tensor
 
 from meldkit.methods._dare import RESCALE, dare, measure
 from meldkit.methods._task_vectors import DENSITY, LAMBDA, WEIGHT, normalize_parameter
 from meldkit.methods.base import Base, Measured, TileNoise
+from meldkit.shapes import Float32
 
 
 def dare_ties(

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float64
 
 from meldkit.methods.base import COMPAT, Base, Parameter, Spanned
+from meldkit.shapes import Float64
 
 #: Below this sine of its angle to the mean, a model is in line with it or opposite: nothing pulls aside.
 _MIN_SINE = 1e-6

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from jaxtyping import Float32
 from torch import Tensor
 
 from meldkit.methods.base import Elementwise, Parameter, combine
+from meldkit.shapes import Float32
 
 WEIGHT = Parameter("weight", "Share of the model in the sum.", per_model=True)
 
@@ -53,4 +53,5 @@ METHOD = Elementwise(
     ),
     paper="2203.05482",
     check_values=check_weights,
+    shows_nonfinite=True,
 )

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float64
 
 from meldkit.methods.base import Base, Parameter, Spanned
 from meldkit.methods.linear import WEIGHT, normalized
+from meldkit.shapes import Float64
 
 
 def multislerp(

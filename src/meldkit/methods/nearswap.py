@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float32
 from torch import Tensor
 
 from meldkit.methods.base import Base, Elementwise, Parameter
+from meldkit.shapes import Float32
 
 
 def nearswap(x: Float32[Tensor, "1 n"], *, t: float) -> Float32[Tensor, " n"]:

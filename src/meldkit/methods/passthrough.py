@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jaxtyping import Float32
 from torch import Tensor
 
 from meldkit.methods.base import Elementwise, Parameter
+from meldkit.shapes import Float32
 
 
 def passthrough(x: Float32[Tensor, "1 n"], *, scale: Sequence[float | None]) -> Float32[Tensor, " n"]:
@@ -32,4 +32,5 @@ METHOD = Elementwise(
     parameters=(Parameter("scale", "Factor on the tensor.", default=None, per_model=True),),
     num_models=(1, 1),
     is_copy=is_copy,
+    shows_nonfinite=True,
 )

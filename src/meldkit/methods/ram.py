@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float32
 from torch import Tensor
 
 from meldkit.methods.base import Base, Elementwise, Parameter
+from meldkit.shapes import Float32
 
 EPSILON = Parameter("epsilon", "A change of at most this much counts as none.", default=1e-5, low=0)
 

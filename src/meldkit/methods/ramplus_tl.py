@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float32
 from torch import Tensor
 
 from meldkit.methods.base import Base, Measured, Parameter, Whole
 from meldkit.methods.ram import EPSILON, sum_active
 from meldkit.methods.statistics import Statistic, Sums
+from meldkit.shapes import Float32
 
 
 def measure(whole: Whole, *, epsilon: float, **_: object) -> Statistic:

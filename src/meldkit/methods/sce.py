@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float32
 from torch import Tensor
 
 from meldkit.methods._task_vectors import elect_and_sum, sum_rows
 from meldkit.methods.base import COMPAT, Base, Measured, Parameter, Whole
 from meldkit.methods.statistics import Chain, Derived, Known, KthMagnitude, Statistic, Sums
+from meldkit.shapes import Float32
 
 #: Below this sum of mean squares mergekit weighs all models equally: nearly always, for language models.
 _COMPAT_MIN_ENERGY = 1e-6

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from jaxtyping import Float64
 
 from meldkit.methods.base import Base, Parameter, Spanned
+from meldkit.shapes import Float64
 
 #: Beyond this |cosine| the arc is a line; the customary threshold of slerp implementations.
 COLLINEAR = 0.9995

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jaxtyping import Float32
 from torch import Tensor
 
 from meldkit.methods._task_vectors import LAMBDA, WEIGHT, merge_task_vectors, normalize_parameter
 from meldkit.methods.base import Base, Elementwise
 from meldkit.methods.linear import check_weights
+from meldkit.shapes import Float32
 
 
 def task_arithmetic(
@@ -32,4 +32,5 @@ METHOD = Elementwise(
     base=Base.DELTA,
     paper="2212.04089",
     check_values=check_weights,
+    shows_nonfinite=True,
 )

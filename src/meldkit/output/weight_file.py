@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
-import mmap
 import os
 from pathlib import Path
-from threading import local
 
+from meldkit.engine import PAGE
 from meldkit.output.journal import sync_data
 
-#: Direct writes begin and end at multiples of this: a page, and at least a block of any usual disk.
-_BLOCK = 4096
-#: Bytes that a thread gathers in memory that begins at a page before it writes them.
-_BOUNCE = 1 << 22
 _DIRECT: int = getattr(os, "O_DIRECT", 0)
 
 
 class WeightFile:
     """Writes past the page cache where the system can: nothing is copied twice, and nothing is left to flush.
 
-    Whole blocks go straight to the disk; what does not fill a block at either end of a write goes through
-    the page cache.
+    Whole pages go straight to the disk if they lie in memory as in the file; what does not fill a page at
+    either end of a write goes through the page cache.
 
     Args:
         path: created if absent; what it holds is kept.
@@ -32,7 +28,6 @@ class WeightFile:
     """
 
     def __init__(self, path: Path, size: int) -> None:
-        self._local = local()
         self._direct = _open_direct(path)
         self._buffered = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -50,32 +45,20 @@ class WeightFile:
         Raises:
             OSError: they could not all be written.
         """
-        head = -offset % _BLOCK
-        whole = (len(data) - head) // _BLOCK * _BLOCK
-        if self._direct is None or whole <= 0:
+        head = -offset % PAGE
+        whole = (len(data) - head) // PAGE * PAGE
+        if self._direct is None or whole <= 0 or data.readonly or (_address(data) - offset) % PAGE:
             _write_all(self._buffered, offset, data)
             return
         _write_all(self._buffered, offset, data[:head])
-        self._write_blocks(self._direct, offset + head, data[head : head + whole])
+        try:
+            _write_all(self._direct, offset + head, data[head : head + whole])
+        except OSError as e:
+            if e.errno != errno.EINVAL:
+                raise
+            # The file system takes the flag but not such writes.
+            _write_all(self._buffered, offset + head, data[head : head + whole])
         _write_all(self._buffered, offset + head + whole, data[head + whole :])
-
-    def _write_blocks(self, descriptor: int, offset: int, data: memoryview) -> None:
-        if not hasattr(self._local, "bounce"):
-            self._local.bounce = memoryview(mmap.mmap(-1, _BOUNCE))
-        for start in range(0, len(data), _BOUNCE):
-            part = data[start : start + _BOUNCE]
-            aligned = self._local.bounce[: len(part)]
-            aligned[:] = part
-            try:
-                _write_all(descriptor, offset + start, aligned)
-            except OSError as e:
-                if e.errno != errno.EINVAL:
-                    raise
-                # The file system takes the flag but not such writes.
-                self._direct = None
-                _write_all(self._buffered, offset + start, data[start:])
-                os.close(descriptor)
-                return
 
     def sync(self) -> None:
         """Make durable what has been written."""
@@ -104,3 +87,7 @@ def _write_all(descriptor: int, offset: int, data: memoryview) -> None:
     done = 0
     while done < len(data):
         done += os.pwrite(descriptor, data[done:], offset + done)
+
+
+def _address(data: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(data))

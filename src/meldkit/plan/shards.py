@@ -9,7 +9,8 @@ from meldkit.checkpoint import DTYPES
 from meldkit.plan.model import OutputFile
 
 _METADATA = {"format": "pt"}
-_HEADER_ALIGNMENT = 8
+#: Bytes: weights begin at a page of the file, so that they can be written and mapped in whole pages.
+_HEADER_ALIGNMENT = 4096
 
 #: name, dtype (safetensors spelling), shape, bytes
 Spec = tuple[str, str, tuple[int, ...], int]
@@ -71,5 +72,5 @@ def header_bytes(specs: Iterable[Spec]) -> bytes:
         }
         position += nbytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % _HEADER_ALIGNMENT)
+    text += b" " * (-(len(text) + 8) % _HEADER_ALIGNMENT)
     return len(text).to_bytes(8, "little") + text

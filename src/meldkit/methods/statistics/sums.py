@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32
 from torch import Tensor
 
 from meldkit.methods.statistics.base import CHUNK, Range
+from meldkit.shapes import Float32
 
 #: A vector whose L1 norm is below this is left as it is, as in mergekit.
 _MIN_NORM = 1e-7
@@ -68,6 +68,27 @@ class Sums:
         return [exact_sum([part[i] for part in self._parts]) for i in range(self._num_sums)]
 
 
+class _Doubles(local):
+    """A thread's room for a chunk in float64: fresh room would cost more in page faults than the sums."""
+
+    room = torch.empty(0, 0, dtype=torch.float64)
+
+    def rows(self, num_models: int, n: int) -> list[Tensor]:
+        if self.room.shape[0] < num_models:
+            self.room = torch.empty(num_models, CHUNK, dtype=torch.float64)
+        return [row[:n] for row in self.room[:num_models].unbind()]
+
+
+_doubles = _Doubles()
+
+
+def _products(chunk: Float32[Tensor, "m n"], pairs: Sequence[tuple[int, int]]) -> list[float]:
+    rows = _doubles.rows(*chunk.shape)
+    for row, values in zip(rows, chunk.unbind(), strict=True):
+        row.copy_(values)
+    return [torch.dot(rows[i], rows[j]).item() for i, j in pairs]
+
+
 class Gram(Sums):
     """Inner products of the models' vectors, as float64 `[m, m]`.
 
@@ -75,18 +96,10 @@ class Gram(Sums):
     """
 
     def __init__(self, num_models: int, numel: int) -> None:
-        self._pairs = [(i, j) for i in range(num_models) for j in range(i, num_models)]
-        super().__init__(self._products, len(self._pairs), numel)
+        pairs = [(i, j) for i in range(num_models) for j in range(i, num_models)]
+        super().__init__(lambda chunk, _: _products(chunk, pairs), len(pairs), numel)
+        self._pairs = pairs
         self._num_models = num_models
-        # Each thread has one: a fresh buffer per chunk would cost more in page faults than the sums.
-        self._local = local()
-
-    def _products(self, chunk: Float32[Tensor, "m n"], start: int) -> list[float]:
-        del start
-        if not hasattr(self._local, "doubles"):
-            self._local.doubles = torch.empty(self._num_models, CHUNK, dtype=torch.float64)
-        rows = self._local.doubles[:, : chunk.shape[1]].copy_(chunk)
-        return [torch.dot(rows[i], rows[j]).item() for i, j in self._pairs]
 
     @property
     def result(self) -> np.ndarray:
