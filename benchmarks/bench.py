@@ -159,7 +159,7 @@ def race(case: Case, args: argparse.Namespace, models: Path, mergekit: Path | No
     outputs = {contestant: work / f"{case.name}-{contestant}" for contestant in args.contestants}
     for number in range(args.runs + 1):
         for contestant in args.contestants:
-            if number == 0 and contestant == "mergekit" and not case.warm_up_mergekit:
+            if contestant == "mergekit" and not case.quick_mergekit and number != args.runs:
                 continue
             out = outputs[contestant]
             read_through([models / name / WEIGHTS for name in case.inputs])

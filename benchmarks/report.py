@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from cases import MAX_HELP_SECONDS, MAX_RSS_MB, START_UP_SECONDS, Case
+from cases import MAX_HELP_SECONDS, MIN_MEAN_GAIN, START_UP_SECONDS, Case
 from measure import Cost
 
 NOISY_CORES = 0.2  # a run during which more cores than this worked for others is marked
@@ -76,16 +76,23 @@ class Result:
             limit = self.case.floor_goal * floor + START_UP_SECONDS
             text = f"≤ {limit:.2f} s = {self.case.floor_goal:g} × floor + {START_UP_SECONDS:g} s"
             found["time"] = Goal(text, f"{seconds:.2f} s", seconds <= limit)
-        if (gain := self.ratio("mergekit", "meldkit")) is not None and self.case.mergekit_goal is not None:
+        if (gain := self.ratio("mergekit", "meldkit")) is not None:
             text = f"≥ {self.case.mergekit_goal:g} ×"
             found["against mergekit"] = Goal(text, f"{gain:.1f} × faster", gain >= self.case.mergekit_goal)
         if (rss := self.median("meldkit", "rss_mb")) is not None:
-            found["peak RSS"] = Goal(f"≤ {MAX_RSS_MB} MB", f"{rss:,.0f} MB", rss <= MAX_RSS_MB)
+            found["peak RSS"] = Goal(
+                f"≤ {self.case.max_rss_mb:g} MB", f"{rss:,.0f} MB", rss <= self.case.max_rss_mb
+            )
         return found
 
 
 def help_goal(seconds: float) -> Goal:
     return Goal(f"≤ {MAX_HELP_SECONDS:g} s", f"{seconds:.2f} s", seconds <= MAX_HELP_SECONDS)
+
+
+def mean_goal(gains: Sequence[float]) -> Goal:
+    mean = statistics.geometric_mean(gains)
+    return Goal(f"≥ {MIN_MEAN_GAIN:g} ×", f"{mean:.1f} × faster", mean >= MIN_MEAN_GAIN)
 
 
 def number(value: float | None, digits: int = 2, unit: str = "") -> str:
@@ -127,6 +134,10 @@ def goal_rows(results: Sequence[Result], help_seconds: float | None) -> list[lis
             (goals[kind].measured, goals[kind].verdict) if kind in goals else ("–", "–") for kind in kinds
         ]
         rows.append([result.case.name, *(text for pair in cells for text in pair)])
+    gains = [gain for result in results if (gain := result.ratio("mergekit", "meldkit")) is not None]
+    if gains:
+        goal = mean_goal(gains)
+        rows.append(["geometric mean", "–", "–", goal.measured, goal.verdict, "–", "–"])
     if help_seconds is not None:
         goal = help_goal(help_seconds)
         rows.append(["--help", goal.measured, goal.verdict, *["–"] * 4])
@@ -152,12 +163,12 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 
 def markdown(results: Sequence[Result], data: Mapping[str, Any]) -> str:
     """The page that a complete run writes."""
-    not_warmed = [result.case.name for result in results if not result.case.warm_up_mergekit]
+    once = [result.case.name for result in results if not result.case.quick_mergekit]
     introduction = INTRODUCTION.format(
         billions=data["parameters"] / 1e9,
         gigabytes=data["model_bytes"] / 1e9,
         runs=data["runs"],
-        warm_up="a warm-up" + (f" (mergekit: none for {', '.join(not_warmed)})" if not_warmed else ""),
+        warm_up="a warm-up" + (f" (mergekit: a single run of {', '.join(once)})" if once else ""),
     )
     noisy = any(result.is_noisy(contestant) for result in results for contestant in result.runs)
     parts = [

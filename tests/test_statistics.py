@@ -220,6 +220,17 @@ def test_kth_magnitude_of_any_numbers(numbers: list[float], data: st.DataObject)
     assert measure(Kth([k], len(row)), torch.from_numpy(row)[None]) == by_sorting(row, [k])
 
 
+@pytest.mark.parametrize("n", [1, 50, SAMPLED + 777])
+@pytest.mark.parametrize("zeros", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
+def test_kth_magnitude_of_a_share_of_what_is_not_zero(n: int, zeros: float, share: float) -> None:
+    row = normal(n)
+    row[np.random.default_rng(4).random(n) < zeros] = 0
+    k = int(np.count_nonzero(row) * share)
+    got = measure(KthMagnitude([[lambda varied: int(varied * share)]], n), torch.from_numpy(row)[None])
+    assert got == [(np.sort(np.abs(row))[-k],) if k else (np.inf,)]
+
+
 @pytest.mark.parametrize("n", [1, 50, SAMPLED, SAMPLED + 777])
 @pytest.mark.parametrize("share", [0.001, 0.3, 0.98, 1.0])
 def test_kth_magnitude_ends_with_nan(n: int, share: float) -> None:

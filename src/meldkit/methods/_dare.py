@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from meldkit.methods._kept import Kept, KeptL1
 from meldkit.methods._task_vectors import merge_task_vectors
 from meldkit.methods.base import Parameter, TileNoise, Whole
 from meldkit.methods.noise import quantised
-from meldkit.methods.statistics import L1Ratio, Statistic
+from meldkit.methods.statistics import Statistic
 from meldkit.shapes import Float32
 
 RESCALE = Parameter(
@@ -29,10 +30,11 @@ def measure(whole: Whole, *, density: Sequence[float], rescale: str, **_: object
     if rescale != "l1" or min(density) >= 1:
         return None
 
-    def trim(x: Tensor, start: int) -> None:
-        drop(x, TileNoise(whole.noise, start, x.shape[1]), density)
+    def drawn(x: Tensor, start: int) -> np.ndarray:
+        noise = TileNoise(whole.noise, start, x.shape[1])
+        return np.stack([noise.keep(model, d) for model, d in enumerate(density)])
 
-    return L1Ratio(trim, whole.num_models, whole.numel)
+    return KeptL1(drawn, whole.num_models, whole.numel)
 
 
 def drop(x: Float32[Tensor, "m n"], noise: TileNoise, density: Sequence[float]) -> None:
@@ -45,7 +47,7 @@ def drop(x: Float32[Tensor, "m n"], noise: TileNoise, density: Sequence[float]) 
 
 def dare(
     x: Float32[Tensor, "m n"],
-    ratios: Sequence[float] | None,
+    kept: Kept | None,
     noise: TileNoise,
     *,
     elect: str | None,
@@ -56,7 +58,12 @@ def dare(
     rescale: str,
 ) -> Float32[Tensor, " n"]:
     """Drop, rescale, and merge with or without sign election."""
-    drop(x, noise, density)
+    ratios = None
+    if kept is None:
+        drop(x, noise, density)
+    else:
+        kept.drop(x, noise.start)
+        ratios = kept.ratios
     if rescale == "inverse_density":
         ratios = [1 / quantised(d) if 0 < d < 1 else 1.0 for d in density]
     return merge_task_vectors(x, weight, ratios, elect=elect, normalize=normalize, lambda_=lambda_)

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from meldkit.methods._kept import Kept, KeptL1
 from meldkit.methods._task_vectors import DENSITY, LAMBDA, WEIGHT, merge_task_vectors
 from meldkit.methods.base import Parameter, TileNoise, Whole
-from meldkit.methods.statistics import Range, Statistic, exact_sum, l1_ratio
+from meldkit.methods.statistics import Statistic
 from meldkit.shapes import Float32
 
 EPSILON = Parameter(
@@ -52,61 +53,11 @@ def measure(
     """The L1 ratios, where they are asked for and something is dropped."""
     if rescale != "l1" or min(density) >= 1:
         return None
-    return _KeptByRank(whole, density, epsilon)
 
+    def drawn(x: Tensor, start: int) -> np.ndarray:
+        return draw(x, TileNoise(whole.noise, start, x.shape[1]), density, epsilon, whole.num_columns)
 
-class Kept:
-    """Which elements of each tile are kept, as bits, by the tile's start; and the L1 ratios."""
-
-    def __init__(self) -> None:
-        self.bits: dict[int, np.ndarray] = {}
-        self.ratios: list[float] = []
-
-
-class _KeptByRank:
-    """Draws what is kept and measures how much that shrank each task vector.
-
-    Ranking costs far more than remembering a bit per element, so the pass that applies does not rank again.
-    """
-
-    def __init__(self, whole: Whole, density: Sequence[float], epsilon: Sequence[float]) -> None:
-        self._whole = whole
-        self._density = density
-        self._epsilon = epsilon
-        self._norms: list[list[float]] = [[] for _ in range(2 * whole.num_models)]
-        self._kept = Kept()
-        self._done = False
-
-    def ranges(self) -> Sequence[Range]:
-        return [] if self._done else [(0, self._whole.numel)]
-
-    def update(self, x: Float32[Tensor, "m n"], start: int) -> Any:
-        noise = TileNoise(self._whole.noise, start, x.shape[1])
-        keep = draw(x, noise, self._density, self._epsilon, self._whole.num_columns)
-        before = self._row_norms(x.abs_())
-        np.multiply(x.numpy(), keep, out=x.numpy())
-        return start, before + self._row_norms(x), np.packbits(keep, axis=1)
-
-    def _row_norms(self, x: Float32[Tensor, "m n"]) -> list[list[float]]:
-        return [row.view(-1, self._whole.num_columns).sum(dim=1).numpy().tolist() for row in x]
-
-    def absorb(self, partial: tuple[int, list[list[float]], np.ndarray]) -> None:
-        start, norms, bits = partial
-        for total, part in zip(self._norms, norms, strict=True):
-            total.extend(part)
-        self._kept.bits[start] = bits
-
-    def finish_pass(self) -> None:
-        self._done = True
-        sums = [exact_sum(norms) for norms in self._norms]
-        m = self._whole.num_models
-        self._kept.ratios = [
-            l1_ratio(before, after) for before, after in zip(sums[:m], sums[m:], strict=True)
-        ]
-
-    @property
-    def result(self) -> Kept:
-        return self._kept
+    return KeptL1(drawn, whole.num_models, whole.numel, whole.num_columns)
 
 
 def draw(
@@ -193,8 +144,7 @@ def merge_della(
             elif d <= 0:
                 row[:] = 0
     elif kept is not None:
-        keep = np.unpackbits(kept.bits[noise.start], axis=1, count=noise.n).view(bool)
-        np.multiply(values, keep, out=values)
+        kept.drop(x, noise.start)
     elif min(density) < 1:
         np.multiply(values, draw(x, noise, density, epsilon, num_columns), out=values)
     ratios = None if kept is None else kept.ratios

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from meldkit.methods.base import Base, Measured, Whole
-from meldkit.methods.statistics import Derived, KthMagnitude, Statistic
+from meldkit.methods.statistics import Chain, Derived, KthMagnitude, Statistic
 from meldkit.shapes import Float32
 
 #: Keeps the logarithm of a probability finite.
@@ -19,15 +19,55 @@ _SPREAD = 1.5
 
 
 def measure(whole: Whole) -> Statistic:
-    """The quartiles of the importances: sorted elements number ⌊q (n − 1)⌋, from 0."""
+    """The quartiles of the importances: sorted elements number ⌊q (n − 1)⌋, from 0; and the divergences."""
     n = whole.numel
     ranks = [n - math.floor(q * (n - 1)) for q in (0.25, 0.5, 0.75)]
-    columns = whole.num_columns
-    return Derived(lambda x, _: importance(x, columns).unsqueeze(0), KthMagnitude([ranks], n, grain=columns))
+    divergences = Divergences(whole.num_columns)
+    importances = Derived(
+        lambda x, start: divergences.importance(x, start).unsqueeze(0),
+        KthMagnitude([ranks], n, grain=whole.num_columns),
+    )
+    return Chain(importances, lambda _: None, lambda found, _: (found[0], divergences))
+
+
+class Divergences:
+    """KL(softmax(θ_1) ‖ softmax(θ_0)) of every row, computed once."""
+
+    def __init__(self, num_columns: int) -> None:
+        self._num_columns = num_columns
+        self._known: dict[tuple[int, int], np.ndarray] = {}
+
+    def importance(self, x: Float32[Tensor, "2 n"], start: int) -> Float32[Tensor, " n"]:
+        """|θ_1 − θ_0| times the divergence of its row, of the tile that begins at element `start`."""
+        base, other = x.view(2, -1, self._num_columns)
+        tile = start, x.shape[1]
+        if tile not in self._known:
+            self._known[tile] = _divergence(other.numpy(), base.numpy()).astype(np.float32)
+        return torch.sub(other, base).abs_().mul_(torch.from_numpy(self._known[tile])).view(-1)
+
+
+def _divergence(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Of rows `[rows, columns]`, as float64 `[rows, 1]`."""
+    # The divergence of two fine-tunes is far smaller than what float32 can tell from 0.
+    p, q = _softmax(first), _softmax(second)
+    logarithm = np.log(np.divide(p, q, out=q), out=q)
+    return np.multiply(logarithm, p, out=q).sum(axis=1, keepdims=True)
+
+
+def _softmax(rows: np.ndarray) -> np.ndarray:
+    values = np.subtract(rows, rows.max(axis=1, keepdims=True), dtype=np.float64)
+    np.exp(values, out=values)
+    values /= values.sum(axis=1, keepdims=True)
+    values += _FLOOR
+    return values
 
 
 def arcee_fusion(
-    x: Float32[Tensor, "2 n"], quartiles: Sequence[tuple[float, float, float]], *, num_columns: int
+    x: Float32[Tensor, "2 n"],
+    measured: tuple[tuple[float, float, float], Divergences],
+    *,
+    num_columns: int,
+    start: int,
 ) -> Float32[Tensor, " n"]:
     """The base, with the elements of the other model whose change is far more important than most.
 
@@ -37,21 +77,12 @@ def arcee_fusion(
     Quantiles are exact, over the whole tensor; mergekit estimates them from a random sample of large tensors.
     A tensor of one dimension is a single row.
     """
-    ((q25, q50, q75),) = quartiles
+    del num_columns
+    (q25, q50, q75), divergences = measured
     threshold = q50 + _SPREAD * (q75 - q25)
-    keep = importance(x.clone(), num_columns).ge_(threshold)
+    keep = divergences.importance(x, start).ge_(threshold)
     base, other = x
     return base.addcmul_(other.sub_(base), keep)
-
-
-def importance(x: Float32[Tensor, "2 n"], num_columns: int) -> Float32[Tensor, " n"]:
-    """|θ_1 − θ_0| times the divergence of its row; overwrites `x`."""
-    base, other = x.view(2, -1, num_columns)
-    # The divergence of two fine-tunes is far smaller than what float32 can tell from 0.
-    p = torch.softmax(other.double(), dim=1).add_(_FLOOR)
-    q = torch.softmax(base.double(), dim=1).add_(_FLOOR)
-    divergence = torch.div(p, q, out=q).log_().mul_(p).sum(dim=1, keepdim=True)
-    return other.sub_(base).abs_().mul_(divergence.float()).view(-1)
 
 
 METHOD = Measured(
@@ -61,4 +92,5 @@ METHOD = Measured(
     base=Base.ENDPOINT,
     num_models=(2, 2),
     by_rows=lambda: True,
+    positional=True,
 )

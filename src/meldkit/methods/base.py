@@ -206,6 +206,7 @@ class Method:
         random: whether `function` draws numbers: it is then also given `noise`, a `TileNoise`.
         shows_nonfinite: whether NaN or Inf in any input gives NaN or Inf in the result, whatever the
             parameters: inputs need not be looked at then.
+        positional: whether `function` is also given `start`, the tile's first element.
     """
 
     name: str
@@ -221,6 +222,7 @@ class Method:
     model_parameters: tuple[str, ...] = ()
     random: bool = False
     shows_nonfinite: bool = False
+    positional: bool = False
 
     shape: str = field(default="elementwise", init=False)
 
@@ -282,6 +284,8 @@ class Method:
         arguments = self.arguments(values)
         if self.random:
             arguments["noise"] = TileNoise(whole.noise, start, x.shape[1])
+        if self.positional:
+            arguments["start"] = start
         if self.by_rows is not None and self.by_rows(**self.arguments(values)):
             arguments["num_columns"] = whole.num_columns
         return self._merge(x, measured, arguments)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from meldkit.methods._dare import RESCALE, dare, measure
+from meldkit.methods._dare import RESCALE, Kept, dare, measure
 from meldkit.methods._task_vectors import DENSITY, LAMBDA, WEIGHT, normalize_parameter
 from meldkit.methods.base import Base, Measured, TileNoise
 from meldkit.methods.linear import check_weights
@@ -15,7 +14,7 @@ from meldkit.shapes import Float32
 
 
 def dare_linear(
-    x: Float32[Tensor, "m n"], ratios: Sequence[float] | None, *, noise: TileNoise, **parameters: Any
+    x: Float32[Tensor, "m n"], kept: Kept | None, *, noise: TileNoise, **parameters: Any
 ) -> Float32[Tensor, " n"]:
     """Randomly dropped and rescaled task vectors, summed and added to the base.
 
@@ -28,7 +27,7 @@ def dare_linear(
     like mergekit, the default restores the L1 norm instead. Which elements are kept depends on the seed, the
     tensor's name and the model's position only (see `meldkit.methods.noise`).
     """
-    return dare(x, ratios, noise, elect=None, **parameters)
+    return dare(x, kept, noise, elect=None, **parameters)
 
 
 METHOD = Measured(

@@ -44,8 +44,8 @@ class Noise:
     def keep(self, model: int, start: int, n: int, density: float) -> np.ndarray:
         """Which of the elements [start, start + n) to keep, each with that probability: bool `[n]`."""
         below = _threshold(density)
-        if below == 0:
-            return np.zeros(n, bool)
+        if below in (0, _LEVELS):
+            return np.full(n, below > 0)
         return self.uniform(model, start, n) <= np.uint16(below - 1)
 
 

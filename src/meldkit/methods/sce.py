@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,58 +22,92 @@ _COMPAT_MIN_ENERGY = 1e-6
 _MIN_SHARE = 1e-6
 
 
-def measure(whole: Whole, *, select_topk: float, **_: object) -> Statistic:
-    """The smallest selected variance (None if none is), and each model's mean square of what is selected."""
+def measure(whole: Whole, *, select_topk: float, fuse: str, **_: object) -> Statistic:
+    """What is selected (None for all), and each model's mean square of it."""
 
-    def kth(counts: Sequence[float]) -> Statistic | None:
-        k = math.trunc(counts[0] * select_topk)
-        if k == 0:
-            return None
-        return Derived(lambda x, _: variance(x).unsqueeze(0), KthMagnitude([[k]], whole.numel))
+    def rank(num_varied: int) -> int:
+        return math.trunc(num_varied * select_topk)
 
-    def energies(threshold: float | None) -> Statistic:
-        def squares(x: Tensor, start: int) -> Sequence[float]:
-            del start
-            select(x, threshold)
-            return [torch.sum(row.square_(), dtype=torch.float64).item() / whole.numel for row in x]
+    def energies(found: Sequence[tuple[float, ...]] | None) -> Statistic:
+        return _Energies(0.0 if found is None else found[0][0], whole, remember=fuse == "selected")
 
-        return Sums(squares, whole.num_models, whole.numel)
-
-    num_varied = Sums(lambda x, _: [int(torch.count_nonzero(variance(x)))], 1, whole.numel)
-    selection: Statistic = Known(0.0)
+    selection: Statistic = Known(None)
     if select_topk < 1:
-        selection = Chain(num_varied, kth, lambda _, found: None if found is None else found[0][0])
-    return Chain(selection, energies)
+        selection = Derived(lambda x, _: variance(x).unsqueeze(0), KthMagnitude([[rank]], whole.numel))
+    return Chain(selection, energies, lambda _, measured: measured)
+
+
+class _Energies(Sums):
+    """Each model's mean square of what is selected; and what that is, one bit per element.
+
+    Variances cost more than remembering a bit, so the pass that applies does not compute them again.
+    """
+
+    def __init__(self, threshold: float, whole: Whole, *, remember: bool) -> None:
+        super().__init__(_squares, whole.num_models, whole.numel)
+        self._threshold = threshold
+        self._remember = remember and threshold > 0
+        self._bits: dict[int, np.ndarray] = {}
+
+    def update(self, x: Float32[Tensor, "m n"], start: int) -> Any:
+        bits = None
+        if self._threshold > 0:
+            keep = np.greater_equal(variance(x).numpy(), self._threshold)
+            np.multiply(x.numpy(), keep, out=x.numpy())
+            bits = np.packbits(keep) if self._remember else None
+        return start, bits, super().update(x, start)
+
+    def absorb(self, partial: Any) -> None:
+        start, bits, squares = partial
+        if bits is not None:
+            self._bits[start] = bits
+        super().absorb(squares)
+
+    @property
+    def result(self) -> Measurement:
+        energies = [total / self._numel for total in super().result]
+        return Measurement(self._bits if self._remember else None, energies)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What was measured.
+
+    Attributes:
+        selected: bits of each tile, by its first element; None if everything is merged.
+        energies: mean square of each model's selected elements.
+    """
+
+    selected: dict[int, np.ndarray] | None
+    energies: list[float]
+
+
+def _squares(x: Float32[Tensor, "m n"], start: int) -> list[float]:
+    del start
+    return [torch.sum(row.square_(), dtype=torch.float64).item() for row in x]
 
 
 def variance(x: Float32[Tensor, "m n"]) -> Float32[Tensor, " n"]:
     """Population variance over the models, at each element."""
+    if len(x) == 1:
+        return torch.zeros_like(x[0])
     # Differences from the first model are 0 where all agree, which rounding the mean would hide.
-    differences = x - x[0]
+    differences = x[1:] - x[0]
     mean = sum_rows(differences).div_(len(x))
-    total = torch.zeros_like(mean)
+    total = mean.square()  # of the first model, whose difference is 0
     for row in differences.sub_(mean):
         total.addcmul_(row, row)
     return total.div_(len(x))
 
 
-def select(x: Float32[Tensor, "m n"], threshold: float | None) -> None:
-    """Zero, in place, the elements of smaller variance than the threshold; all if it is None."""
-    if threshold is None:
-        x.zero_()
-    elif threshold > 0:
-        keep = variance(x).ge_(threshold)
-        for row in x:
-            row.mul_(keep)
-
-
 def sce(
     x: Float32[Tensor, "m n"],
-    measured: tuple[float | None, Sequence[float]],
+    measured: Measurement,
     *,
     select_topk: float,
     fuse: str,
     compat: bool,
+    start: int,
 ) -> Float32[Tensor, " n"]:
     """Task vectors weighed by their energy, where they vary most and agree in sign.
 
@@ -83,13 +120,13 @@ def sce(
     as in the authors' code. If all energies are 0, models weigh the same; `compat: mergekit` also weighs
     them the same when their sum is below 1e-6, as mergekit does.
     """
-    del select_topk  # already contained in the threshold
-    threshold, energies = measured
-    total = math.fsum(energies)
+    del select_topk, fuse  # already contained in what was measured
+    total = math.fsum(measured.energies)
     negligible = total < _COMPAT_MIN_ENERGY if compat else total == 0
-    share = [1 / len(x)] * len(x) if negligible else [e / total for e in energies]
-    if fuse == "selected":
-        select(x, threshold)
+    share = [1 / len(x)] * len(x) if negligible else [e / total for e in measured.energies]
+    if measured.selected is not None:
+        keep = np.unpackbits(measured.selected[start], count=x.shape[1]).view(bool)
+        np.multiply(x.numpy(), keep, out=x.numpy())
     merged, agreeing = elect_and_sum(x, share, share)
     return merged.div_(agreeing.clamp_min_(_MIN_SHARE))
 
@@ -110,5 +147,6 @@ METHOD = Measured(
         COMPAT,
     ),
     base=Base.DELTA,
+    positional=True,
     paper="2408.07990",
 )

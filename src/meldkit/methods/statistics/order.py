@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ _RANK_MARGIN = 0.014
 #: By how much a bracket that missed widens.
 _WIDEN = 4
 
+#: k, or how it follows from the number of elements that are not 0.
+Rank = int | Callable[[int], int]
+
 
 class KthMagnitude:
     """The k-th largest |x| of each model's vector, exactly and without sorting it.
@@ -30,7 +34,8 @@ class KthMagnitude:
     bracket misses, another pass takes a wider one on the side that must hold the answer.
 
     Args:
-        ranks: for each row of a tile, the ks that are wanted of it, 1 ≤ k ≤ numel; perhaps none.
+        ranks: for each row of a tile, the ks that are wanted of it, perhaps none; 0 ≤ k ≤ numel, where
+            infinity counts as the 0-th largest. They may depend on how many elements are not 0.
         numel: elements of the tensor.
         grain: starts and lengths of tiles are multiples of it.
         num_blocks: into how many blocks the sample is cut; more where far parts are of different kinds.
@@ -38,7 +43,7 @@ class KthMagnitude:
 
     def __init__(
         self,
-        ranks: Sequence[Sequence[int]],
+        ranks: Sequence[Sequence[Rank]],
         numel: int,
         *,
         grain: int = 1,
@@ -101,10 +106,11 @@ class KthMagnitude:
 class _Selection:
     """Selects the k-th largest of a stream of magnitudes by a bracket `[low, high]`."""
 
-    def __init__(self, k: int, numel: int) -> None:
+    def __init__(self, rank: Rank, numel: int) -> None:
         self.value: float | None = None
-        self._k = k
-        self._quantile = 1 - k / max(1, numel)
+        self._rank = rank
+        self._numel = numel
+        self._quantile = 0.0
         self._sample = np.empty(0, np.float32)
         self._margin = _RANK_MARGIN
         self._low, self._high = np.float32(0), np.float32(np.inf)
@@ -113,14 +119,19 @@ class _Selection:
         self._begin_pass()
 
     def _begin_pass(self) -> None:
-        # How many are: > high, ≥ high, > low, ≥ low.
-        self._counts = np.zeros(4, np.int64)
+        # How many are: > high, ≥ high, > low, ≥ low; and > 0, if that matters.
+        self._counts = np.zeros(5, np.int64)
         self._inside: list[np.ndarray] = []
 
     def start(self, sample: np.ndarray) -> None:
         """Guess the bracket from a sample of magnitudes, in any order."""
         self._sample = sample
+        self._quantile = 1 - self._k(np.count_nonzero(sample) / len(sample)) / self._numel
         self._bracket()
+
+    def _k(self, varied: float) -> int:
+        """The rank, if that share of the elements is not 0."""
+        return self._rank(round(varied * self._numel)) if callable(self._rank) else self._rank
 
     def _bracket(self) -> None:
         n = len(self._sample)
@@ -138,6 +149,7 @@ class _Selection:
         above, at_least_low = row > self._high, row >= self._low
         at_least_high, above_low = row >= self._high, row > self._low
         counts = [int(np.count_nonzero(m)) for m in (above, at_least_high, above_low, at_least_low)]
+        counts.append(int(np.count_nonzero(row)) if callable(self._rank) else 0)
         return counts, np.compress(np.greater(above_low, at_least_high), row)
 
     def absorb(self, part: tuple[list[int], np.ndarray]) -> None:
@@ -145,16 +157,19 @@ class _Selection:
         self._inside.append(part[1])
 
     def finish_pass(self) -> None:
-        above, at_least_high, above_low, at_least_low = self._counts.tolist()
-        if self._k <= above:
+        above, at_least_high, above_low, at_least_low, num_varied = self._counts.tolist()
+        k = self._rank(num_varied) if callable(self._rank) else self._rank
+        if k == 0:
+            self.value = math.inf
+        elif k <= above:
             self._floor = np.nextafter(self._high, np.float32(np.inf))
-        elif self._k <= at_least_high:
+        elif k <= at_least_high:
             self.value = float(self._high)
-        elif self._k <= above_low:
+        elif k <= above_low:
             values = np.concatenate(self._inside)
-            index = len(values) - (self._k - at_least_high)
+            index = len(values) - (k - at_least_high)
             self.value = float(np.partition(values, index)[index])
-        elif self._k <= at_least_low or self._low <= self._floor:
+        elif k <= at_least_low or self._low <= self._floor:
             self.value = float(self._low)
         else:
             self._ceiling = np.nextafter(self._low, np.float32(0))
