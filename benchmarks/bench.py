@@ -3,6 +3,7 @@
     python benchmarks/bench.py                                      everything, and writes the page
     python benchmarks/bench.py --size small --methods linear,ties   a quick look; writes no page
     python benchmarks/bench.py --contestants floor,meldkit --runs 1
+    python benchmarks/bench.py --methods ties                       again, and writes the page anew
 
     cases.py        the merges and their goals          checkpoints.py  makes the models to merge
     measure.py      runs a program, describes a machine check.py        compares two outputs
@@ -25,11 +26,12 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from cases import CASES, MODELS, Case
 from checkpoints import SIZES, WEIGHTS, missing
 from measure import MB, Cost, ProgramFailed, machine, package_version, read_through, run
-from report import Result, as_json, check_rows, goal_rows, markdown, timing_rows
+from report import Result, as_json, check_rows, from_json, goal_rows, markdown, timing_rows
 from rich.console import Console
 from rich.table import Table
 
@@ -80,13 +82,7 @@ def parse_args() -> argparse.Namespace:
         "--out",
         type=Path,
         default=ROOT / "docs" / "benchmarks.md",
-        help="page that a complete run writes, with a .json beside it",
-    )
-    parser.add_argument(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="also write the raw numbers of this run, complete or not, to FILE",
+        help="page to write, with a .json beside it, once all methods have been measured",
     )
     args = parser.parse_args()
     if args.runs < 1:
@@ -198,6 +194,16 @@ def show_table(title: str, rows: Sequence[Sequence[str]]) -> None:
     console.print(table)
 
 
+def as_text(data: object) -> str:
+    return json.dumps(data, indent=2) + "\n"
+
+
+def remember(known: Path, result: Result, data: dict[str, Any]) -> None:
+    """Keep a method's measurements, in place of earlier ones, for the page."""
+    stored = json.loads(known.read_text())["methods"] if known.exists() else {}
+    known.write_text(as_text({**data, "methods": {**stored, **as_json([result], data)["methods"]}}))
+
+
 def main() -> None:
     args = parse_args()
     if sys.platform != "linux":
@@ -230,43 +236,41 @@ def main() -> None:
         )
     about["date"] = datetime.now(timezone.utc).strftime("%Y-%m-%d")
 
-    help_time, results, failure = None, list[Result](), None
-    try:
-        if "meldkit" in args.contestants:
-            help_time = help_seconds()
-        for case in CASES:
-            if case.name in args.methods:
-                results.append(race(case, args, models, mergekit))
-    except ProgramFailed as error:  # what was measured before is still shown
-        failure = str(error)
-
-    data = {
+    data: dict[str, Any] = {
         "machine": about,
         "parameters": shape.num_parameters(),
         "model_bytes": model_bytes,
         "runs": args.runs,
-        "help_seconds": help_time,
+        "help_seconds": help_seconds() if "meldkit" in args.contestants else None,
     }
+    results, failure = list[Result](), None
+    known = CACHE / f"{args.size}.json"
+    try:
+        for case in CASES:
+            if case.name in args.methods:
+                results.append(race(case, args, models, mergekit))
+                if len(args.contestants) == len(CONTESTANTS):
+                    remember(known, results[-1], data)
+    except ProgramFailed as error:  # what was measured before is still shown
+        failure = str(error)
+
     if results:
         show_table("Times and memory", timing_rows(results))
     if "meldkit" in args.contestants:
-        show_table("Goals, set for the full size", goal_rows(results, help_time))
+        show_table("Goals, set for the full size", goal_rows(results, data["help_seconds"]))
     if args.check:
         show_table("Agreement with mergekit", check_rows(results))
-    text = json.dumps(as_json(results, data), indent=2) + "\n"
-    if args.json:
-        args.json.write_text(text)
     if failure is not None:
         raise SystemExit(failure)
-    if args.size == "full" and len(args.methods) == len(CASES) and len(args.contestants) == len(CONTESTANTS):
+    stored = json.loads(known.read_text()) if known.exists() else {"methods": {}}
+    if args.size == "full" and all(case.name in stored["methods"] for case in CASES):
+        everything = [from_json(case, stored["methods"][case.name]) for case in CASES]
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(markdown(results, data))
-        args.out.with_suffix(".json").write_text(text)
+        args.out.write_text(markdown(everything, stored))
+        args.out.with_suffix(".json").write_text(as_text(as_json(everything, stored)))
         console.print(f"wrote {args.out} and {args.out.with_suffix('.json')}")
     else:
-        console.print(
-            f"{args.out} is left as it is: only a run of all methods and contestants at full size writes it"
-        )
+        console.print(f"{args.out} is left as it is: it needs all methods and contestants at full size")
 
 
 if __name__ == "__main__":

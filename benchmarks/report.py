@@ -187,6 +187,12 @@ def markdown(results: Sequence[Result], data: Mapping[str, Any]) -> str:
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
+def from_json(case: Case, data: Mapping[str, Any]) -> Result:
+    """A method's measurements as `as_json` wrote them."""
+    runs = {name: [Cost(**cost) for cost in costs] for name, costs in data["runs"].items()}
+    return Result(case, runs, data["check"])
+
+
 def as_json(results: Sequence[Result], data: Mapping[str, Any]) -> dict[str, Any]:
     def plain(cost: Cost) -> dict[str, float]:
         return {item.name: round(getattr(cost, item.name), 4) for item in fields(cost)}

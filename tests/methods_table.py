@@ -194,7 +194,7 @@ TABLE: dict[str, Row] = {
             rescale=st.booleans(),
             elect=st.sampled_from(["weighted", "unweighted"]),
             trim_scope=st.sampled_from(["tensor", "model"]),
-        ).filter(lambda p: p["elect"] == "weighted" or not p["rescale"]),  # whether r_i vote is not said
+        ),
         base=True,
         identity=same,
         consensus=with_(weight=0.5, density=1.0, normalize=True, lambda_=1.0),
@@ -284,7 +284,7 @@ TABLE: dict[str, Row] = {
             {
                 "weight": weights(m),
                 "normalize_weights": st.booleans(),
-                "eps": st.sampled_from([1e-8, 1e-6, 1e-3]),
+                "eps": st.sampled_from([0.0, 1e-8, 1e-6, 1e-3]),
             }
         ),
         base=None,
@@ -297,8 +297,8 @@ TABLE: dict[str, Row] = {
         oracle=oracles.karcher,
         parameters=lambda m: st.fixed_dictionaries(
             {
-                # With weights of 0 or of both signs, those that have a direction may sum to 0.
-                "weight": per_model(share, m),
+                # With weights of both signs, those that have a direction may sum to 0.
+                "weight": per_model(share | st.just(0.0), m).filter(any),
                 "max_iter": st.sampled_from([0, 1, 10, 50]),
                 "tol": st.sampled_from([1e-5, 1e-9, 1e-2]),
                 "compat": st.booleans(),

@@ -376,12 +376,12 @@ def multislerp(
     divisor = math.fsum(weight) if normalize_weights else 1.0
     share = [w / divisor for w in weight]
     lengths = [norm(x) for x in vectors]
-    terms = [w * x / (length + eps) for w, x, length in zip(share, vectors, lengths, strict=True)]
+    terms = [w * x / (length + eps or 1) for w, x, length in zip(share, vectors, lengths, strict=True)]
     mean = np.sum(terms, 0)
     short = norm(mean)
     # What cancels out in the mean is known to a few float32 roundings only.
     known = 1e-4 * math.fsum(map(abs, share))
-    if short < eps:
+    if short < max(eps, 1e-7 * math.fsum(map(abs, share))):
         straight = [w * x for w, x in zip(share, vectors, strict=True)]
         return Answer(
             start + np.sum(straight, 0),

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from threading import Condition, Lock, Thread
 from typing import Protocol
 
@@ -17,6 +19,9 @@ import torch
 
 from meldkit.engine.tensor_run import Buffers
 from meldkit.plan import TensorJob
+
+#: Threads that write while workers compute: each mostly waits for the disk.
+_WRITERS = 2
 
 
 class Runnable(Protocol):
@@ -32,8 +37,8 @@ class Runnable(Protocol):
     spans: deque[tuple[int, int]]
     outstanding: int
 
-    def process(self, start: int, stop: int, buffers: Buffers) -> None:
-        """Work on elements [start, stop); called in any thread."""
+    def process(self, start: int, stop: int, buffers: Buffers) -> Future[None] | None:
+        """Work on elements [start, stop); called in any thread. What it returns is still being done."""
         ...
 
     def advance(self) -> bool:
@@ -55,12 +60,8 @@ class Progress:
 
 
 def default_threads() -> int:
-    """Worker threads if the user names no number: one more than the processors that this process may use.
-
-    While one waits for the disk, the others compute.
-    """
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return processors + 1
+    """Worker threads if the user names no number: as many as there are processors for this process."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(
@@ -84,8 +85,10 @@ def run(
     if threads < 1:
         raise ValueError(f"threads is {threads}; it must be 1 or more")
     queue = _Queue(iter(tensors))
-    workers = [Thread(target=_work, args=(queue,), name=f"tile-{i}", daemon=True) for i in range(threads)]
-    with _single_threaded_torch:
+    with _single_threaded_torch, ThreadPoolExecutor(_WRITERS, "write") as writer:
+        workers = [
+            Thread(target=_work, args=(queue, writer), name=f"tile-{i}", daemon=True) for i in range(threads)
+        ]
         for worker in workers:
             worker.start()
         try:
@@ -133,15 +136,26 @@ class _TorchThreads:
 _single_threaded_torch = _TorchThreads()
 
 
-def _work(queue: _Queue) -> None:
+def _work(queue: _Queue, writer: Executor) -> None:
     try:
-        buffers = Buffers()
+        buffers = Buffers(writer)
         while (task := queue.take()) is not None:
             tensor, start, stop = task
-            if stop > start:
-                tensor.process(start, stop, buffers)
-            queue.done(tensor, stop - start)
+            rest = tensor.process(start, stop, buffers) if stop > start else None
+            if rest is None:
+                queue.done(tensor, stop - start)
+            else:
+                rest.add_done_callback(partial(_finish, queue, tensor, stop - start))
     except BaseException as e:  # noqa: BLE001 - carried to the caller's thread, which raises it
+        queue.stop(e)
+
+
+def _finish(queue: _Queue, tensor: Runnable, elements: int, rest: Future[None]) -> None:
+    """After what was left of a span's work is done, in whatever thread that was."""
+    try:
+        rest.result()
+        queue.done(tensor, elements)
+    except BaseException as e:  # noqa: BLE001 - as in a worker
         queue.stop(e)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, wait
 from threading import Lock
 from typing import Any, NoReturn, Protocol
 
@@ -62,12 +63,18 @@ class Inputs(Protocol):
 
 
 class Buffers:
-    """What one worker needs; each buffer grows to the largest need and stays."""
+    """What one worker needs; each buffer grows to the largest need and stays.
 
-    def __init__(self) -> None:
+    Args:
+        writer: carries out writes while the worker goes on; None to write at once.
+    """
+
+    def __init__(self, writer: Executor | None = None) -> None:
         self._values = Scratch()
         self.scratch = Scratch()
-        self._output = Scratch()
+        self._writer = writer
+        #: Two, so that one can be filled while the other is written; and what is being done with them.
+        self._outputs = [_Output(), _Output()]
 
     def rows(self, num_rows: int, n: int) -> Float32[Tensor, "num_rows n"]:
         """Room for one tile of each input; rows are aligned alike whatever n is."""
@@ -77,11 +84,30 @@ class Buffers:
 
     def output(self, job: TensorJob, start: int, stop: int) -> Tensor:
         """Room for the bytes of elements [start, stop), which lies within a page as they do in the file."""
+        self._outputs.reverse()
+        output = self._outputs[0]
+        wait([output.written])
         itemsize = DTYPES[job.dtype].itemsize
         nbytes = (stop - start) * itemsize
-        room = self._output.take(nbytes + PAGE)
+        room = output.scratch.take(nbytes + PAGE)
         skip = (job.offset + start * itemsize - room.data_ptr()) % PAGE
         return room[skip : skip + nbytes]
+
+    def write(self, sink: Sink, job: TensorJob, start: int, data: Tensor) -> Future[None]:
+        """Hand over what has been put into the latest output room, which is in use until it is written."""
+        view = data.numpy().data
+        if self._writer is None:
+            sink.write(job, start, view)
+        else:
+            self._outputs[0].written = self._writer.submit(sink.write, job, start, view)
+        return self._outputs[0].written
+
+
+class _Output:
+    def __init__(self) -> None:
+        self.scratch = Scratch()
+        self.written: Future[None] = Future()
+        self.written.set_result(None)
 
 
 def cut(ranges: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
@@ -189,16 +215,16 @@ class TensorRun:
         self.spans = self._next_spans()
         return True
 
-    def process(self, start: int, stop: int, buffers: Buffers) -> None:
+    def process(self, start: int, stop: int, buffers: Buffers) -> Future[None] | None:
         """Work on elements [start, stop), a span of the current pass."""
         if self._raw is not None:
-            raw = buffers.output(self.job, start, stop).numpy().data
-            self._raw.read_bytes(start, raw)
-            self._sink.write(self.job, start, raw)
-        elif self._writing:
-            self._write(start, stop, buffers)
-        else:
-            self._measure(start, stop, buffers)
+            raw = buffers.output(self.job, start, stop)
+            self._raw.read_bytes(start, raw.numpy().data)
+            return buffers.write(self._sink, self.job, start, raw)
+        if self._writing:
+            return self._write(start, stop, buffers)
+        self._measure(start, stop, buffers)
+        return None
 
     def _measure(self, start: int, stop: int, buffers: Buffers) -> None:
         assert self._statistic is not None
@@ -209,7 +235,7 @@ class TensorRun:
             with self._lock:
                 self._statistic.absorb(partial)
 
-    def _write(self, start: int, stop: int, buffers: Buffers) -> None:
+    def _write(self, start: int, stop: int, buffers: Buffers) -> Future[None]:
         raw = buffers.output(self.job, start, stop)
         output = raw.view(getattr(torch, DTYPES[self.job.dtype].torch))
         for first, last in cut([(start, stop)], self._tile):
@@ -220,7 +246,7 @@ class TensorRun:
             part = output[first - start : last - start].copy_(values)
             if not self._allow_nonfinite and not _fit(values, part):
                 self._refuse_output(first, last, values, part.dtype, buffers)
-        self._sink.write(self.job, start, raw.numpy().data)
+        return buffers.write(self._sink, self.job, start, raw)
 
     def _merge(
         self, method: Method, start: int, models: Float32[Tensor, "m n"], base: Float32[Tensor, " n"] | None

@@ -11,6 +11,9 @@ from meldkit.methods.base import Base, Parameter, Spanned
 from meldkit.methods.linear import WEIGHT, normalized
 from meldkit.shapes import Float64
 
+#: Directions that cancel out leave this much, relative to their weights, by rounding in the Gram matrix.
+_NOISE = 1e-7
+
 
 def multislerp(
     gram: Float64[np.ndarray, "m m"], *, weight: Sequence[float], normalize_weights: bool, eps: float
@@ -31,7 +34,7 @@ def multislerp(
     lengths = norms + eps
     direction = np.where(lengths > 0, shares / np.where(lengths > 0, lengths, 1), 0)
     length = math.sqrt(max(0.0, float(direction @ gram @ direction)))
-    if length < eps:
+    if length < max(eps, _NOISE * float(np.abs(shares).sum())):
         return shares.tolist()
     return (direction * float(shares @ norms) / length).tolist()
 
