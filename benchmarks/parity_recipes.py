@@ -571,7 +571,7 @@ TRIMMED = [
             density=0.4,
         ),
     ),
-    Case("ties-none", "llama", "density 0", merge("ties", pair(density=0)), ONE_KEPT),
+    Case("ties-none", "llama", "density 0", merge("ties", pair(density=0))),
     Case("ties-qwen2", "qwen2", "biases, tied embeddings", merge("ties", pair(density=0.5))),
     Case("ties-gpt2", "gpt2", "biases, tied embeddings", merge("ties", pair(density=0.5))),
     Case("breadcrumbs", "llama", "density 0.9", merge("breadcrumbs", pair(density=0.6))),
@@ -595,7 +595,7 @@ TRIMMED = [
         "rescale, normalize, lambda",
         merge("breadcrumbs", pair(density=0.5, gamma=0.1), rescale=True, normalize=True, lambda_=0.5),
     ),
-    Case("breadcrumbs-none", "llama", "density 0", merge("breadcrumbs", pair(density=0)), ONE_KEPT),
+    Case("breadcrumbs-none", "llama", "density 0", merge("breadcrumbs", pair(density=0))),
     Case(
         "breadcrumbs-few",
         "llama",

@@ -560,9 +560,9 @@ def arcee_fusion(models: Sequence[Vector], base: None, *, shape: tuple[int, ...]
     p, q = softmax(rows(other, shape)), softmax(rows(start, shape))
     terms = p * np.log(p / q)
     divergence = terms.sum(1, keepdims=True)
-    # In float32 a divergence is a small difference of larger numbers.
+    # A small sum of larger terms, which is then rounded to float32; of one column it is exactly 0.
     reach = max(np.ptp(rows(x, shape), 1).max() for x in models)
-    vague = 4e-7 * (1 + reach) * (1 + np.abs(terms).sum(1, keepdims=True))
+    vague = 3e-7 * np.abs(divergence) + (1e-14 * (1 + reach) if terms.shape[1] > 1 else 0.0)
     delta = rows(other - start, shape)
     importance = (np.abs(delta) * divergence).reshape(-1)
     error = (np.abs(delta) * vague).reshape(-1)
@@ -584,6 +584,8 @@ def magnitude(delta: Vector, density: float) -> tuple[Vector, Vector]:
     near = np.zeros(delta.shape, bool)
     if density >= 1 or delta.size == 0:
         return delta, near
+    if density == 0:
+        return np.zeros_like(delta), near
     k = max(1, math.trunc(density * delta.size))
     size = np.abs(delta)
     threshold = np.sort(size)[::-1][k - 1]
@@ -599,6 +601,8 @@ def outliers(delta: Vector, density: float, gamma: float) -> tuple[Vector, Vecto
     n = delta.size
     if density >= 1 or n == 0:
         return delta, near
+    if density == 0:
+        return np.zeros_like(delta), near
     keep = max(1, math.trunc(density * n))
     top = math.trunc(gamma * n)
     bottom = n - keep - top

@@ -239,3 +239,24 @@ def test_header_is_padded_and_names_the_framework() -> None:
     assert header[8:].rstrip(b" ") == (
         b'{"__metadata__":{"format":"pt"},"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     )
+
+
+def test_tokenizers_that_differ_are_a_warning() -> None:
+    for name, vocab in (("a", {"x": 0, "y": 1}), ("b", {"y": 0, "x": 1})):
+        Path(name, "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocab}}))
+    recipe = {"merge_method": "linear", "models": [{"model": m, "parameters": {"weight": 1}} for m in "ab"]}
+    (warning,) = plan(recipe).warnings
+    assert warning.startswith("the tokenizers of 'a' and 'b' give tokens different numbers")
+    Path("b", "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"x": 0, "y": 1}}}, indent=1))
+    assert not plan(recipe).warnings
+
+
+def test_config_that_does_not_fit_the_weights_is_a_warning() -> None:
+    recipe = {"merge_method": "passthrough", "models": [{"model": "a"}]}
+    config = json.loads(Path("a/config.json").read_text())
+    Path("a/config.json").write_text(json.dumps({**config, "num_hidden_layers": 7}))
+    (warning,) = plan(recipe).warnings
+    assert warning == "config.json of 'a' speaks of 7 layers, its weights have 2 blocks model.layers.*"
+    Path("a/config.json").unlink()
+    (warning,) = plan(recipe).warnings
+    assert warning == "model 'a' has no config.json, so the output has none either"

@@ -49,6 +49,7 @@ def merge_tensors(
         RecipeError: unknown method or parameter, a value out of range, or a wrong number of tensors.
         MismatchError: the shapes differ.
     """
+    tensors = list(tensors)
     for index, tensor in enumerate((*tensors, *(() if base is None else (base,)))):
         if not tensor.is_floating_point():
             what = "the base" if index == len(tensors) else f"input {index}"

@@ -35,9 +35,11 @@ class MergeOptions:
     """Options of `meldkit merge` and `run_merge`; attributes are documented where they are declared."""
 
     allow_crimes: bool = _option(
-        False, "Merge models of differently named architectures if their tensors fit."
+        False, "Merge models of differently named architectures if tensors of equal names have equal shapes."
     )
-    unsafe_truncate_embeddings: bool = _option(False, "Crop embeddings to the smallest vocabulary.")
+    unsafe_truncate_embeddings: bool = _option(
+        False, "Crop embeddings to the smallest vocabulary. (Not supported yet.)"
+    )
     trust_remote_code: bool = _option(
         False, "Trust code in model repositories.", idle="no code of a model is ever run"
     )

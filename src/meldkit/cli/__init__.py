@@ -71,6 +71,10 @@ def main(args: list[str] | None = None) -> NoReturn:
     except click.ClickException as e:
         e.show()
         status = e.exit_code
+    except OSError as e:
+        # Such as a full disk behind a redirected output.
+        _print_error(f"{e.strerror or e}")
+        status = MeldError.exit_status
     except click.Abort:
         click.echo("stopped", err=True)
         status = INTERRUPTED

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
-from threading import Condition, Lock, Thread
+from threading import Condition, Lock
 from typing import Protocol
 
 import torch
@@ -85,25 +85,22 @@ def run(
     if threads < 1:
         raise ValueError(f"threads is {threads}; it must be 1 or more")
     queue = _Queue(iter(tensors))
-    with _single_threaded_torch, ThreadPoolExecutor(_WRITERS, "write") as writer:
-        workers = [
-            Thread(target=_work, args=(queue, writer), name=f"tile-{i}", daemon=True) for i in range(threads)
-        ]
-        for worker in workers:
-            worker.start()
+    with (
+        _single_threaded_torch,
+        ThreadPoolExecutor(_WRITERS, "write") as writer,
+        ThreadPoolExecutor(threads, "work") as pool,
+    ):
         try:
-            while any(worker.is_alive() for worker in workers):
-                for worker in workers:
-                    worker.join(interval / threads)
+            workers = [pool.submit(_work, queue, writer) for _ in range(threads)]
+            # Not Thread.join: interrupted by Ctrl-C it takes a thread that runs for one that has ended.
+            while wait(workers, timeout=interval).not_done:
                 if progress is not None:
                     progress(queue.progress)
             if progress is not None:
                 progress(queue.progress)
         finally:
-            # Reached early by Ctrl-C: workers finish the tile in hand and nothing more.
+            # Reached early by Ctrl-C: workers finish the span in hand and nothing more.
             queue.stop()
-            for worker in workers:
-                worker.join()
     if queue.error is not None:
         raise queue.error
 

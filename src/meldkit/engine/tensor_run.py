@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, wait
+from contextlib import contextmanager
 from threading import Lock
 from typing import Any, NoReturn, Protocol
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from meldkit.checkpoint import DTYPES, Scratch, StoredTensor, TileSource
-from meldkit.errors import RunError
+from meldkit.errors import MeldError, RunError
 from meldkit.methods import Method, Noise, Whole
 from meldkit.methods.base import subtract_base
 from meldkit.methods.statistics import CHUNK, Statistic
@@ -211,8 +212,9 @@ class TensorRun:
             self._sink.finish(self.job)
             return False
         assert self._statistic is not None
-        self._statistic.finish_pass()
-        self.spans = self._next_spans()
+        with self._method_failures():
+            self._statistic.finish_pass()
+            self.spans = self._next_spans()
         return True
 
     def process(self, start: int, stop: int, buffers: Buffers) -> Future[None] | None:
@@ -231,9 +233,10 @@ class TensorRun:
         for first, last in cut([(start, stop)], self._tile):
             models, base = read_tile(self.job, self._sources, first, last, buffers)
             self._check_inputs(first, models, base)
-            partial = self._statistic.update(models, first)
-            with self._lock:
-                self._statistic.absorb(partial)
+            with self._method_failures():
+                partial = self._statistic.update(models, first)
+                with self._lock:
+                    self._statistic.absorb(partial)
 
     def _write(self, start: int, stop: int, buffers: Buffers) -> Future[None]:
         raw = buffers.output(self.job, start, stop)
@@ -253,8 +256,25 @@ class TensorRun:
     ) -> Float32[Tensor, " n"]:
         if self._statistic is None and not method.shows_nonfinite:
             self._check_inputs(start, models, base)
-        merged = method.apply(models, self.job.values, self._measured, self._whole, start)
+        with self._method_failures():
+            merged = method.apply(models, self.job.values, self._measured, self._whole, start)
+            if merged.shape != models[0].shape:
+                raise ValueError(f"it returned {list(merged.shape)} for a tile of {list(models[0].shape)}")
         return merged if base is None else merged.add_(base)
+
+    @contextmanager
+    def _method_failures(self) -> Generator[None]:
+        """Methods may come from outside and raise anything; say which one failed, and on what."""
+        try:
+            yield
+        except MeldError:
+            raise
+        except Exception as e:
+            assert self.job.method is not None
+            raise RunError(
+                f"{self.job.method.name} failed on tensor '{self.job.name}': {type(e).__name__}: {e}",
+                hint="look at the parameters of this tensor with 'meldkit plan -v'",
+            ) from e
 
     def _check_inputs(
         self, start: int, models: Float32[Tensor, "m n"], base: Float32[Tensor, " n"] | None

@@ -108,7 +108,7 @@ def load_plugin(path: Path) -> None:
     """Register the `METHOD` of a Python file. The file is run: load only what you trust.
 
     Raises:
-        RecipeError: no such file, or it has no METHOD.
+        RecipeError: no such file, it fails, or it has no METHOD.
     """
     if path.resolve() in _loaded:
         return
@@ -116,6 +116,8 @@ def load_plugin(path: Path) -> None:
         content = runpy.run_path(str(path))
     except OSError as e:
         raise RecipeError(f"cannot read plugin {path}: {e.strerror}") from e
+    except (Exception, SystemExit) as e:
+        raise RecipeError(f"plugin {path} cannot be loaded: {type(e).__name__}: {e}") from e
     if "METHOD" not in content:
         raise RecipeError(f"plugin {path} has no METHOD", hint="see docs/extending.md")
     register(content["METHOD"])

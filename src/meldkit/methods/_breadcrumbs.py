@@ -39,6 +39,8 @@ def ranks(density: float, gamma: float, numel: int) -> list[int]:
     if density >= 1:
         return []
     kept = num_kept(density, numel)
+    if kept == 0:
+        return [0, 0]
     dropped = min(math.trunc(gamma * numel), numel - kept)
     return [dropped + 1, dropped + kept]
 

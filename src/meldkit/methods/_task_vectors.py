@@ -34,8 +34,8 @@ def normalize_parameter(*, default: bool) -> Parameter:
 
 
 def num_kept(density: float, numel: int) -> int:
-    """How many elements a density keeps: the integer part, but at least one."""
-    return max(1, math.trunc(density * numel))
+    """How many elements a density keeps: the integer part, but at least one unless it is 0."""
+    return max(1, math.trunc(density * numel)) if density > 0 else 0
 
 
 def merge_task_vectors(

@@ -8,10 +8,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from meldkit.methods.base import COMPAT, Base, Parameter, Spanned
+from meldkit.methods.linear import normalized
 from meldkit.shapes import Float64
 
 #: Below this sine of its angle to the mean, a model is in line with it or opposite: nothing pulls aside.
 _MIN_SINE = 1e-6
+
+#: Lengths of this size come from rounding in the Gram matrix.
+_NOISE = 1e-12
+
+
+def check_values(*, weight: Sequence[float], compat: bool, **_: object) -> None:
+    """Weights, where they count, must not sum to 0."""
+    if not compat:
+        normalized(weight)
 
 
 def karcher(
@@ -31,8 +41,6 @@ def karcher(
     m = len(gram)
     weights = np.ones(m) if compat else np.array(weight, float)
     total = weights.sum()
-    if abs(total) < 1e-8:
-        raise ValueError(f"weight: {list(weight)} sum to 0, which cannot be normalized")
     share = weights / total
     norms = np.sqrt(np.diag(gram))
     length = float(share @ norms)
@@ -48,7 +56,7 @@ def karcher(
         return math.sqrt(max(0.0, float(v @ gram @ v)))
 
     mean = alpha @ units
-    mean = units[0] if norm(mean) < tol else mean / norm(mean)
+    mean = units[0] if norm(mean) <= max(tol, _NOISE) else mean / norm(mean)
     for _ in range(int(max_iter)):
         cosines = np.clip(units @ gram @ mean, -1, 1)
         angles = np.arccos(cosines)
@@ -56,7 +64,7 @@ def karcher(
         pulls = np.where((angles < tol) | (sines < _MIN_SINE), 0, angles / np.maximum(sines, _MIN_SINE))
         step = (alpha * pulls) @ (units - cosines[:, None] * mean)
         size = norm(step)
-        if size < tol:
+        if size <= max(tol, _NOISE):
             break
         mean = math.cos(size) * mean + math.sin(size) * step / size
         mean = mean / norm(mean)
@@ -73,4 +81,5 @@ METHOD = Spanned(
         COMPAT,
     ),
     base=Base.MEMBER,
+    check_values=check_values,
 )

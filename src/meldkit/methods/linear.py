@@ -33,7 +33,7 @@ def normalized(weight: Sequence[float]) -> list[float]:
         ValueError: they sum to 0.
     """
     total = math.fsum(weight)
-    if abs(total) < 1e-8:
+    if abs(total) <= 1e-8 * math.fsum(map(abs, weight)):
         raise ValueError(f"weight: {list(weight)} sum to 0, which cannot be normalized")
     return [w / total for w in weight]
 

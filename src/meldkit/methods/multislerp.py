@@ -15,6 +15,12 @@ from meldkit.shapes import Float64
 _NOISE = 1e-7
 
 
+def check_values(*, weight: Sequence[float], normalize_weights: bool, **_: object) -> None:
+    """Weights that are to be normalized must not sum to 0; the weight of a single model does not count."""
+    if normalize_weights and len(weight) > 1:
+        normalized(weight)
+
+
 def multislerp(
     gram: Float64[np.ndarray, "m m"], *, weight: Sequence[float], normalize_weights: bool, eps: float
 ) -> Sequence[float]:
@@ -49,4 +55,5 @@ METHOD = Spanned(
     ),
     base=Base.OPTIONAL_DELTA,
     num_models=(1, None),
+    check_values=check_values,
 )

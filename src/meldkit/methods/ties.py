@@ -74,7 +74,7 @@ def ties(
 
     Paper: TIES-Merging, https://arxiv.org/abs/2306.01708. As in mergekit and unlike the paper, trimming
     is per tensor and votes are weighted by default, and a vote of exactly 0 counts as positive. Elements that
-    tie with the last one kept are all kept, as in the paper. At least one element is always kept.
+    tie with the last one kept are all kept, as in the paper. A density above 0 keeps at least one.
     """
     del density, rescale, trim_scope  # already contained in what was measured
     ratios = None

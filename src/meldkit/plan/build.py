@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -66,6 +67,7 @@ def build_plan(
     models = open_layouts(checkpoints)
     donor = models[recipe.base_model or next(iter(models))]
     notes = list(_check_vocabulary(recipe, models))
+    warnings += _lint_models(recipe, models, donor)
     _check_architectures(list(models.values()), donor, allow_crimes=allow_crimes)
     if module.from_models:
         slots = list(whole_model_slots(recipe, module, method, models))
@@ -132,6 +134,43 @@ def _check_vocabulary(recipe: Recipe, models: Mapping[ModelRef, Model]) -> Itera
     yield f"{at(spec.where)}all models have the same tokenizer, which is kept"
 
 
+def _lint_models(recipe: Recipe, models: Mapping[ModelRef, Model], donor: Model) -> Iterator[str]:
+    """What does not keep models from being merged, but the result from being of use."""
+    if not donor.checkpoint.config:
+        yield f"model '{donor.ref}' has no config.json, so the output has none either"
+    layout = donor.layout
+    if layout.stacks and layout.depths and not any(s.num_blocks in layout.depths for s in layout.stacks):
+        stacks = ", ".join(f"{s.num_blocks} blocks {s.prefix}*" for s in layout.stacks)
+        yield (
+            f"config.json of '{donor.ref}' speaks of {' or '.join(map(str, sorted(layout.depths)))} layers, "
+            f"its weights have {stacks}"
+        )
+    if recipe.tokenizer is not None:
+        return
+    expected = _vocabulary(donor.checkpoint)
+    for model in models.values():
+        found = _vocabulary(model.checkpoint)
+        if found is not None and expected is not None and found != expected:
+            yield (
+                f"the tokenizers of '{donor.ref}' and '{model.ref}' give tokens different numbers: rows of "
+                f"their embeddings do not belong together; the output gets the tokenizer of '{donor.ref}'"
+            )
+
+
+def _vocabulary(checkpoint: Checkpoint) -> object:
+    """Something that is equal for equal vocabularies; None if there is none to be had."""
+    try:
+        raw = _tokenizer_bytes(checkpoint)
+    except OSError:  # copying it will say so
+        return None
+    try:
+        content = json.loads(raw or b"")
+        # Tokens by number, whatever else a tokenizer.json says.
+        return content["model"]["vocab"] if "model" in content else content
+    except (ValueError, LookupError, TypeError):
+        return raw
+
+
 def _tokenizer_bytes(checkpoint: Checkpoint) -> bytes | None:
     for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"):
         path = checkpoint.folder / name
@@ -149,7 +188,7 @@ def _check_architectures(models: Sequence[Model], donor: Model, *, allow_crimes:
         if found and expected and found != expected:
             raise MismatchError(
                 f"model '{model.ref}' is a {found}, '{donor.ref}' is a {expected}",
-                hint="--allow-crimes merges them all the same if their tensors have equal names and shapes",
+                hint="--allow-crimes merges them all the same if tensors of equal names have equal shapes",
             )
 
 
