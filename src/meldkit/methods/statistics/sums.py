@@ -73,19 +73,17 @@ class _Doubles(local):
 
     room = torch.empty(0, 0, dtype=torch.float64)
 
-    def rows(self, num_models: int, n: int) -> list[Tensor]:
+    def take(self, num_models: int, n: int) -> Tensor:
         if self.room.shape[0] < num_models:
             self.room = torch.empty(num_models, CHUNK, dtype=torch.float64)
-        return [row[:n] for row in self.room[:num_models].unbind()]
+        return self.room[:num_models, :n]
 
 
 _doubles = _Doubles()
 
 
 def _products(chunk: Float32[Tensor, "m n"], pairs: Sequence[tuple[int, int]]) -> list[float]:
-    rows = _doubles.rows(*chunk.shape)
-    for row, values in zip(rows, chunk.unbind(), strict=True):
-        row.copy_(values)
+    rows = _doubles.take(*chunk.shape).copy_(chunk).unbind()
     return [torch.dot(rows[i], rows[j]).item() for i, j in pairs]
 
 
