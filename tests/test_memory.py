@@ -13,6 +13,7 @@ from torch import Tensor
 from deadline import within
 from meldkit import merge_state_dicts, merge_tensors
 from meldkit.errors import MeldError, MismatchError, RecipeError, RunError
+from meldkit.methods import METHODS
 
 DTYPES = [
     torch.float64,
@@ -290,6 +291,19 @@ def test_values_that_do_not_fit_are_errors(dtype: torch.dtype, values: list[floa
     finite = all(map(math.isfinite, values))
     with pytest.raises(RunError, match=too_large if finite else "of 'input 1' has the value"):
         merge_tensors([first, torch.tensor(values)], weight=[0, 1])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", sorted(name for name, m in METHODS.items() if m.shows_nonfinite))
+def test_what_is_not_finite_shows_even_without_weight(name: str, value: float) -> None:
+    """Inputs of these methods are not searched, so a factor of 0 must not hide what they hold."""
+    method = METHODS[name]
+    parameters: dict[str, Any] = {p.name: 0.0 for p in method.parameters if p.kind is float}
+    if any(p.name == "normalize" for p in method.parameters):
+        parameters["normalize"] = False
+    base = torch.ones(3) if method.base.delta else None
+    with pytest.raises(RunError, match="of 'input 0' has the value"):
+        merge_tensors([torch.tensor([1.0, value, 2.0])], name, base=base, **parameters)
 
 
 def test_largest_values_fit() -> None:

@@ -134,7 +134,7 @@ def merge_state_dicts(
         )
     run_jobs(
         jobs,
-        _MemoryInputs(inputs),
+        _MemoryInputs(inputs, [next(k for k, m in named.items() if m is given) for given in inputs]),
         _MemorySink(merged),
         seed=seed,
         allow_nonfinite=allow_nonfinite,
@@ -201,14 +201,15 @@ class _MemoryTensor:
 
 
 class _MemoryInputs:
-    def __init__(self, state_dicts: Sequence[Mapping[str, Tensor]]) -> None:
+    def __init__(self, state_dicts: Sequence[Mapping[str, Tensor]], labels: Sequence[str]) -> None:
         self._state_dicts = state_dicts
+        self._labels = labels
 
     def open(self, tensor: Input) -> TileSource:
         return _MemoryTensor(self._state_dicts[tensor.checkpoint][tensor.tensor])
 
     def label(self, tensor: Input) -> str:
-        return f"input {tensor.checkpoint}"
+        return self._labels[tensor.checkpoint]
 
     def open_raw(self, tensor: Input, dtype: str) -> StoredTensor | None:
         del tensor, dtype

@@ -58,9 +58,9 @@ class MergeOptions:
     read_to_gpu: bool = _option(False, "Read weights straight to the GPU.", idle=_CPU)
     multi_gpu: bool = _option(False, "Use several GPUs.", idle=_CPU)
     gpu_rich: bool = _option(False, "Alias of four GPU options.", idle=_CPU)
-    num_threads: int | None = _option(None, "Worker threads; processors + 1 if not given.", flags=("-j",))
+    num_threads: int | None = _option(None, "Worker threads; one per processor if not given.", flags=("-j",))
     async_write: bool = _option(False, "Write while computing.", idle="writing always overlaps computing")
-    write_threads: int = _option(1, "Threads that write.", idle="every worker writes what it computed")
+    write_threads: int = _option(1, "Threads that write.", idle="two threads always write")
     out_shard_size: str | int = _option(
         "5B", "Most bytes of tensors per weight file, such as 500M, 2GB or 5B (5 · 10⁹)."
     )

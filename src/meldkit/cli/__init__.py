@@ -72,8 +72,9 @@ def main(args: list[str] | None = None) -> NoReturn:
         e.show()
         status = e.exit_code
     except OSError as e:
-        # Such as a full disk behind a redirected output.
-        _print_error(f"{e.strerror or e}")
+        # What reads and writes models has messages of its own; this is the terminal, or what stands for it.
+        place = f" to {e.filename}" if e.filename else ""
+        _print_error(f"cannot write{place}: {e.strerror or e}\n  look where the output of this command goes")
         status = MeldError.exit_status
     except click.Abort:
         click.echo("stopped", err=True)
