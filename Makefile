@@ -6,8 +6,8 @@ BIN := .venv/bin
 
 setup: .venv/ready
 
-# Made again when a dependency changes.
-.venv/ready: pyproject.toml constraints.txt
+# Made again when a dependency or what is compiled changes.
+.venv/ready: pyproject.toml constraints.txt hatch_build.py src/meldkit/kernels/kernels.c
 	$(PYTHON) -m venv .venv
 	@echo "installing into .venv (a few minutes the first time)"
 	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"

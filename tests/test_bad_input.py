@@ -117,11 +117,11 @@ CASES: dict[str, tuple[str, Callable[[], object] | None, int, tuple[str, ...]]] 
         3,
         ("model 'b'", "model.safetensors"),
     ),
-    "pickled only": (
+    "another format than the name says": (
         LINEAR,
         lambda: Path("b/model.safetensors").rename("b/pytorch_model.bin"),
-        2,
-        ("not supported yet", "pytorch_model.bin"),
+        3,
+        ("b/pytorch_model.bin is not a file of torch.save",),
     ),
     "an adapter alone": (
         LINEAR,

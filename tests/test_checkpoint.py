@@ -22,6 +22,7 @@ from meldkit.checkpoint import (
     open_checkpoint,
     open_files,
     read_header,
+    read_all,
     read_json,
 )
 from meldkit.errors import CheckpointError, NotSupportedError
@@ -65,7 +66,7 @@ def refusal(folder: Path, label: str = "m") -> str:
     return str(caught.value)
 
 
-def read_all(source: TileSource, numel: int) -> Tensor:
+def values_of(source: TileSource, numel: int) -> Tensor:
     out = torch.full((numel,), torch.nan)
     source.read(0, numel, out, Scratch())
     return out
@@ -87,7 +88,7 @@ def test_sharded_folder(m: Path) -> None:
     with open_files() as files:
         for name, tensor in expected.items():
             assert checkpoint.plain(name)
-            value = read_all(checkpoint.source(files, name), tensor.numel())
+            value = values_of(checkpoint.source(files, name), tensor.numel())
             assert torch.equal(value, tensor.flatten())
 
 
@@ -234,17 +235,15 @@ def make(folder: Path, *names: str) -> Path:
     return folder
 
 
-SAVE = "  load it with transformers and save_pretrained() it once; that writes safetensors"
-
 WRONG_FOLDERS: dict[tuple[str, ...], str] = {
     (): "model 'm': m has neither model.safetensors nor model.safetensors.index.json\n"
     "  check the path in the recipe, and whether the download is complete",
     ("config.json", "README.md"): "model 'm': m has neither model.safetensors nor "
     "model.safetensors.index.json\n  check the path in the recipe, and whether the download is complete",
-    ("pytorch_model.bin",): "not supported yet: model 'm' has no safetensors files, "
-    f"only pytorch_model.bin\n{SAVE}",
-    ("a.gguf", "b.gguf", "c.gguf", "d.gguf"): "not supported yet: model 'm' has no safetensors files, "
-    f"only a.gguf, b.gguf, c.gguf\n{SAVE}",
+    ("pytorch_model.bin",): "m/pytorch_model.bin is empty\n"
+    "  download the file again, or check how it was written",
+    ("a.gguf", "b.gguf", "c.gguf", "d.gguf"): "model 'm': m has 4 GGUF files: a.gguf, b.gguf, c.gguf\n"
+    "  each of them is a model; name one, such as m/a.gguf",
     ("adapter_config.json", "adapter_model.safetensors"): "model 'm': m is a LoRA adapter, not a model\n"
     "  write it as BASE_MODEL+m",
     ("adapter_config.json", "adapter_model.bin", "training_args.bin"): "model 'm': m is a LoRA adapter, "
@@ -267,8 +266,12 @@ def test_wrong_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal(Path("m")) == "model 'm': m does not exist\n  check the path in the recipe"
     Path("w.bin").write_bytes(b"")
     assert refusal(Path("w.bin"), "w.bin") == (
-        "not supported yet: model 'w.bin' is a .bin file\n"
-        "  name a folder, or a file that ends in .safetensors"
+        "w.bin is empty\n  download the file again, or check how it was written"
+    )
+    Path("w.onnx").write_bytes(b"")
+    assert refusal(Path("w.onnx"), "w.onnx") == (
+        "w.onnx is no weight file that is known by its ending '.onnx'\n  name a model folder, or a file "
+        "that ends in .safetensors, .gguf, .bin, .pt, .pth, .tar, .ckpt"
     )
     (make(Path("m")) / "model.safetensors").mkdir()
     assert refusal(Path("m")) == (
@@ -311,7 +314,7 @@ def test_tiles_are_the_stored_values(dtype: str, tmp_path: Path) -> None:
     scratch = Scratch()
     with open_files() as files:
         stored = StoredTensor(files, info)
-        assert torch.equal(stored.read_all(), expected)
+        assert torch.equal(read_all(files, info), expected)
         for start, stop in [(0, 997), (0, 1), (996, 997), (1, 2), (3, 700), (333, 334), (5, 5), (997, 997)]:
             out = torch.full((stop - start,), torch.nan)
             stored.read(start, stop, out, scratch)
@@ -323,8 +326,8 @@ def test_tiles_of_scalars_and_of_nothing(tmp_path: Path) -> None:
     save_file({"scalar": torch.tensor(2.5).half(), "none": torch.zeros(3, 0)}, path)
     header = read_header(path)
     with open_files() as files:
-        assert StoredTensor(files, header.tensors["scalar"]).read_all().item() == 2.5
-        assert StoredTensor(files, header.tensors["none"]).read_all().shape == (3, 0)
+        assert read_all(files, header.tensors["scalar"]).item() == 2.5
+        assert read_all(files, header.tensors["none"]).shape == (3, 0)
 
 
 def test_special_values_survive(tmp_path: Path) -> None:
@@ -332,7 +335,7 @@ def test_special_values_survive(tmp_path: Path) -> None:
     tensor = torch.tensor([torch.inf, -torch.inf, torch.nan, -0.0, 2.0**-133]).bfloat16()
     save_file({"x": tensor}, path)
     with open_files() as files:
-        read = StoredTensor(files, read_header(path).tensors["x"]).read_all()
+        read = read_all(files, read_header(path).tensors["x"])
     assert torch.equal(read.view(torch.int32), tensor.float().view(torch.int32))
 
 
@@ -356,7 +359,7 @@ def test_file_that_shrinks_after_it_was_opened(tmp_path: Path, monkeypatch: pyte
     info = read_header(path).tensors["x"]
     with open_files() as files:
         stored = StoredTensor(files, info)
-        stored.read_all()
+        read_all(files, info)
         os.truncate(path, info.offset + 400)
         out = torch.empty(50)
         stored.read(0, 50, out, Scratch())
@@ -378,7 +381,7 @@ def test_file_that_vanishes_before_it_is_read(tmp_path: Path, monkeypatch: pytes
         open_files() as files,
         pytest.raises(CheckpointError, match=r"^cannot read x.safetensors at byte \d+: No such file"),
     ):
-        StoredTensor(files, info).read_all()
+        read_all(files, info)
 
 
 def test_short_reads_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,7 +392,7 @@ def test_short_reads_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     preadv = os.preadv
     monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: preadv(fd, [buffers[0][:33]], offset))
     with open_files() as files:
-        assert torch.equal(StoredTensor(files, info).read_all(), tensor)
+        assert torch.equal(read_all(files, info), tensor)
         assert files.bytes_read == 400
 
 

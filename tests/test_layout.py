@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import tiny
 from meldkit.checkpoint import open_checkpoint
 from meldkit.errors import MismatchError
-from meldkit.layout import Layout, Stack, infer_layout, with_depth
+from meldkit.layout import Layout, Origin, Stack, find_part, infer_layout, with_depth
 
 TINY: dict[str, Any] = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16}
 HEADS: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 2}
@@ -120,12 +120,18 @@ def test_models_on_disk(make: Callable[[Path, int], Path], tmp_path: Path) -> No
     assert not [name for name in outside if "layer." in name or ".h." in name or "layers." in name]
 
 
-def test_several_stacks_are_never_chosen_from() -> None:
+def test_the_decoder_of_an_encoder_decoder_model() -> None:
     names, config = model("t5")
+    for settings_of in (config, {}, {"num_layers": 2}):
+        assert infer(names, settings_of).sliced_stack("org/t5") == Stack("decoder.block.", 2)
+
+
+def test_several_stacks_are_never_chosen_from() -> None:
+    names = [f"model.{side}.layers.{i}.w" for side in ("left", "right") for i in range(2)]
     with pytest.raises(MismatchError) as caught:
-        infer(names, config).sliced_stack("org/t5")
+        infer(names).sliced_stack("org/m")
     assert str(caught.value) == (
-        "model 'org/t5' has several stacks of layers: encoder.block.* (3), decoder.block.* (2)\n"
+        "model 'org/m' has several stacks of layers: model.left.layers.* (2), model.right.layers.* (2)\n"
         "  layer_range needs a single one; merge whole models with 'models:' instead"
     )
 
@@ -217,18 +223,92 @@ def test_numbers_that_are_not_blocks() -> None:
     assert all(place.stack is None for name, place in layout.places.items() if "layers" not in name)
 
 
-def test_config_chooses_among_stacks() -> None:
+def test_towers_are_left_aside() -> None:
     names = [f"model.layers.{i}.w" for i in range(4)] + [f"visual.blocks.{i}.w" for i in range(6)]
-    layout = infer(names, {"text_config": {"num_hidden_layers": 4}, "vision_config": {"depth": 6}})
-    assert stacks(layout) == {"model.layers.": 4, "visual.blocks.": 6}
-    assert layout.sliced_stack("m") == Stack("model.layers.", 4)
     for config in (
         {},
         {"num_hidden_layers": 9},
-        {"text_config": {"num_hidden_layers": 4}, "vision_config": {"num_hidden_layers": 6}},
+        {"text_config": {"num_hidden_layers": 4}, "vision_config": {"depth": 6}},
+        {"vision_config": {"num_hidden_layers": 4}, "num_hidden_layers": 6},
     ):
+        layout = infer(names, config)
+        assert stacks(layout) == {"model.layers.": 4, "visual.blocks.": 6}
+        assert layout.sliced_stack("m") == Stack("model.layers.", 4)
+    assert infer(names[4:]).sliced_stack("a tower alone") == Stack("visual.blocks.", 6)
+
+
+def test_config_chooses_among_stacks() -> None:
+    names = [f"model.layers.{i}.w" for i in range(4)] + [f"model.adapters.{i}.w" for i in range(6)]
+    for config in ({"num_hidden_layers": 4}, {"num_hidden_layers": 4, "vision_config": {"depth": 6}}):
+        assert infer(names, config).sliced_stack("m") == Stack("model.layers.", 4)
+    for config in ({}, {"num_hidden_layers": 9}, {"num_hidden_layers": 4, "text_config": {"n_layer": 6}}):
         with pytest.raises(MismatchError, match="several stacks"):
             infer(names, config).sliced_stack("m")
+
+
+@pytest.mark.parametrize("key", ["num_nextn_predict_layers", "num_mtp_layers"])
+def test_layers_that_predict_further_tokens_follow_the_stack(key: str) -> None:
+    names = [f"model.layers.{i}.w" for i in range(5)] + ["model.layers.4.eh_proj.weight", "lm_head.weight"]
+    layout = infer(names, {"num_hidden_layers": 4, key: 1})
+    stack, tail = Stack("model.layers.", 4), Stack("model.layers.", 1, 4)
+    assert layout.stacks == (stack, tail)
+    assert layout.sliced_stack("m") == stack
+    assert layout.tail(stack) == tail
+    place = layout.places["model.layers.4.eh_proj.weight"]
+    assert (place.stack, place.block, place.leaf) == (tail, 0, "eh_proj.weight")
+    # Counted as layers, or not mentioned at all, they are layers as others.
+    for config in ({"num_hidden_layers": 5, key: 1}, {"num_hidden_layers": 4}, {}):
+        assert infer(names, config).stacks == (Stack("model.layers.", 5),)
+
+
+VLM = [
+    "model.visual.patch_embed.proj.weight",
+    *(f"model.visual.blocks.{i}.attn.qkv.weight" for i in range(3)),
+    *(f"model.visual.deepstack_merger_list.{i}.norm.weight" for i in range(2)),
+    "model.projector.linear.weight",
+    "model.language_model.embed_tokens.weight",
+    *(f"model.language_model.layers.{i}.self_attn.q_proj.weight" for i in range(4)),
+    "model.language_model.norm.weight",
+    "lm_head.weight",
+]
+DEPTHS = {"text_config": {"num_hidden_layers": 4}, "vision_config": {"depth": 3}}
+
+
+def test_blocks_that_are_spread_over_several_lists() -> None:
+    families = ("attentions", "layer_norm1", "ffns")
+    names = [f"transformer.{family}.{i}.weight" for family in families for i in range(3)]
+    layout = infer([*names, "transformer.embeddings.weight"])
+    stack = Stack("transformer.", 3)
+    assert layout.sliced_stack("m") == stack
+    assert stack.name(7, layout.places[names[4]].leaf) == "transformer.layer_norm1.7.weight"
+    assert infer([name.removeprefix("transformer.") for name in names]).sliced_stack("m") == Stack("", 3)
+
+
+def test_parts() -> None:
+    layout = infer(VLM, DEPTHS)
+    text = find_part(layout, None, "m")
+    assert (text.root, text.stack) == (None, Stack("model.language_model.layers.", 4))
+    for name in ("default", "text_decoder", "language_model"):
+        assert find_part(layout, name, "m") == text
+    tower = find_part(layout, "visual", "m")
+    assert (tower.root, tower.stack) == ("model.visual.", Stack("model.visual.blocks.", 3))
+    assert find_part(layout, "vision_tower", "m") == tower
+    assert find_part(layout, "projector", "m").stack is None
+    with pytest.raises(MismatchError) as caught:
+        find_part(layout, "visual_tower", "m")
+    assert str(caught.value) == (
+        "model 'm' has no part called 'visual_tower'; did you mean 'visual'?\n"
+        "  its parts are text_decoder, visual, projector"
+    )
+    with pytest.raises(MismatchError, match="no part called 'audio_tower'"):
+        find_part(layout, "audio_tower", "m")
+
+
+def test_parts_of_an_encoder_decoder_model() -> None:
+    layout = infer(*model("t5"))
+    assert find_part(layout, "encoder", "m").stack == Stack("encoder.block.", 3)
+    assert find_part(layout, "encoder", "m").root == "encoder."
+    assert find_part(layout, "decoder", "m") == find_part(layout, None, "m")
 
 
 def test_config_that_disagrees_or_makes_no_sense() -> None:
@@ -309,6 +389,18 @@ def test_roles_of_experts_routers_and_vision() -> None:
 # ---- depth
 
 
+def deepened(
+    config: dict[str, Any],
+    depth: int,
+    origins: list[tuple[dict[str, Any], int]],
+    prefix: str = "model.layers.",
+    text: bool = True,
+) -> dict[str, Any]:
+    """The configuration after its stack of `depth` was replaced by these layers of other models."""
+    made = [Origin(c, c.get("num_hidden_layers", depth), layer) for c, layer in origins]
+    return with_depth(config, Stack(prefix, depth), made, text=text)
+
+
 def test_depth_and_layer_types_of_a_real_configuration() -> None:
     from transformers import Qwen2Config
 
@@ -318,7 +410,7 @@ def test_depth_and_layer_types_of_a_real_configuration() -> None:
     kinds = config["layer_types"]
     assert len(set(kinds)) == 2
     taken = [0, 3, 3, 1, 2, 0]
-    result = with_depth(config, 4, [(config, layer) for layer in taken])
+    result = deepened(config, 4, [(config, layer) for layer in taken])
     changed = {key for key in config if result[key] != config[key]}
     assert changed == {"num_hidden_layers", "layer_types"}
     assert result["num_hidden_layers"] == 6
@@ -331,24 +423,24 @@ def test_depth_inside_text_config() -> None:
 
     text = {"num_hidden_layers": 6, "sliding_window_pattern": 3}
     config = Gemma3Config(text_config=text, vision_config={"num_hidden_layers": 2}).to_dict()
-    result = with_depth(config, 6, [(config, layer) for layer in (2, 2, 0)])
+    result = deepened(config, 6, [(config, layer) for layer in (2, 2, 0)])
     assert result["text_config"]["num_hidden_layers"] == 3
     assert result["text_config"]["layer_types"] == ["full_attention", "full_attention", "sliding_attention"]
     assert result["vision_config"] == config["vision_config"]
 
 
 def test_each_layer_brings_the_entry_of_its_own_model() -> None:
-    ours = {"num_hidden_layers": 2, "layer_types": ["a0", "a1"], "nested": {"n_layer": 2, "k": [1, 2]}}
+    ours = {"num_hidden_layers": 2, "layer_types": ["a0", "a1"], "text_config": {"n_layer": 2, "k": [1, 2]}}
     other = {
         "num_hidden_layers": 3,
         "layer_types": ["b0", "b1", "b2"],
-        "nested": {"n_layer": 3, "k": [3, 4, 5]},
+        "text_config": {"n_layer": 3, "k": [3, 4, 5]},
     }
-    result = with_depth(ours, 2, [(other, 2), (ours, 0), (other, 1)])
+    result = deepened(ours, 2, [(other, 2), (ours, 0), (other, 1)])
     assert result == {
         "num_hidden_layers": 3,
         "layer_types": ["b2", "a0", "b1"],
-        "nested": {"n_layer": 3, "k": [5, 1, 4]},
+        "text_config": {"n_layer": 3, "k": [5, 1, 4]},
     }
     assert ours["layer_types"] == ["a0", "a1"]
 
@@ -356,9 +448,9 @@ def test_each_layer_brings_the_entry_of_its_own_model() -> None:
 @pytest.mark.parametrize("other", [{}, {"layer_types": None}, {"layer_types": 3}, {"layer_types": "ab"}])
 def test_a_model_without_the_list_is_built_like_the_donor(other: dict[str, Any]) -> None:
     ours = {"num_hidden_layers": 2, "layer_types": ["a0", "a1"]}
-    assert with_depth(ours, 2, [(other, 1), (ours, 0)])["layer_types"] == ["a1", "a0"]
+    assert deepened(ours, 2, [(other, 1), (ours, 0)])["layer_types"] == ["a1", "a0"]
     with pytest.raises(MismatchError) as caught:
-        with_depth(ours, 2, [(ours, 0), (other, 2)])
+        deepened(ours, 2, [(ours, 0), (other, 2)])
     assert str(caught.value) == (
         "'layer_types' of config.json has 2 entries, none for layer 2\n"
         "  the models' configurations describe their layers differently; correct one of them"
@@ -368,7 +460,7 @@ def test_a_model_without_the_list_is_built_like_the_donor(other: dict[str, Any])
 def test_sections_that_the_other_model_lacks() -> None:
     ours = {"text_config": {"num_hidden_layers": 2, "layer_types": ["a0", "a1"]}}
     for other in ({}, {"text_config": None}, {"text_config": [1]}):
-        result = with_depth(ours, 2, [(other, 1)])
+        result = deepened(ours, 2, [(other, 1)])
         assert result["text_config"] == {"num_hidden_layers": 1, "layer_types": ["a1"]}
 
 
@@ -382,12 +474,112 @@ def test_lists_that_are_as_long_by_chance() -> None:
         "rope_scaling": {"mrope_section": [16]},
         "id2label": {"0": "a"},
     }
-    result = with_depth(config, 1, [(config, 0)] * 3)
+    result = deepened(config, 1, [(config, 0)] * 3)
     assert result == config | {"num_hidden_layers": 3, "layer_types": ["full"] * 3}
 
 
 def test_numbers_that_equal_the_depth_by_chance() -> None:
     config = {"num_hidden_layers": 4, "num_attention_heads": 4, "n_layer": True, "vision": {"depth": 4}}
-    assert with_depth(config, 4, [(config, 0)]) == config | {"num_hidden_layers": 1}
+    assert deepened(config, 4, [(config, 0)]) == config | {"num_hidden_layers": 1}
     shallow = {"num_hidden_layers": 1, "n_layer": True}
-    assert with_depth(shallow, 1, [(shallow, 0)] * 2) == {"num_hidden_layers": 2, "n_layer": True}
+    assert deepened(shallow, 1, [(shallow, 0)] * 2) == {"num_hidden_layers": 2, "n_layer": True}
+
+
+def test_the_section_that_describes_the_stack() -> None:
+    config = {
+        "num_hidden_layers": 4,
+        "text_config": {"num_hidden_layers": 4, "k": [1, 2, 3, 4]},
+        "vision_config": {"depth": 4, "k": [1, 2, 3, 4]},
+        "encoder": {"num_layers": 4},
+    }
+    text = deepened(config, 4, [(config, 3)], "model.language_model.layers.")
+    assert text == config | {"num_hidden_layers": 1, "text_config": {"num_hidden_layers": 1, "k": [4]}}
+    tower = deepened(config, 4, [(config, 3)], "model.visual.blocks.", text=False)
+    assert tower == config | {"vision_config": {"depth": 1, "k": [4]}}
+
+
+@pytest.mark.parametrize(
+    ("config", "prefix", "changed"),
+    [
+        ({"num_layers": 2, "num_decoder_layers": 2}, "decoder.block.", "num_decoder_layers"),
+        ({"num_layers": 2, "num_decoder_layers": 2}, "encoder.block.", "num_layers"),
+        (
+            {"encoder_layers": 2, "decoder_layers": 2, "num_hidden_layers": 2},
+            "model.decoder.layers.",
+            "decoder_layers",
+        ),
+        ({"num_hidden_layers": 2}, "model.decoder.layers.", "num_hidden_layers"),
+    ],
+)
+def test_keys_of_encoder_and_decoder(config: dict[str, Any], prefix: str, changed: str) -> None:
+    text = "decoder" in prefix
+    assert deepened(config, 2, [(config, 0)] * 3, prefix, text) == config | {changed: 3}
+
+
+SPELLED: list[tuple[dict[str, Any], list[int], dict[str, Any]]] = [
+    # A configuration of four layers, the layers of the new model, what changes.
+    ({"first_k_dense_replace": 1}, [0, 0, 1, 2, 3], {"first_k_dense_replace": 2}),
+    ({"first_k_dense_replace": 9}, [0, 1, 2, 3, 3], {}),
+    ({"max_window_layers": 2}, [3, 0, 1], {}),
+    ({"max_window_layers": 2, "use_sliding_window": True}, [0, 0, 3], {}),
+    ({"num_kv_shared_layers": 2}, [0, 2, 3, 3], {"num_kv_shared_layers": 3}),
+    ({"mlp_only_layers": [1], "decoder_sparse_step": 1}, [1, 0, 1], {"mlp_only_layers": [0, 2]}),
+    (
+        {"mlp_only_layers": [], "decoder_sparse_step": 2},
+        [0, 0, 1],
+        {"mlp_only_layers": [0, 1], "decoder_sparse_step": 1},
+    ),
+    ({"attn_layer_indices": [2]}, [2, 0, 2], {"attn_layer_indices": [0, 2]}),
+    (
+        {"linear_attn_config": {"full_attn_layers": [4], "kda_layers": [1, 2, 3], "head_dim": 8}},
+        [3, 0],
+        {"linear_attn_config": {"full_attn_layers": [1], "kda_layers": [2], "head_dim": 8}},
+    ),
+    ({"sliding_window_pattern": 2}, [0, 1, 2, 3, 0, 1], {}),
+    (
+        {"sliding_window_pattern": 2},
+        [0, 1, 1],
+        {"layer_types": ["sliding_attention", "full_attention", "full_attention"]},
+    ),
+    ({"model_type": "gemma2"}, [0, 1, 0], {}),
+    ({"model_type": "gemma2"}, [1, 0], {"layer_types": ["full_attention", "sliding_attention"]}),
+    ({"no_rope_layer_interval": 4, "no_rope_layers": []}, [3, 0], {"no_rope_layers": [0, 1]}),
+    ({"per_layer_config": {"1": {"k": 2}}}, [1, 0, 1], {"per_layer_config": {"0": {"k": 2}, "2": {"k": 2}}}),
+    ({"kv_source_layers": [0, 0, 2, 2]}, [2, 3, 0, 1], {}),
+    ({"hybrid_override_pattern": "M*-E"}, [3, 0, 0], {"hybrid_override_pattern": "EMM"}),
+    ({"block_types": ["r", "r", "a"]}, [0, 1, 2, 0], {}),
+    ({"block_types": ["r", "r", "a"]}, [2, 3], {"block_types": ["a", "r"]}),
+    ({"attention_types": [[["g", "l"], 2]]}, [1, 1, 0], {"attention_types": [[["l", "l", "g"], 1]]}),
+    ({"attn_layer_period": 2, "attn_layer_offset": 1}, [0, 3, 2, 1], {}),
+    (
+        {"moe_layer_start_index": 1, "moe_layer_end_index": -1, "moe_layer_interval": 1},
+        [0, 0, 3],
+        {"moe_layer_start_index": 2, "moe_layer_end_index": 2},
+    ),
+]
+
+
+@pytest.mark.parametrize(("config", "taken", "changes"), SPELLED)
+def test_every_way_to_say_what_a_layer_is(
+    config: dict[str, Any], taken: list[int], changes: dict[str, Any]
+) -> None:
+    config = {"num_hidden_layers": 4} | config
+    expected = config | changes | {"num_hidden_layers": len(taken)}
+    assert deepened(config, 4, [(config, layer) for layer in taken]) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "taken"),
+    [
+        ({"first_k_dense_replace": 1}, [1, 0]),
+        ({"num_kv_shared_layers": 1}, [3, 0]),
+        ({"attn_layer_period": 2, "attn_layer_offset": 1}, [0, 0]),
+        ({"moe_layer_start_index": 1}, [1, 0, 1]),
+        ({"kv_source_layers": [0, 1, 1, 3]}, [1, 2, 2, 0]),
+    ],
+)
+def test_layers_that_no_setting_describes(config: dict[str, Any], taken: list[int]) -> None:
+    config = {"num_hidden_layers": 4} | config
+    with pytest.raises(MismatchError, match="cannot describe these") as caught:
+        deepened(config, 4, [(config, layer) for layer in taken])
+    assert "keep to it" in caught.value.hint

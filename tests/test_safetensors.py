@@ -265,7 +265,7 @@ def test_lies_are_refused(lie: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    "dtype", ["F4", "f32", "Q4_K", "", "F8_E8M0", None, 1, ["F32"], {"F32": 1}, "x" * 1000]
+    "dtype", ["F4", "f32", "Q4_K", "", "F6_E2M3", None, 1, ["F32"], {"F32": 1}, "x" * 1000]
 )
 def test_unknown_dtypes_are_refused(dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

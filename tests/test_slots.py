@@ -505,6 +505,137 @@ def test_the_only_module_may_be_named(name: str) -> None:
     assert len(made.jobs) == 9
 
 
-def test_other_modules_are_not_supported_yet() -> None:
-    with pytest.raises(NotSupportedError, match=r"^recipe\.yml:2: not supported yet: modules vision_tower"):
-        plan("merge_method: passthrough\nmodules: {vision_tower: {models: [{model: a}]}}")
+# several modules
+
+BLOCK = "model.vision_tower.blocks.{}.w"
+PROJECTOR = "model.projector.weight"
+
+
+@pytest.fixture
+def vlms(models: Path) -> None:
+    """Models u, v, w: the decoder above with a tower of three blocks and a projector."""
+    for seed, name in enumerate("uvw"):
+        tower = {BLOCK.format(i): torch.full((2,), float(i)) for i in range(3)} | {PROJECTOR: torch.ones(2)}
+        settings = {"vision_config": {"depth": 3, "k": [0, 1, 2]}}
+        tiny.decoder(models / name, seed, extra=tower, **settings)
+
+
+@pytest.mark.usefixtures("vlms")
+def test_modules_of_whole_models() -> None:
+    made = plan(
+        """\
+        merge_method: linear
+        parameters: {weight: 1}
+        modules:
+          text_decoder: {models: [{model: u}, {model: v}]}
+          vision_tower: {models: [{model: v}, {model: w}], parameters: {weight: 2}}
+        """
+    )
+    assert names(made) == list(made.checkpoints[0])
+    assert inputs(made, Q.format(1)) == [f"u:{Q.format(1)}", f"v:{Q.format(1)}"]
+    assert inputs(made, BLOCK.format(1)) == [f"v:{BLOCK.format(1)}", f"w:{BLOCK.format(1)}"]
+    # What no module names is merged with the text decoder.
+    assert inputs(made, PROJECTOR) == [f"u:{PROJECTOR}", f"v:{PROJECTOR}"]
+    assert job(made, PROJECTOR).values["weight"] == (1.0, 1.0)
+    assert job(made, BLOCK.format(0)).values["weight"] == (2.0, 2.0)
+
+
+@pytest.mark.usefixtures("vlms")
+def test_each_module_has_slices_of_its_own() -> None:
+    made = plan(
+        """\
+        merge_method: passthrough
+        modules:
+          vision_tower:
+            slices:
+              - sources: [{model: v, layer_range: [0, 1]}]
+              - sources: [{model: w, layer_range: [2, 3]}]
+          default:
+            slices:
+              - sources: [{model: u, layer_range: [0, 2]}]
+              - sources: [{model: v, layer_range: [1, 2]}]
+        """
+    )
+    assert [inputs(made, Q.format(i)) for i in range(3)] == [
+        [f"u:{Q.format(0)}"],
+        [f"u:{Q.format(1)}"],
+        [f"v:{Q.format(1)}"],
+    ]
+    assert [inputs(made, BLOCK.format(i)) for i in range(2)] == [
+        [f"v:{BLOCK.format(0)}"],
+        [f"w:{BLOCK.format(2)}"],
+    ]
+    assert BLOCK.format(2) not in names(made)
+    assert len(names(made)) == 3 * 3 + 3 + 2 + 1
+    assert made.config is not None
+    assert made.config["num_hidden_layers"] == 3
+    assert made.config["vision_config"] == {"depth": 2, "k": [0, 2]}
+
+
+@pytest.mark.usefixtures("vlms")
+def test_slices_of_the_text_decoder_carry_the_tower() -> None:
+    made = plan("merge_method: passthrough\nslices: [{sources: [{model: u, layer_range: [0, 1]}]}]")
+    assert [n for n in names(made) if "tower" in n] == [BLOCK.format(i) for i in range(3)]
+    assert made.config is not None
+    assert made.config["vision_config"] == {"depth": 3, "k": [0, 1, 2]}
+
+
+@pytest.mark.usefixtures("vlms")
+def test_without_a_text_decoder_the_first_module_gets_the_rest() -> None:
+    made = plan(
+        "merge_method: passthrough\n"
+        "modules: {vision_tower: {models: [{model: v}]}, projector: {models: [{model: w}]}}"
+    )
+    assert inputs(made, BLOCK.format(0)) == [f"v:{BLOCK.format(0)}"]
+    assert inputs(made, PROJECTOR) == [f"w:{PROJECTOR}"]
+    assert inputs(made, Q.format(0)) == [f"v:{Q.format(0)}"]
+
+
+@pytest.mark.usefixtures("vlms")
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        ("{tower: {models: [{model: u}]}}", "model 'u' has no part called 'tower'"),
+        (
+            "{default: {models: [{model: u}]}, text_decoder: {models: [{model: u}]}}",
+            "modules 'default' and 'text_decoder' are the same part of the model",
+        ),
+        (
+            "{projector: {slices: [{sources: [{model: u, layer_range: [0, 1]}]}]}}",
+            "model 'u' has no numbered layers in 'projector', so layer_range has no meaning",
+        ),
+        (
+            "{vision_tower: {slices: [{sources: [{model: u, layer_range: [0, 4]}]}]}}",
+            r"layer_range \[0, 4\] of model 'u', which has 3 layers",
+        ),
+        ("{default: {models: [{model: u}, {model: deep}]}}", "model 'deep' has 5 blocks model.layers"),
+    ],
+)
+def test_modules_that_do_not_fit(modules: str, message: str) -> None:
+    method = "linear\nparameters: {weight: 1}" if "deep" in modules else "passthrough"
+    with pytest.raises((MismatchError, RecipeError), match=message):
+        plan(f"merge_method: {method}\nmodules: {modules}")
+
+
+def test_layers_after_the_last_one_keep_their_place_after_the_new_last() -> None:
+    mtp = "model.layers.{}.eh_proj.weight"
+    for name, layers in (("a", 2), ("deep", 5)):
+        tiny.decoder(
+            Path(name),
+            1,
+            layers=layers,
+            extra={mtp.format(layers): torch.ones(2)},
+            num_nextn_predict_layers=1,
+        )
+    made = plan(
+        """\
+        merge_method: passthrough
+        slices:
+          - sources: [{model: a, layer_range: [0, 2]}]
+          - sources: [{model: deep, layer_range: [4, 5]}]
+        """
+    )
+    assert inputs(made, mtp.format(3)) == [f"deep:{mtp.format(5)}"]
+    assert len(names(made)) == 3 * 3 + 3 + 1
+    assert made.config is not None
+    assert (made.config["num_hidden_layers"], made.config["num_nextn_predict_layers"]) == (3, 1)

@@ -76,7 +76,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         known: the valid names, in the order they should be listed.
     """
     choices = list(known)
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+    folded = {choice.casefold(): choice for choice in reversed(choices)}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
     if near:
-        return f"did you mean '{near[0]}'?"
+        return f"did you mean '{folded[near[0]]}'?"
     return "known: " + ", ".join(choices)

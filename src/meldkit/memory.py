@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from meldkit.checkpoint import BY_TORCH_NAME, Scratch, StoredTensor, TileSource
+from meldkit.checkpoint import BY_TORCH_NAME, HeldTensor, StoredTensor, TileSource
 from meldkit.engine import TILE, run_jobs
 from meldkit.errors import MismatchError, RecipeError, did_you_mean
 from meldkit.methods import Base, Method, Values, get_method
@@ -191,22 +191,13 @@ def _values(method: Method, num_models: int, given: Mapping[str, Any]) -> Values
     return values
 
 
-class _MemoryTensor:
-    def __init__(self, tensor: Tensor) -> None:
-        self._flat = tensor.detach().reshape(-1)
-
-    def read(self, start: int, stop: int, out: Tensor, scratch: Scratch) -> None:
-        del scratch
-        out.copy_(self._flat[start:stop])
-
-
 class _MemoryInputs:
     def __init__(self, state_dicts: Sequence[Mapping[str, Tensor]], labels: Sequence[str]) -> None:
         self._state_dicts = state_dicts
         self._labels = labels
 
     def open(self, tensor: Input) -> TileSource:
-        return _MemoryTensor(self._state_dicts[tensor.checkpoint][tensor.tensor])
+        return HeldTensor(self._state_dicts[tensor.checkpoint][tensor.tensor])
 
     def label(self, tensor: Input) -> str:
         return self._labels[tensor.checkpoint]

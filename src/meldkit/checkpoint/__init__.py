@@ -7,15 +7,26 @@ from meldkit.checkpoint.files import OpenFiles, open_files
 from meldkit.checkpoint.folder import Checkpoint, open_checkpoint
 from meldkit.checkpoint.json_file import read_json
 from meldkit.checkpoint.models import open_model
-from meldkit.checkpoint.safetensors import Header, TensorInfo, read_header
-from meldkit.checkpoint.tiles import Scratch, StoredTensor, TileSource
+from meldkit.checkpoint.safetensors import read_header
+from meldkit.checkpoint.tensor import (
+    Encoding,
+    Header,
+    HeldTensor,
+    Scratch,
+    StoredTensor,
+    TensorInfo,
+    TileSource,
+    read_all,
+)
 
 __all__ = [
     "BY_TORCH_NAME",
     "DTYPES",
     "Checkpoint",
     "DType",
+    "Encoding",
     "Header",
+    "HeldTensor",
     "OpenFiles",
     "Scratch",
     "StoredTensor",
@@ -24,6 +35,7 @@ __all__ = [
     "open_checkpoint",
     "open_files",
     "open_model",
+    "read_all",
     "read_header",
     "read_json",
 ]

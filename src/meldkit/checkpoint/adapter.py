@@ -1,64 +1,54 @@
 """LoRA adapters in PEFT's format, laid over a checkpoint without writing a merged copy.
 
-    W' = W + s · B A        A [r, in], B [out, r], s = α / r (α / √r for rank-stabilised LoRA)
+An adapter is a set of tensors named after the modules they belong to, and adapter_config.json:
 
-Papers: LoRA, https://arxiv.org/abs/2106.09685; rsLoRA, https://arxiv.org/abs/2312.03732.
+    MODULE.lora_A.weight, MODULE.lora_B.weight          factors of a linear layer or a convolution, or of
+                                                        parameters that are named under target_parameters
+    MODULE.lora_embedding_A, MODULE.lora_embedding_B    the same of an embedding
+    MODULE.lora_magnitude_vector                        DoRA
+    MODULE.lora_B.bias                                  added to the bias
+    MODULE.token_adapter.trainable_tokens_delta         rows of an embedding
+    anything else                                       tensors that were trained as a whole
+
+Source: `peft.utils.save_and_load` and `peft.tuners.lora` (PEFT 0.21); what each does to a tensor stands in
+`adapter_overlay`. In two places the result is what the model with the adapter computes, and not what
+`merge_and_unload` makes of it: an embedding and a head that are tied come apart if only one of them changes,
+and an embedding or a head of another vocabulary size brings its size along.
 """
 
 from __future__ import annotations
 
+import difflib
 import hashlib
-import math
+import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from torch import Tensor
-
-from meldkit.checkpoint.files import OpenFiles
+from meldkit.checkpoint.adapter_fit import HALF_HINT, OTHER_BASE_HINT, Fit
+from meldkit.checkpoint.adapter_names import Experts, Names
+from meldkit.checkpoint.adapter_overlay import Change, Dora, LowRank, Overlay, Replacement, Rows, Shift
+from meldkit.checkpoint.adapter_settings import Settings
+from meldkit.checkpoint.adapter_vocabulary import EMBEDDING, HEAD, Vocabulary
 from meldkit.checkpoint.json_file import read_json, shown
-from meldkit.checkpoint.safetensors import TensorInfo, read_header
-from meldkit.checkpoint.tiles import Scratch, StoredTensor, TileSource
+from meldkit.checkpoint.tensor import TensorInfo
+from meldkit.checkpoint.weights import read_file
 from meldkit.errors import CheckpointError, MismatchError, NotSupportedError
-from meldkit.shapes import Float32
 
-#: Elements of the blocks of B·A, about half a tile. A matrix product rounds differently for different
-#: numbers of rows, and tiles must not show in the result: so each block of a fixed grid of whole rows is
-#: always multiplied at once. Larger blocks are computed again for each of the tiles they reach into (64 rows
-#: of 28,672 columns cost 20 times as much), much smaller ones make inefficient products.
-_BLOCK = 1 << 16
 _PREFIX = "base_model.model."
-#: Settings under which an adapter is more than, or other than, B·A added to the weight.
-_OTHER_KINDS = (
-    "use_dora",
-    "fan_in_fan_out",
-    "modules_to_save",
-    "lora_bias",
-    "alora_invocation_tokens",
-    "trainable_token_indices",
-    "target_parameters",
-    "layer_replication",
-    "use_qalora",
-    "use_bdlora",
-    "arrow_config",
-    "kasa_config",
-    "monteclora_config",
-)
-#: Initialisations that change the base model's weights as well: PEFT repeats them when it loads the adapter.
-_CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-_OTHER_BASE_HINT = "check that the adapter was trained on this base model"
-_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
-
-
-@dataclass(frozen=True, slots=True)
-class LowRank:
-    """The update of one weight matrix: factors and scale."""
-
-    a: TensorInfo
-    b: TensorInfo
-    scale: float
+_SAFETENSORS, _PICKLED = "adapter_model.safetensors", "adapter_model.bin"
+#: Parameters of experts in the order in which transformers creates them, which is that of PEFT's wrappers.
+_PARAMETERS = ("gate_up_proj", "gate_up_proj_bias", "gate_proj", "up_proj", "down_proj", "down_proj_bias")
+#: Under which names the matrices of a joined one are stored, expert by expert.
+_JOINED = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj": (("down_proj",), ("w2",))}
+_FACTOR = re.compile(r"(?P<module>.+)\.(?P<part>lora_\w+)(?:\.default)?(?P<leaf>\.weight|\.bias)?")
+_PARTS = ("lora_A", "lora_B", "lora_B.bias", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
+#: Parts that matter in training only.
+_IDLE_PARTS = ("lora_velora_embed",)
+_TOKENS = re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta(?:\.default)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,181 +57,331 @@ class Adapter:
 
     Attributes:
         folder: where it lies.
-        updates: by the name of the weight they change.
-        digest: hex hash of everything the header and the configuration say about them.
+        tensors: those that it changes or adds, as they are under it.
+        config: the model's configuration under it.
+        digest: hex hash of everything that decides what it does.
     """
 
     folder: Path
-    updates: Mapping[str, LowRank]
+    tensors: Mapping[str, TensorInfo]
+    config: Mapping[str, Any]
     digest: str
 
 
-def open_adapter(folder: Path, weights: Mapping[str, TensorInfo]) -> Adapter:
+def open_adapter(
+    folder: Path, weights: Mapping[str, TensorInfo], config: Mapping[str, Any] | None = None
+) -> Adapter:
     """Read an adapter's configuration and headers and match them with the weights they change.
 
     Args:
-        folder: holds adapter_config.json and adapter_model.safetensors.
-        weights: tensors of the checkpoint under the adapter.
+        folder: holds adapter_config.json and adapter_model.safetensors (or .bin).
+        weights: tensors of the model under the adapter.
+        config: that model's config.json.
 
     Raises:
         CheckpointError: missing or damaged files, or a factor without its partner.
         MismatchError: the adapter belongs to another base.
-        NotSupportedError: a kind of adapter that is understood but not yet merged.
+        NotSupportedError: a kind of adapter that is understood but not merged.
     """
-    config = _read_config(folder)
-    header = read_header(_weights_file(folder))
-    factors: dict[str, dict[str, TensorInfo]] = {}
-    for name, info in header.tensors.items():
-        match = _FACTOR.fullmatch(name.removeprefix(_PREFIX))
-        if match is None:
-            raise NotSupportedError(
-                f"not supported yet: adapter {folder} has tensor {shown(name)}, "
-                "which is not a LoRA factor of a linear layer"
-            )
-        pair = factors.setdefault(match["module"], {})
-        if match["side"] in pair:
-            raise CheckpointError(
-                f"adapter {folder} has two lora_{match['side']} for {shown(match['module'])}"
-            )
-        pair[match["side"]] = info
-    if not factors:
-        raise CheckpointError(f"adapter {folder} changes nothing: it has no tensors")
-    updates: dict[str, LowRank] = {}
-    for module, pair in factors.items():
-        if pair.keys() != {"A", "B"}:
-            raise CheckpointError(
-                f"adapter {folder} has only lora_{next(iter(pair))} for {shown(module)}",
-                hint="download the adapter again, or check how it was written",
-            )
-        target = f"{module}.weight"
-        _check_fit(folder, target, pair["A"], pair["B"], weights)
-        updates[target] = LowRank(pair["A"], pair["B"], _scale(folder, config, module, pair["A"].shape[0]))
-    scales = "".join(f"\n{target} {update.scale!r}" for target, update in updates.items())
-    return Adapter(folder, updates, hashlib.sha256((header.digest + scales).encode()).hexdigest())
+    settings = Settings.read(folder)
+    header = read_file(_weights_file(folder))
+    laying = _Laying(settings, weights, config or {})
+    laying.lay(header.tensors)
+    says = json.dumps([settings.values, laying.model_type], sort_keys=True)
+    digest = hashlib.sha256((header.digest + says).encode()).hexdigest()
+    return Adapter(folder, laying.changed, laying.model_config, digest)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "adapter_config.json"
-    if folder.is_dir() and not path.exists():
-        raise CheckpointError(
-            f"adapter {folder} has no adapter_config.json",
-            hint="what stands after a '+' must be a LoRA adapter in PEFT's format",
-        )
-    config = read_json(path)
-    kind = str(config.get("peft_type", "LORA")).upper()
-    if kind != "LORA":
-        raise NotSupportedError(
-            f"not supported yet: adapter {folder} is of type {shown(kind)}; only 'LORA' is"
-        )
-    used = [key for key in _OTHER_KINDS if config.get(key)]
-    if config.get("bias") not in (None, "none"):
-        used.append("bias")
-    if used:
-        settings = ", ".join(f"{key} ({shown(config[key])})" for key in used)
-        raise NotSupportedError(f"not supported yet: adapter {folder} uses {settings}")
-    init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.lower().startswith(_CHANGED_BASE):
-        raise NotSupportedError(
-            f"not supported yet: adapter {folder} has init_lora_weights {shown(init)}, "
-            "which changes the base model too",
-            hint="save it with PEFT's path_initial_model_for_weight_conversion: that makes it a plain LoRA",
-        )
-    return config
+def base_of(folder: Path) -> tuple[str, str | None]:
+    """The model that an adapter was trained on, and its revision; the name is empty if nothing says it.
+
+    Raises:
+        CheckpointError: the adapter's configuration cannot be read.
+    """
+    settings = read_json(folder / "adapter_config.json")
+    name, revision = settings.get("base_model_name_or_path"), settings.get("revision")
+    return name if isinstance(name, str) else "", revision if isinstance(revision, str) else None
 
 
 def _weights_file(folder: Path) -> Path:
-    path = folder / "adapter_model.safetensors"
-    if not path.exists() and (folder / "adapter_model.bin").exists():
-        raise NotSupportedError(
-            f"not supported yet: adapter {folder} is stored as adapter_model.bin; only .safetensors is read",
-            hint="load it with PEFT and save_pretrained() it once; that writes safetensors",
-        )
-    return path
+    path = folder / _SAFETENSORS
+    pickled = folder / _PICKLED
+    return pickled if pickled.exists() and not path.exists() else path
 
 
-def _scale(folder: Path, config: Mapping[str, Any], module: str, rank: int) -> float:
-    """s, with the module's own rank and α where the configuration's patterns give them."""
-    r = _own(folder, config, "rank_pattern", module, config.get("r"))
-    alpha = _own(folder, config, "alpha_pattern", module, config.get("lora_alpha"))
-    if type(r) is not int or r < 1 or type(alpha) not in (int, float) or not -1e30 < alpha < 1e30:
-        raise CheckpointError(
-            f"adapter {folder}: adapter_config.json gives {shown(module)} the rank {shown(r)} "
-            f"and lora_alpha {shown(alpha)}",
-            hint="r must be a positive integer and lora_alpha a number",
-        )
-    if r != rank:
-        raise CheckpointError(
-            f"adapter {folder}: adapter_config.json gives {shown(module)} the rank {r}, "
-            f"its lora_A has {rank} rows",
-            hint="configuration and weights are of different adapters",
-        )
-    return alpha / (math.sqrt(r) if config.get("use_rslora") else r)
+class _Laying:
+    """One adapter being laid over the tensors of a model.
 
+    Args:
+        settings: the adapter's adapter_config.json.
+        weights: the model's tensors.
+        config: the model's config.json.
 
-def _own(folder: Path, config: Mapping[str, Any], key: str, module: str, default: Any) -> Any:
-    """A module's own setting: that of the first pattern that matches the end of its path, as in PEFT."""
-    patterns = config.get(key)
-    if not patterns:
-        return default
-    if not isinstance(patterns, dict):
-        raise CheckpointError(f"adapter {folder}: {key} of adapter_config.json is not a mapping")
-    for pattern, value in cast("dict[str, Any]", patterns).items():
-        try:
-            match = re.match(rf"(.*\.)?({pattern})$", module)
-        except (re.error, RecursionError, OverflowError) as e:
-            raise CheckpointError(
-                f"adapter {folder}: {key} of adapter_config.json has {shown(pattern)}, "
-                "which is not a regular expression"
-            ) from e
-        if match:
-            return value
-    return default
+    Attributes:
+        changed: tensors that differ from the model's, or that it does not have.
+        model_config: the model's configuration under the adapter.
+        model_type: what the model calls itself.
+    """
 
+    def __init__(
+        self, settings: Settings, weights: Mapping[str, TensorInfo], config: Mapping[str, Any]
+    ) -> None:
+        self.changed: dict[str, TensorInfo] = {}
+        self.model_config = dict(config)
+        self.model_type = str(config.get("model_type", ""))
+        self._folder = settings.folder
+        self._settings = settings
+        self._fit = Fit(settings, self.model_type)
+        self._weights = dict(weights)
+        self._names = Names(self._weights)
+        self._vocabulary = Vocabulary(settings, self._weights, self.model_config)
+        self._resized = False
 
-def _check_fit(
-    folder: Path, target: str, a: TensorInfo, b: TensorInfo, weights: Mapping[str, TensorInfo]
-) -> None:
-    weight = weights.get(target)
-    if weight is None:
-        raise MismatchError(
-            f"adapter {folder} changes {shown(target)}, which its base model does not have",
-            hint=_OTHER_BASE_HINT,
-        )
-    if not weight.floating:
-        raise NotSupportedError(
-            f"not supported yet: adapter {folder} changes {shown(target)}, which is stored as {weight.dtype}",
-            hint="lay it over the base model's original, unquantised weights",
-        )
-    if len(a.shape) != 2 or len(b.shape) != 2 or not (a.floating and b.floating):
-        raise NotSupportedError(
-            f"not supported yet: adapter {folder} changes {shown(target)} by other factors than matrices "
-            f"of numbers: lora_A {a.dtype} {list(a.shape)}, lora_B {b.dtype} {list(b.shape)}"
-        )
-    if a.shape[0] != b.shape[1] or weight.shape != (b.shape[0], a.shape[1]):
-        raise MismatchError(
-            f"adapter {folder} does not fit {shown(target)}: lora_A {list(a.shape)} "
-            f"and lora_B {list(b.shape)} against {list(weight.shape)}",
-            hint=_OTHER_BASE_HINT,
-        )
+    @cached_property
+    def _experts(self) -> Experts:
+        return Experts(self._weights)
 
+    def lay(self, tensors: Mapping[str, TensorInfo]) -> None:
+        """Match every tensor of the adapter. Those that replace others come first, changes go on top."""
+        modules: dict[str, dict[int, dict[str, TensorInfo]]] = {}
+        tokens: dict[str, TensorInfo] = {}
+        for full, info in tensors.items():
+            name = full.removeprefix(_PREFIX)
+            if match := _TOKENS.fullmatch(name):
+                tokens[match["module"]] = info
+            elif match := _FACTOR.fullmatch(name):
+                self._sort_in(modules, match, info)
+            elif ".original_module." not in name:
+                self._replace(re.sub(r"\.modules_to_save(\.default)?|\.base_layer", "", name), info)
+        for module, layers in modules.items():
+            head = f"{module}.weight"
+            if self._vocabulary.kept_tied and HEAD.fullmatch(head) and self._names.find(head) is None:
+                continue
+            # PEFT nests a wrapper for each parameter; the first lies innermost.
+            parts = [layers[depth] for depth in sorted(layers, reverse=True)]
+            parameters = self._parameters_of(module, len(parts))
+            if parameters:
+                for parameter, own in zip(parameters, parts, strict=True):
+                    self._change_parameter(module, parameter, own)
+            else:
+                for own in parts:
+                    self._change_module(module, own)
+        for module, info in tokens.items():
+            self._change_tokens(module, info)
+        if not self.changed:
+            raise CheckpointError(f"adapter {self._folder} changes nothing: it has no tensors")
+        if self._resized:
+            self._vocabulary.resize()
 
-class AdaptedTensor:
-    """A tensor with one low-rank update added to each tile that is read."""
-
-    def __init__(self, files: OpenFiles, under: TileSource, update: LowRank) -> None:
-        self._under = under
-        self._a: Float32[Tensor, "r columns"] = StoredTensor(files, update.a).read_all()
-        self._b: Float32[Tensor, "rows r"] = StoredTensor(files, update.b).read_all() * update.scale
-        self._block_rows = max(1, _BLOCK // max(1, self._a.shape[1]))
-
-    def read(self, start: int, stop: int, out: Float32[Tensor, " n"], scratch: Scratch) -> None:
-        self._under.read(start, stop, out, scratch)
-        if start == stop:
+    def _sort_in(
+        self, modules: dict[str, dict[int, dict[str, TensorInfo]]], match: re.Match[str], info: TensorInfo
+    ) -> None:
+        part = match["part"] + (".bias" if match["leaf"] == ".bias" else "")
+        if part in _IDLE_PARTS:
             return
-        columns = self._a.shape[1]
-        block = self._block_rows * columns
-        for first in range(start // block * block, stop, block):
-            row = first // columns
-            delta = (self._b[row : row + self._block_rows] @ self._a).view(-1)
-            begin, end = max(start, first), min(stop, first + block)
-            out[begin - start : end - start].add_(delta[begin - first : end - first])
+        if part not in _PARTS:
+            raise NotSupportedError(
+                f"not supported yet: adapter {self._folder} has tensor {shown(match[0])}, "
+                "which is no part of LoRA or DoRA"
+            )
+        module = match["module"].replace(".base_layer", "")
+        parts = modules.setdefault(module, {}).setdefault(match["module"].count(".base_layer"), {})
+        if part in parts:
+            raise CheckpointError(f"adapter {self._folder} has two {part} for {shown(module)}")
+        parts[part] = info
+
+    # ---- which tensor is meant
+
+    def _find(self, wanted: str, shape: Sequence[int]) -> str:
+        """The stored name of what an adapter calls so, and changes by something of that shape."""
+        name = self._names.find(wanted)
+        if name is None and self._vocabulary.tied and HEAD.fullmatch(wanted):
+            return self._untie()
+        if name is None:
+            near = difflib.get_close_matches(wanted, self._weights, n=1)
+            raise MismatchError(
+                f"adapter {self._folder} changes {shown(wanted)} {list(shape)}, "
+                "which its base model does not have",
+                hint=OTHER_BASE_HINT
+                + "".join(f"; it has {shown(name)} {list(self._weights[name].shape)}" for name in near),
+            )
+        if self._vocabulary.tied and (name == self._vocabulary.tied or HEAD.fullmatch(name)):
+            self._untie()
+        return name
+
+    def _untie(self) -> str:
+        """Give the model a head of its own; its name."""
+        name, info = self._vocabulary.untie()
+        if info is not None:
+            self._put(name, info)
+        return name
+
+    # ---- whole tensors
+
+    def _saved(self, name: str) -> bool:
+        """Whether a tensor belongs to a module that the adapter replaces as a whole."""
+        return any(f".{module}." in f".{name}" for module in self._settings.names("modules_to_save"))
+
+    def _replace(self, wanted: str, info: TensorInfo) -> None:
+        saved = self._saved(wanted)
+        name = self._names.find(wanted)
+        tied = self._vocabulary.tied
+        if tied and saved and (name == tied or HEAD.fullmatch(wanted)):
+            head = self._untie()
+            name = name or head
+        elif name is None and HEAD.fullmatch(wanted) and (tied or self._vocabulary.kept_tied):
+            return
+        elif name is None:
+            if not saved or EMBEDDING.fullmatch(wanted) or HEAD.fullmatch(wanted):
+                self._find(wanted, info.shape)
+            # A head for another task, such as a classifier: the base model has none.
+            self._put(wanted, replace(info, name=wanted))
+            return
+        weight = self._weights[name]
+        if info.shape != weight.shape:
+            resized = EMBEDDING.fullmatch(name) or HEAD.fullmatch(name)
+            if not resized or len(info.shape) != 2 or info.shape[1:] != weight.shape[1:]:
+                raise MismatchError(
+                    f"adapter {self._folder} replaces {shown(name)} by {list(info.shape)} "
+                    f"against {list(weight.shape)}",
+                    hint=OTHER_BASE_HINT,
+                )
+            self._resized = True
+        if info.floating and weight.floating and info.dtype != weight.dtype:
+            info = replace(info, dtype=weight.dtype, encoding=Replacement(info))
+        self._put(name, replace(info, name=name))
+
+    def _put(self, name: str, info: TensorInfo) -> None:
+        self._weights[name] = self.changed[name] = info
+
+    # ---- changes on top
+
+    def _change(self, name: str, change: Change) -> None:
+        under = self._weights[name]
+        if not under.floating:
+            raise NotSupportedError(
+                f"not supported yet: adapter {self._folder} changes {shown(name)}, "
+                f"which is stored as {under.dtype}",
+                hint="lay it over the base model's original, unquantised weights",
+            )
+        self._put(name, replace(under, encoding=Overlay(under, change)))
+
+    def _change_module(self, module: str, parts: Mapping[str, TensorInfo]) -> None:
+        embedding = any(part.startswith("lora_embedding") for part in parts)
+        a, b = self._fit.pair(module, parts, "lora_embedding_" if embedding else "lora_")
+        wanted = f"{module}.weight"
+        if self._names.find(wanted) is None and self._names.find(f"{module}.in_proj_weight"):
+            raise NotSupportedError(
+                f"not supported yet: adapter {self._folder} changes {shown(module)}, "
+                "which is a torch.nn.MultiheadAttention",
+                hint="PEFT adds the product of its output projection twice; merge it with PEFT",
+            )
+        name = self._find(wanted, (a.shape[1], b.shape[0]) if embedding else (b.shape[0], *a.shape[1:]))
+        transposed = self._fit.orientation(name, self._weights[name], a, b, embedding=embedding)
+        product = LowRank(a, b, self._settings.scale(module, a.shape[0]), transposed)
+        magnitude = parts.get("lora_magnitude_vector")
+        if bool(self._settings.values.get("use_dora")) != (magnitude is not None):
+            has, says = ("no", "True") if magnitude is None else ("a", "False")
+            raise CheckpointError(
+                f"adapter {self._folder} has {has} lora_magnitude_vector for {shown(module)}, "
+                f"but use_dora is {says}",
+                hint=HALF_HINT,
+            )
+        if magnitude is None:
+            self._change(name, product)
+        elif magnitude.numel != b.shape[0] or not magnitude.floating:
+            raise self._fit.unfit(name, f"lora_magnitude_vector {list(magnitude.shape)}", [b.shape[0]])
+        else:
+            self._change(name, Dora(product, magnitude))
+        if "lora_B.bias" in parts:
+            shift = parts["lora_B.bias"]
+            bias = self._find(f"{module}.bias", shift.shape)
+            if shift.shape != self._weights[bias].shape or not shift.floating:
+                raise self._fit.unfit(bias, f"lora_B.bias {list(shift.shape)}", self._weights[bias].shape)
+            self._change(bias, Shift(shift, product.scale))
+
+    def _change_tokens(self, module: str, values: TensorInfo) -> None:
+        name = self._names.find(f"{module}.weight") or self._find(f"{module}.weight", values.shape)
+        indices: object = self._settings.values.get("trainable_token_indices")
+        if isinstance(indices, dict):
+            own = cast("dict[str, object]", indices)
+            indices = next((own[key] for key in own if f".{module}".endswith(f".{key}")), None)
+        rows = self._weights[name].shape[0]
+        places = cast("list[object]", indices) if isinstance(indices, list) else [None]
+        if not all(type(i) is int and 0 <= i < rows for i in places):
+            raise CheckpointError(
+                f"adapter {self._folder}: trainable_token_indices of adapter_config.json gives "
+                f"{shown(module)} {shown(cast('object', indices))}, "
+                f"which are not rows of {shown(name)} with its {rows}"
+            )
+        wanted = (len(places), *self._weights[name].shape[1:])
+        if values.shape != wanted or len(wanted) != 2 or not values.floating:
+            raise self._fit.unfit(name, f"trainable_tokens_delta {list(values.shape)}", wanted)
+        self._change(name, Rows(values, tuple(cast("list[int]", places))))
+
+    # ---- parameters, such as those of experts
+
+    def _parameters_of(self, module: str, count: int) -> Sequence[str]:
+        """The parameters of a module that target_parameters names, in the order of PEFT's wrappers."""
+        entries = [entry.rpartition(".") for entry in self._settings.names("target_parameters")]
+        found = {
+            parameter
+            for owner, _, parameter in entries
+            if f".{module}".endswith(f".{owner}" if owner else "")
+            and (self._names.find(f"{module}.{parameter}") or self._stored_apart(module, parameter))
+        }
+        if not found:
+            return ()
+        known = [parameter for parameter in _PARAMETERS if parameter in found]
+        if len(found) != count or (count > 1 and len(known) != count):
+            raise NotSupportedError(
+                f"not supported yet: adapter {self._folder} has factors for {count} of the parameters "
+                f"{', '.join(sorted(found))} of {shown(module)}, and nothing says which are whose"
+            )
+        return known or sorted(found)
+
+    def _stored_apart(self, module: str, parameter: str) -> list[tuple[str, ...]] | None:
+        """The tensors that are joined in a parameter of experts, expert by expert."""
+        found = (self._experts.find(module, leaves) for leaves in _JOINED.get(parameter, ()))
+        return next((names for names in found if names), None)
+
+    def _change_parameter(self, module: str, parameter: str, parts: Mapping[str, TensorInfo]) -> None:
+        path = f"{module}.{parameter}"
+        a, b = self._fit.pair(path, parts, "lora_")
+        if len(parts) > 2:
+            raise NotSupportedError(
+                f"not supported yet: adapter {self._folder} has more than factors for {shown(path)}: "
+                + ", ".join(parts)
+            )
+        name = self._names.find(path)
+        if name is None:
+            self._change_experts(path, self._stored_apart(module, parameter) or [], a, b)
+            return
+        weight = self._weights[name]
+        if len(weight.shape) == 3:
+            experts = weight.shape[0]
+            transposed = self._fit.expert_orientation(path, weight.shape, a, b)
+        else:
+            experts = 1
+            transposed = self._fit.orientation(name, weight, a, b, embedding=False)
+        scale = self._settings.scale(path, a.shape[0] // experts)
+        self._change(name, LowRank(a, b, scale, transposed, experts))
+
+    def _change_experts(
+        self, path: str, experts: list[tuple[str, ...]], a: TensorInfo, b: TensorInfo
+    ) -> None:
+        """Change the matrices that are joined in a parameter: each takes its rows of its expert's product."""
+        shapes = [self._weights[leaf].shape for leaf in experts[0]]
+        if any(len(shape) != 2 for shape in shapes):
+            raise self._fit.unfit(experts[0][0], "matrices of experts", shapes[0])
+        joined = (len(experts), sum(shape[0] for shape in shapes), shapes[0][1])
+        transposed = self._fit.expert_orientation(path, joined, a, b)
+        scale = self._settings.scale(path, a.shape[0] // len(experts))
+        for index, leaves in enumerate(experts):
+            first = 0
+            for leaf, shape in zip(leaves, shapes, strict=True):
+                if self._weights[leaf].shape != shape or shape[1] != joined[2]:
+                    raise self._fit.unfit(leaf, f"other experts' {list(shape)}", self._weights[leaf].shape)
+                rows = (first, first + shape[0])
+                self._change(leaf, LowRank(a, b, scale, transposed, len(experts), index, rows))
+                first += shape[0]

@@ -32,6 +32,7 @@ _TABLE = (
     DType("BF16", "bfloat16", 2, True),
     DType("F8_E4M3", "float8_e4m3fn", 1, True),
     DType("F8_E5M2", "float8_e5m2", 1, True),
+    DType("F8_E8M0", "float8_e8m0fnu", 1, False),
     DType("I64", "int64", 8, False),
     DType("I32", "int32", 4, False),
     DType("I16", "int16", 2, False),

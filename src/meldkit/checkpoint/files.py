@@ -8,7 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 
+from torch import Tensor
+
+from meldkit import kernels
 from meldkit.errors import CheckpointError
+from meldkit.shapes import Float32
 
 
 class OpenFiles:
@@ -29,21 +33,38 @@ class OpenFiles:
             CheckpointError: the file ends early or cannot be read.
         """
         done = 0
-        try:
+        with self._failures(path, offset):
             fd = self._descriptor(path)
-            while done < len(buffer):
-                got = os.preadv(fd, [buffer[done:]], offset + done)
-                if got == 0:
-                    raise CheckpointError(
-                        f"{path} ends at byte {offset + done:,}, {len(buffer) - done:,} bytes too early",
-                        hint="the file changed after it was opened; make it whole and run the command again",
-                    )
+            while done < len(buffer) and (got := os.preadv(fd, [buffer[done:]], offset + done)):
                 done += got
+        self._account(path, offset, done, len(buffer))
+
+    def read_bfloat16(self, path: Path, offset: int, out: Float32[Tensor, " n"]) -> None:
+        """Fill `out` with the bfloat16 numbers that lie in `path` from `offset` on.
+
+        Raises:
+            CheckpointError: the file ends early or cannot be read.
+        """
+        with self._failures(path, offset):
+            done = kernels.read_bfloat16(self._descriptor(path), offset, out)
+        self._account(path, offset, done, 2 * len(out))
+
+    @contextmanager
+    def _failures(self, path: Path, offset: int) -> Generator[None]:
+        try:
+            yield
         except OSError as e:
             raise CheckpointError(
-                f"cannot read {path} at byte {offset + done:,}: {e.strerror}",
+                f"cannot read {path} at byte {offset:,}: {e.strerror}",
                 hint="what is done is kept; run the same command again to continue",
             ) from e
+
+    def _account(self, path: Path, offset: int, done: int, wanted: int) -> None:
+        if done < wanted:
+            raise CheckpointError(
+                f"{path} ends at byte {offset + done:,}, {wanted - done:,} bytes too early",
+                hint="the file changed after it was opened; make it whole and run the command again",
+            )
         with self._lock:
             self.bytes_read += done
 

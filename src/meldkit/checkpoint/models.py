@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import cast
 
+from meldkit.checkpoint.adapter import base_of
 from meldkit.checkpoint.folder import Checkpoint, open_checkpoint
+from meldkit.checkpoint.hub import download
+from meldkit.checkpoint.json_file import shown
+from meldkit.checkpoint.weights import SUFFIXES
 from meldkit.errors import CheckpointError
 from meldkit.recipe.refs import ModelRef
 
-#: What of a hub repository is needed to merge it.
-_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken"]
-#: The same weights once more, in their authors' own format.
-_IGNORED = ["original/*", "consolidated*"]
 #: What the hub accepts as an id: `organisation/name`.
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+#: One weight file of such a model: `organisation/name/file` or `organisation/name:file`.
+_HUB_FILE = re.compile(
+    rf"(?P<repo>{_HUB_ID.pattern})[/:]"
+    rf"(?P<file>(?:\w[\w.-]*/)*\w[\w.-]*(?:{'|'.join(map(re.escape, SUFFIXES))}))",
+    re.ASCII,
+)
 
 
 def open_model(ref: ModelRef, *, cache: Path | None = None) -> Checkpoint:
@@ -29,8 +34,44 @@ def open_model(ref: ModelRef, *, cache: Path | None = None) -> Checkpoint:
         CheckpointError: there is no such path, or the hub has no such model or cannot be reached.
     """
     folder = _locate(ref.path, ref.revision, cache)
-    adapters = tuple(_locate(a.path, a.revision, cache) for a in ref.adapters)
-    return open_checkpoint(str(ref), folder, adapters)
+    adapters = [_locate(a.path, a.revision, cache) for a in ref.adapters]
+    while _is_adapter(folder):
+        if folder in adapters:
+            raise CheckpointError(
+                f"model '{ref}': {folder} is a LoRA adapter that is its own base model",
+                hint=f"write it as BASE_MODEL+{ref}",
+            )
+        adapters.insert(0, folder)
+        folder = _locate_base(str(ref), folder, cache)
+    return open_checkpoint(str(ref), folder, tuple(adapters))
+
+
+def _is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and no model."""
+    return (folder / "adapter_config.json").exists() and not any(
+        any(folder.glob(pattern)) for pattern in ("model*.safetensors", "pytorch_model*.bin")
+    )
+
+
+def _locate_base(label: str, adapter: Path, cache: Path | None) -> Path:
+    """The model that an adapter names as its base: seen from the adapter, from here, or on the hub."""
+    name, revision = base_of(adapter)
+    if not name:
+        raise CheckpointError(
+            f"model '{label}': {adapter} is a LoRA adapter that names no base model",
+            hint=f"write it as BASE_MODEL+{label}",
+        )
+    try:
+        beside = adapter / name
+        if beside.exists():
+            return beside
+        return _locate(name, revision, cache)
+    except (OSError, ValueError, CheckpointError) as e:
+        raise CheckpointError(
+            f"model '{label}': {adapter} is a LoRA adapter whose base model {shown(name)} was not found: "
+            + (e.message if isinstance(e, CheckpointError) else str(e)),
+            hint=f"write it as BASE_MODEL+{label}",
+        ) from e
 
 
 def _locate(path: str, revision: str | None, cache: Path | None) -> Path:
@@ -43,29 +84,12 @@ def _locate(path: str, revision: str | None, cache: Path | None) -> Path:
         raise CheckpointError(
             f"model '{path}' cannot be opened: {reason}", hint="check the path in the recipe"
         ) from e
-    if not _HUB_ID.fullmatch(path):
-        raise CheckpointError(
-            f"model '{path}' does not exist",
-            hint=f"looked for {local.absolute()}; check the path in the recipe"
-            + ("" if re.search(r"[/\\]", path) else "; a model of the Hugging Face Hub is written org/name"),
-        )
-    return _download(path, revision, cache)
-
-
-def _download(repo: str, revision: str | None, cache: Path | None) -> Path:
-    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    # Among its bases is the error of the HTTP library, which differs between versions of the hub's client.
-    http_errors = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
-    try:
-        folder = snapshot_download(
-            repo, revision=revision, cache_dir=cache, allow_patterns=_PATTERNS, ignore_patterns=_IGNORED
-        )
-    except (OSError, HFValidationError, *http_errors) as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise CheckpointError(
-            f"model '{repo}' is neither a local path nor to be had from the Hugging Face Hub: {reason}",
-            hint="check the spelling, your connection, and HF_TOKEN for private or gated models",
-        ) from e
-    return Path(folder)
+    if _HUB_ID.fullmatch(path):
+        return download(path, revision, cache)
+    if match := _HUB_FILE.fullmatch(path):
+        return download(match["repo"], revision, cache, match["file"])
+    raise CheckpointError(
+        f"model '{path}' does not exist",
+        hint=f"looked for {local.absolute()}; check the path in the recipe"
+        + ("" if re.search(r"[/\\]", path) else "; a model of the Hugging Face Hub is written org/name"),
+    )

@@ -8,15 +8,13 @@ Source: https://huggingface.co/docs/safetensors (format section).
 from __future__ import annotations
 
 import hashlib
-import math
 import stat
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from meldkit.checkpoint.dtypes import DTYPES
 from meldkit.checkpoint.json_file import parse_mapping, shown
+from meldkit.checkpoint.tensor import Header, TensorInfo
 from meldkit.errors import CheckpointError
 
 #: The reference implementation refuses larger headers too.
@@ -25,46 +23,6 @@ _LENGTH_BYTES = 8
 #: Sizes and offsets from here on do not fit where they are used.
 _TOO_LARGE = 2**63
 _DOWNLOAD_HINT = "download the file again, or check how it was written"
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """Where one tensor lies and what it is.
-
-    Attributes:
-        name: name inside the checkpoint.
-        dtype: safetensors spelling, e.g. "BF16".
-        shape: sizes, outermost first; () for a scalar.
-        file: file that holds the bytes.
-        offset: first byte, from the start of the file.
-        nbytes: length in bytes.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    file: Path
-    offset: int
-    nbytes: int
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def floating(self) -> bool:
-        """Whether the elements are real numbers (as opposed to integers or booleans)."""
-        return DTYPES[self.dtype].floating
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """A checked header: tensors in the order of their bytes, metadata, and a content hash (hex)."""
-
-    tensors: Mapping[str, TensorInfo]
-    metadata: Mapping[str, str]
-    digest: str
 
 
 def read_header(path: Path) -> Header:

@@ -6,7 +6,8 @@ import os
 import resource
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _NOTES = 3
 
 
-def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
+def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Every field of `MergeOptions` as an option of the same name."""
     for option in reversed(fields(MergeOptions)):
         name = option.name.replace("_", "-")
@@ -57,7 +58,7 @@ def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@_with_options
+@with_options
 def command(recipe: Path, out: Path, **given: Any) -> None:
     """Merge models as RECIPE (a YAML file) says, into the new folder OUT.
 
@@ -73,10 +74,18 @@ def command(recipe: Path, out: Path, **given: Any) -> None:
     check_free(out, overwrite=options.overwrite)
     chosen = plan(recipe, options)
     if loud:
-        _announce(chosen, options)
+        announce(chosen, options)
+    with interruptible(), show_progress(enabled=loud) as progress:
+        result = merge(chosen, out, options, progress=progress)
+    if loud:
+        summary(result, _first_steps(result))
+
+
+@contextmanager
+def interruptible() -> Generator[None]:
+    """Turn Ctrl-C into a message and an exit status."""
     try:
-        with show_progress(enabled=loud) as progress:
-            result = merge(chosen, out, options, progress=progress)
+        yield
     except KeyboardInterrupt:
         again = shlex.join(["meldkit", *sys.argv[1:]])
         # On a terminal the line begins with the ^C that the user typed.
@@ -84,11 +93,9 @@ def command(recipe: Path, out: Path, **given: Any) -> None:
             "\n" * sys.stderr.isatty() + f"stopped; what is done is kept. To continue: {again}", err=True
         )
         sys.exit(INTERRUPTED)
-    if loud:
-        _summary(result)
 
 
-def _announce(chosen: Plan, options: MergeOptions) -> None:
+def announce(chosen: Plan, options: MergeOptions) -> None:
     """Warnings and notes, before the work begins."""
     for line in chosen.warnings:
         click.secho("warning: ", fg="yellow", nl=False, err=True)
@@ -101,8 +108,8 @@ def _announce(chosen: Plan, options: MergeOptions) -> None:
         click.echo(f"note: {line}", err=True)
 
 
-def _summary(result: MergeResult) -> None:
-    """What was done, how fast, where it is, and what to do next."""
+def summary(result: MergeResult, code: str) -> None:
+    """What was done, how fast, where it is, and what to do next: a line of Python."""
     plan = result.plan
     traffic = result.bytes_read + result.bytes_written
     # ru_maxrss is in KiB on Linux and in bytes on macOS.
@@ -117,7 +124,6 @@ def _summary(result: MergeResult) -> None:
         f"({text_size(traffic / result.seconds)}/s read and written), peak memory {text_size(peak)}"
     )
     click.echo(f"written to {result.path}")
-    code = _first_steps(result)
     # Double quotes read better; they are not enough where the shell looks into them.
     quoted = shlex.quote(code) if set(code) & set('"$`\\!') else f'"{code}"'
     click.echo(f"try it: python -c {quoted}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from meldkit.layout.depth import with_depth
+from meldkit.layout.depth import Origin, with_depth
 from meldkit.layout.infer import Layout, Place, Stack, infer_layout
+from meldkit.layout.parts import Part, find_part
 
-__all__ = ["Layout", "Place", "Stack", "infer_layout", "with_depth"]
+__all__ = ["Layout", "Origin", "Part", "Place", "Stack", "find_part", "infer_layout", "with_depth"]

@@ -4,6 +4,9 @@ A *stack* is a family of names that differ in one integer path component coverin
 `model.layers.{i}.`, `transformer.h.{i}.` or `encoder.layer.{i}.`. Every other tensor stands outside.
 Two families are never stacks: numbers at the very start of names (the modules of a pipeline, as in
 `0.auto_model.encoder…`), and experts, which are parallel and not one after the other.
+
+Layers that predict further tokens are stored as if they were more layers of the decoder
+(`model.layers.{num_hidden_layers}.`); they are a stack of their own, the *tail*, that follows it.
 """
 
 from __future__ import annotations
@@ -14,27 +17,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from meldkit.errors import MismatchError
-
-#: What configurations call the number of blocks of a stack.
-DEPTH_KEYS = (
-    "num_hidden_layers",
-    "n_layer",
-    "n_layers",
-    "num_layers",
-    "num_decoder_layers",
-    "encoder_layers",
-    "decoder_layers",
-)
-#: Sections of a configuration that describe a part of the model.
-_SECTIONS = (
-    "text_config",
-    "language_config",
-    "llm_config",
-    "vision_config",
-    "audio_config",
-    "encoder",
-    "decoder",
-)
+from meldkit.layout.quirks import DEPTH_KEYS, LIST_KEYS, NUM_TAIL_KEYS, SPREAD_LISTS
+from meldkit.layout.words import NOT_TEXT, words
 
 #: A component of a name that can number a block, within and followed by other components.
 _INDEX = re.compile(r"(?<=\.)(?:0|[1-9][0-9]{0,5})(?=\.)")
@@ -55,14 +39,19 @@ _ROLES = (
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Blocks `prefix{0}.` … `prefix{num_blocks-1}.`."""
+    """Blocks `prefix{first}.` … `prefix{first + num_blocks - 1}.`, numbered from 0 in a `Place`.
+
+    Where a block is spread over several lists (see `SPREAD_LISTS`), a leaf has a `*` for its number.
+    """
 
     prefix: str
     num_blocks: int
+    first: int = 0
 
     def name(self, block: int, leaf: str) -> str:
         """The tensor's name."""
-        return f"{self.prefix}{block}.{leaf}"
+        number = str(self.first + block)
+        return self.prefix + (leaf.replace("*", number, 1) if "*" in leaf else f"{number}.{leaf}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +79,19 @@ class Layout:
         stacks: in order of first appearance.
         places: by tensor name, in the order of the checkpoint.
         depths: numbers of blocks that config.json speaks of.
+        text_depths: those that it does not give for a tower or another part than the text decoder.
     """
 
     stacks: tuple[Stack, ...]
     places: Mapping[str, Place]
     depths: frozenset[int]
+    text_depths: frozenset[int]
 
     def sliced_stack(self, label: str) -> Stack:
-        """The one stack that `layer_range` means.
+        """The one stack that `layer_range` means: that of the text decoder, or of the only encoder.
+
+        Towers for images and sound, projectors and heads are left aside, and so is the encoder of an
+        encoder-decoder model. Among what remains config.json decides.
 
         Args:
             label: the model, for messages.
@@ -105,8 +99,7 @@ class Layout:
         Raises:
             MismatchError: there is none, or several fit.
         """
-        confirmed = [s for s in self.stacks if s.num_blocks in self.depths]
-        candidates = confirmed or list(self.stacks)
+        candidates = self._text_stacks()
         if len(candidates) == 1:
             return candidates[0]
         if not candidates:
@@ -119,6 +112,26 @@ class Layout:
             hint="layer_range needs a single one; merge whole models with 'models:' instead",
         )
 
+    @property
+    def text_stack(self) -> Stack | None:
+        """The stack that `sliced_stack` finds; None where it does not find one."""
+        candidates = self._text_stacks()
+        return candidates[0] if len(candidates) == 1 else None
+
+    def _text_stacks(self) -> list[Stack]:
+        candidates = [s for s in self.stacks if s.first == 0]
+        about = {s: words(s.prefix) for s in candidates}
+        candidates = [s for s in candidates if not about[s] & NOT_TEXT] or candidates
+        candidates = [s for s in candidates if "text" in about[s]] or candidates
+        decoders = [s for s in candidates if "encoder" not in about[s] or "decoder" in about[s]]
+        candidates = decoders or candidates
+        candidates = [s for s in candidates if s.num_blocks in self.depths] or candidates
+        return [s for s in candidates if s.num_blocks in self.text_depths] or candidates
+
+    def tail(self, stack: Stack) -> Stack | None:
+        """The layers that are numbered on after a stack's own."""
+        return next((s for s in self.stacks if s.prefix == stack.prefix and s.first > 0), None)
+
 
 def infer_layout(names: Iterable[str], config: Mapping[str, Any]) -> Layout:
     """Find the stacks of a checkpoint.
@@ -128,7 +141,8 @@ def infer_layout(names: Iterable[str], config: Mapping[str, Any]) -> Layout:
         config: config.json; may be empty.
     """
     names = list(names)
-    depths = frozenset(_depths(config))
+    depths = frozenset(_numbers(config, (*DEPTH_KEYS, *LIST_KEYS)))
+    tails = frozenset(n for n in _numbers(config, NUM_TAIL_KEYS) if n > 0)
     blocks: dict[str, dict[int, int]] = {}
     for name in names:
         for prefix, index, _ in _splits(name):
@@ -140,33 +154,57 @@ def infer_layout(names: Iterable[str], config: Mapping[str, Any]) -> Layout:
         if counts.keys() == set(range(len(counts))) and (len(counts) > 1 or 1 in depths)
     ]
     # A stack that config.json confirms comes before one that it does not, an outer one before an inner.
-    candidates.sort(key=lambda s: (s.num_blocks not in depths, s.prefix.count(".")))
+    candidates.sort(key=lambda s: (_own_depth(s, depths, tails) not in depths, s.prefix.count(".")))
     by_prefix = {s.prefix: rank for rank, s in enumerate(candidates)}
-    places = {name: _place(name, by_prefix, candidates) for name in names}
+    own = [_own_depth(s, depths, tails) for s in candidates]
+    places = {name: _place(name, by_prefix, candidates, own) for name in names}
     used = dict.fromkeys(place.stack for place in places.values() if place.stack is not None)
-    return Layout(tuple(used), places, depths)
+    text_depths = frozenset(_numbers(config, (*DEPTH_KEYS, *LIST_KEYS), without=NOT_TEXT))
+    return Layout(tuple(used), places, depths, text_depths)
 
 
 def _splits(name: str) -> Iterable[tuple[str, int, str]]:
     """Every way to read the name as prefix, block index, leaf."""
+    if "*" in name:
+        return
     for match in _INDEX.finditer(name):
-        if not _NO_STACK.search(name, 0, match.start()):
-            yield name[: match.start()], int(match[0]), name[match.end() + 1 :]
+        if _NO_STACK.search(name, 0, match.start()):
+            continue
+        prefix, index, leaf = name[: match.start()], int(match[0]), name[match.end() + 1 :]
+        parent, _, family = prefix[:-1].rpartition(".")
+        if family in SPREAD_LISTS:
+            yield f"{parent}." if parent else "", index, f"{family}.*.{leaf}"
+        else:
+            yield prefix, index, leaf
 
 
-def _place(name: str, by_prefix: Mapping[str, int], candidates: list[Stack]) -> Place:
+def _own_depth(stack: Stack, depths: frozenset[int], tails: frozenset[int]) -> int:
+    """The number of blocks without a tail, which config.json counts apart."""
+    n = stack.num_blocks
+    return n if n in depths else next((n - t for t in sorted(tails) if n - t in depths), n)
+
+
+def _place(name: str, by_prefix: Mapping[str, int], candidates: list[Stack], own: list[int]) -> Place:
     found = [(by_prefix[prefix], index, leaf) for prefix, index, leaf in _splits(name) if prefix in by_prefix]
     if not found:
         return Place(None, None, name)
     rank, index, leaf = min(found)
-    return Place(candidates[rank], index, leaf)
+    stack = candidates[rank]
+    if index < own[rank]:
+        return Place(Stack(stack.prefix, own[rank]), index, leaf)
+    return Place(Stack(stack.prefix, stack.num_blocks - own[rank], own[rank]), index - own[rank], leaf)
 
 
-def _depths(config: Mapping[str, Any]) -> Iterable[int]:
-    for key in DEPTH_KEYS:
-        if type(config.get(key)) is int:
-            yield config[key]
-    for section in _SECTIONS:
-        inner = config.get(section)
-        if isinstance(inner, dict):
-            yield from _depths(cast("dict[str, Any]", inner))
+def _numbers(
+    config: Mapping[str, Any], keys: Iterable[str], *, without: frozenset[str] = frozenset()
+) -> Iterable[int]:
+    """The values of keys in all sections without such words; of a list, its length."""
+    for key in keys:
+        value = config.get(key)
+        if type(value) is int:
+            yield value
+        elif isinstance(value, list | str) and value:
+            yield len(cast("list[Any]", value))
+    for name, section in config.items():
+        if isinstance(section, Mapping) and not words(str(name)) & without:
+            yield from _numbers(cast("Mapping[str, Any]", section), keys, without=without)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from meldkit import kernels
 from meldkit.methods._kept import Kept, KeptL1
 from meldkit.methods._task_vectors import DENSITY, LAMBDA, WEIGHT, merge_task_vectors
 from meldkit.methods.base import Parameter, TileNoise, Whole
@@ -100,23 +100,8 @@ def keep_levels(rows: np.ndarray, density: float, epsilon: float) -> np.ndarray:
     num_columns = rows.shape[1]
     ranks = np.linspace(0, 1, num_columns) if num_columns > 1 else np.full(1, 0.5)
     probabilities = density - epsilon + 2 * epsilon * ranks
-    by_rank = np.rint(probabilities * _LEVELS).clip(1, _LEVELS - 1).astype(np.uint16).view(np.int16)
-    levels = torch.empty(rows.shape, dtype=torch.int16)
-    levels.scatter_(1, _stable_order(rows), torch.from_numpy(by_rank).expand(rows.shape))
-    return levels.numpy().view(np.uint16).reshape(-1)
-
-
-def _stable_order(rows: np.ndarray) -> Tensor:
-    """Positions by magnitude in each row, int64: a radix sort of the float32 bits, 16 at a time.
-
-    numpy sorts 16-bit integers stably in linear time, twice of which is faster than one sort of 32 bits.
-    """
-    bits = np.abs(rows).view(np.uint32)
-    by_low = np.argsort(bits.astype(np.uint16), axis=1, kind="stable")
-    high = torch.from_numpy((bits >> np.uint32(16)).astype(np.int16))
-    order = torch.from_numpy(by_low)
-    by_high = np.argsort(high.gather(1, order).numpy(), axis=1, kind="stable")
-    return order.gather(1, torch.from_numpy(by_high))
+    by_rank = np.rint(probabilities * _LEVELS).clip(1, _LEVELS - 1).astype(np.uint16)
+    return kernels.by_rank(rows, by_rank)
 
 
 def merge_della(

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from meldkit import kernels
 from meldkit.methods.statistics import CHUNK, Range, exact_sum, l1_ratio
 from meldkit.shapes import Float32
 
@@ -27,8 +27,8 @@ class Kept:
 
     def drop(self, x: Float32[Tensor, "m n"], start: int) -> None:
         """Zero, in place, what is not kept of the tile that begins at element `start`."""
-        keep = np.unpackbits(self.bits[start], axis=1, count=x.shape[1]).view(bool)
-        np.multiply(x.numpy(), keep, out=x.numpy())
+        for row, bits in zip(x, self.bits[start], strict=True):
+            kernels.keep_bits(row, bits)
 
 
 class KeptL1:
@@ -53,7 +53,7 @@ class KeptL1:
         self._draw = draw
         self._numel = numel
         self._grain = grain
-        self._norms: list[list[float]] = [[] for _ in range(2 * num_models)]
+        self._norms: list[list[np.ndarray]] = [[] for _ in range(num_models)]
         self._kept = Kept()
         self._done = False
 
@@ -61,30 +61,22 @@ class KeptL1:
         return [] if self._done else [(0, self._numel)]
 
     def update(self, x: Float32[Tensor, "m n"], start: int) -> Any:
-        keep = self._draw(x, start)
-        before = self._sums(x.abs_())
-        np.multiply(x.numpy(), keep, out=x.numpy())
-        return start, before + self._sums(x), np.packbits(keep, axis=1)
+        kept = self._draw(x, start)
+        norms = [kernels.norms(row, row_kept, self._grain) for row, row_kept in zip(x, kept, strict=True)]
+        return start, norms, np.packbits(kept, axis=1)
 
-    def _sums(self, x: Float32[Tensor, "m n"]) -> list[list[float]]:
-        whole = x.shape[1] // self._grain * self._grain
-        parts = [x[:, :whole].view(len(x), -1, self._grain), x[:, None, whole:]]
-        sums = torch.cat([part.sum(dim=2) for part in parts], dim=1)
-        return sums.numpy().tolist()
-
-    def absorb(self, partial: tuple[int, list[list[float]], np.ndarray]) -> None:
+    def absorb(self, partial: tuple[int, list[np.ndarray], np.ndarray]) -> None:
         start, norms, bits = partial
-        for total, part in zip(self._norms, norms, strict=True):
-            total.extend(part)
+        for parts, part in zip(self._norms, norms, strict=True):
+            parts.append(part)
         self._kept.bits[start] = bits
 
     def finish_pass(self) -> None:
         self._done = True
-        sums = [exact_sum(norms) for norms in self._norms]
-        m = len(sums) // 2
-        self._kept.ratios = [
-            l1_ratio(before, after) for before, after in zip(sums[:m], sums[m:], strict=True)
-        ]
+        for parts in self._norms:
+            norms: list[tuple[float, float]] = np.concatenate(parts).tolist()
+            before, after = (exact_sum([pair[side] for pair in norms]) for side in (0, 1))
+            self._kept.ratios.append(l1_ratio(before, after))
 
     @property
     def result(self) -> Kept:

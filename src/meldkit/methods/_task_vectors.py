@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from meldkit.methods.base import Parameter, combine, scale
+from meldkit import kernels
+from meldkit.methods.base import Parameter, combine
 from meldkit.methods.linear import normalized
 from meldkit.shapes import Float32
 
@@ -57,59 +57,18 @@ def merge_task_vectors(
         normalize: divide by Σ w_i of what was counted.
         lambda_: factor on the result.
     """
-    factors = list(weight) if ratios is None else [w * r for w, r in zip(weight, ratios, strict=True)]
-    if elect == "unweighted" and ratios is not None:
-        for row, ratio in zip(x, ratios, strict=True):
-            scale(row, ratio)
-        factors = list(weight)
+    ones = [1.0] * len(x)
+    restored = list(ratios or ones)
+    factors = [w * r for w, r in zip(weight, restored, strict=True)]
     if elect is None:
         divisor = 1.0
         if normalize:
             normalized(weight)  # a sum of 0 is refused with the weights shown
             divisor = math.fsum(weight)
         return combine(x, [lambda_ * f / divisor for f in factors])
-    if elect == "weighted":
-        for row, factor in zip(x, factors, strict=True):
-            scale(row, factor)
-        factors = [1.0] * len(x)
-    total, agreeing = elect_and_sum(x, factors, weight)
-    if normalize:
-        # Where nothing agrees the sum is 0 and stays 0.
-        smallest = min(weight)
-        if smallest > 0:
-            agreeing.clamp_(min=smallest)
-        else:
-            agreeing.add_(torch.eq(agreeing, 0))
-        total.div_(agreeing)
-    return scale(total, lambda_)
-
-
-def elect_and_sum(
-    x: Float32[Tensor, "m n"], factors: Sequence[float], weight: Sequence[float]
-) -> tuple[Float32[Tensor, " n"], Float32[Tensor, " n"]]:
-    """Sum f_i x_i over the models that have the sign of Σ x_i, and the sum of their weights.
-
-    Args:
-        x: task vectors; overwritten. A sum of 0 counts as positive; an element of 0 has no sign.
-        factors: f_i.
-        weight: what each model counts in the second sum.
-
-    Returns:
-        Both sums; the first one is a view of `x[0]`.
-    """
-    sign = sum_rows(x).ge_(0).mul_(2).sub_(1)
-    x.mul_(sign).relu_()
-    agreeing = scale(torch.sign(x[0]), weight[0])
-    total = scale(x[0], factors[0])
-    for row, factor, share in zip(x[1:], factors[1:], weight[1:], strict=True):
-        total.add_(row, alpha=factor)
-        agreeing.add_(row.sign_(), alpha=share)
-    return total.mul_(sign), agreeing
-
-
-def sum_rows(x: Float32[Tensor, "m n"]) -> Float32[Tensor, " n"]:
-    """Σ x_i in the order of the models: `x.sum(dim=0)` adds in an order that depends on n."""
-    total = x[0].clone() if len(x) == 1 else torch.add(x[0], x[1])
-    for row in x[2:]:
-        total.add_(row)
-    return total
+    before, factors = (factors, ones) if elect == "weighted" else (restored, list(weight))
+    if not normalize:
+        return kernels.elect(x, before, factors, [0.0] * len(x), least=0, lambda_=lambda_)
+    # The sum of some positive weights is not below the smallest of them, however it is rounded.
+    least = min(weight) if min(weight) > 0 else -math.inf
+    return kernels.elect(x, before, factors, weight, least=least, lambda_=lambda_)

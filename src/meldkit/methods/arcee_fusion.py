@@ -14,6 +14,8 @@ from meldkit.shapes import Float32
 
 #: Keeps the logarithm of a probability finite.
 _FLOOR = 1e-8
+#: Elements of float64 whose intermediate results stay in the cache.
+_CACHED = 1 << 14
 #: How many interquartile ranges above the median a change is outstanding.
 _SPREAD = 1.5
 
@@ -42,7 +44,10 @@ class Divergences:
         base, other = x.view(2, -1, self._num_columns)
         tile = start, x.shape[1]
         if tile not in self._known:
-            self._known[tile] = _divergence(other.numpy(), base.numpy()).astype(np.float32)
+            rows = max(1, _CACHED // self._num_columns)
+            parts = zip(torch.split(other, rows), torch.split(base, rows), strict=True)
+            found = [_divergence(first.numpy(), second.numpy()) for first, second in parts]
+            self._known[tile] = np.concatenate(found).astype(np.float32)
         return torch.sub(other, base).abs_().mul_(torch.from_numpy(self._known[tile])).view(-1)
 
 

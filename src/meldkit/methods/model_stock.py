@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from meldkit.methods._task_vectors import sum_rows
+from meldkit.kernels import sum_rows
 from meldkit.methods.base import COMPAT, Base, Measured, Parameter, Whole
 from meldkit.methods.statistics import Gram, Statistic
 from meldkit.shapes import Float32

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from meldkit import kernels
 from meldkit.methods.base import Base, Elementwise, Parameter
 from meldkit.shapes import Float32
 
@@ -19,21 +19,8 @@ def ram(x: Float32[Tensor, "m n"], *, epsilon: float) -> Float32[Tensor, " n"]:
     Paper: Reinforced Agent Merging, https://arxiv.org/abs/2601.13572. ε is absolute: it means something
     only where models leave most elements exactly as they were, as after reinforcement learning in bfloat16.
     """
-    total, count = sum_active(x, epsilon)
+    total, count = kernels.sum_changed(x, epsilon)
     return total.div_(count.clamp_min_(1))
-
-
-def sum_active(
-    x: Float32[Tensor, "m n"], epsilon: float
-) -> tuple[Float32[Tensor, " n"], Float32[Tensor, " n"]]:
-    """Sum of active elements and how many are active, at each position; in `x`, inactive ones become 0."""
-    total, count = torch.zeros_like(x[0]), torch.zeros_like(x[0])
-    flag = torch.empty_like(x[0])
-    for row in x:
-        torch.hardshrink(row, epsilon, out=row)  # keeps |x| > ε
-        total.add_(row)
-        count.add_(torch.ne(row, 0, out=flag))
-    return total, count
 
 
 METHOD = Elementwise(name="ram", function=ram, parameters=(EPSILON,), base=Base.DELTA, paper="2601.13572")

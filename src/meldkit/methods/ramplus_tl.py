@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from meldkit import kernels
 from meldkit.methods.base import Base, Measured, Parameter, Whole
-from meldkit.methods.ram import EPSILON, sum_active
+from meldkit.methods.ram import EPSILON
 from meldkit.methods.statistics import Statistic, Sums
 from meldkit.shapes import Float32
 
@@ -18,12 +19,9 @@ def measure(whole: Whole, *, epsilon: float, **_: object) -> Statistic:
 
     def counts(x: Tensor, start: int) -> Sequence[float]:
         del start
-        _, count = sum_active(x, epsilon)
-        active = [torch.ne(row, 0, out=row) for row in x]
-        changed = [row.sum(dtype=torch.float64).item() for row in active]
-        alone = count.eq_(1)
-        unique = [row.mul_(alone).sum(dtype=torch.float64).item() for row in active]
-        return [*unique, *(c - u for c, u in zip(changed, unique, strict=True))]
+        _, count = kernels.sum_changed(x, epsilon)
+        changed, alone = zip(*(kernels.count_alone(row, count) for row in x), strict=True)
+        return [*alone, *(c - a for c, a in zip(changed, alone, strict=True))]
 
     return Sums(counts, 2 * whole.num_models, whole.numel)
 
@@ -43,7 +41,7 @@ def ramplus_tl(
     """
     m = len(x)
     unique, shared = counts[:m], counts[m:]
-    total, count = sum_active(x, epsilon)
+    total, count = kernels.sum_changed(x, epsilon)
     total.div_(torch.clamp_min(count, 1))
     alone = count.eq_(1)
     for row, own, common in zip(x, unique, shared, strict=True):

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from meldkit.methods._task_vectors import elect_and_sum, sum_rows
+from meldkit import kernels
 from meldkit.methods.base import COMPAT, Base, Measured, Parameter, Whole
 from meldkit.methods.statistics import Chain, Derived, Known, KthMagnitude, Statistic, Sums
 from meldkit.shapes import Float32
@@ -33,7 +32,9 @@ def measure(whole: Whole, *, select_topk: float, fuse: str, **_: object) -> Stat
 
     selection: Statistic = Known(None)
     if select_topk < 1:
-        selection = Derived(lambda x, _: variance(x).unsqueeze(0), KthMagnitude([[rank]], whole.numel))
+        selection = Derived(
+            lambda x, _: kernels.variance(x).unsqueeze(0), KthMagnitude([[rank]], whole.numel)
+        )
     return Chain(selection, energies, lambda _, measured: measured)
 
 
@@ -44,18 +45,22 @@ class _Energies(Sums):
     """
 
     def __init__(self, threshold: float, whole: Whole, *, remember: bool) -> None:
-        super().__init__(_squares, whole.num_models, whole.numel)
+        super().__init__(self._squares, whole.num_models, whole.numel)
         self._threshold = threshold
         self._remember = remember and threshold > 0
         self._bits: dict[int, np.ndarray] = {}
 
     def update(self, x: Float32[Tensor, "m n"], start: int) -> Any:
-        bits = None
+        selected = None
         if self._threshold > 0:
-            keep = np.greater_equal(variance(x).numpy(), self._threshold)
-            np.multiply(x.numpy(), keep, out=x.numpy())
-            bits = np.packbits(keep) if self._remember else None
-        return start, bits, super().update(x, start)
+            selected = kernels.at_least(kernels.variance(x), self._threshold)
+            for row in x:
+                kernels.keep_bits(row, selected)
+        return start, selected if self._remember else None, super().update(x, start)
+
+    def _squares(self, x: Float32[Tensor, "m n"], start: int) -> list[float]:
+        del start
+        return [kernels.products(row.unsqueeze(0))[0] for row in x]
 
     def absorb(self, partial: Any) -> None:
         start, bits, squares = partial
@@ -80,24 +85,6 @@ class Measurement:
 
     selected: dict[int, np.ndarray] | None
     energies: list[float]
-
-
-def _squares(x: Float32[Tensor, "m n"], start: int) -> list[float]:
-    del start
-    return [torch.sum(row.square_(), dtype=torch.float64).item() for row in x]
-
-
-def variance(x: Float32[Tensor, "m n"]) -> Float32[Tensor, " n"]:
-    """Population variance over the models, at each element."""
-    if len(x) == 1:
-        return torch.zeros_like(x[0])
-    # Differences from the first model are 0 where all agree, which rounding the mean would hide.
-    differences = x[1:] - x[0]
-    mean = sum_rows(differences).div_(len(x))
-    total = mean.square()  # of the first model, whose difference is 0
-    for row in differences.sub_(mean):
-        total.addcmul_(row, row)
-    return total.div_(len(x))
 
 
 def sce(
@@ -125,10 +112,9 @@ def sce(
     negligible = total < _COMPAT_MIN_ENERGY if compat else total == 0
     share = [1 / len(x)] * len(x) if negligible else [e / total for e in measured.energies]
     if measured.selected is not None:
-        keep = np.unpackbits(measured.selected[start], count=x.shape[1]).view(bool)
-        np.multiply(x.numpy(), keep, out=x.numpy())
-    merged, agreeing = elect_and_sum(x, share, share)
-    return merged.div_(agreeing.clamp_min_(_MIN_SHARE))
+        for row in x:
+            kernels.keep_bits(row, measured.selected[start])
+    return kernels.elect(x, [1.0] * len(x), share, share, least=_MIN_SHARE, lambda_=1)
 
 
 METHOD = Measured(

@@ -28,6 +28,10 @@ _ABOUT_TRAINING = (
     "eval_results",
     "adapter_",
     "checkpoint-",
+    # Inputs that were quantised are not any more.
+    "hf_quant_config",
+    "quantize_config",
+    "quant_config",
 )
 _TOKENIZER = (
     "tokenizer",

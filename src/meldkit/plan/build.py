@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -10,30 +11,32 @@ from typing import Any
 
 from meldkit.checkpoint import BY_TORCH_NAME, DTYPES, Checkpoint, TensorInfo
 from meldkit.errors import MismatchError, NotSupportedError, RecipeError
-from meldkit.layout import with_depth
+from meldkit.layout import Origin, with_depth
 from meldkit.methods import Method, get_method
 from meldkit.plan.model import Input, Plan, TensorJob
 from meldkit.plan.shards import lay_out
 from meldkit.plan.slots import (
     Model,
+    Piece,
     Slot,
     at,
     cast_sources,
     layer_range,
     left_out,
     open_layouts,
-    sliced_slots,
-    whole_model_slots,
+    open_pieces,
+    owner,
+    recipe_slots,
 )
 from meldkit.plan.values import lint_names, lint_values, resolve_values
-from meldkit.recipe import ModelRef, Module, Recipe
+from meldkit.recipe import ModelRef, Recipe
 
 #: Bytes of tensors per file if the user names no size; the Hub's own tools write files of 5 GB.
 DEFAULT_SHARD_SIZE = 5_000_000_000
+#: Embeddings of something else than tokens.
+_NOT_VOCABULARY = re.compile(r"pos|type", re.I)
 #: A model is taken for another architecture when it lacks more than this share of the tensors.
 _MAX_MISSING = 0.5
-#: Names under which the only module of a model may be addressed.
-_MODULE_NAMES = (None, "default", "text_decoder")
 
 
 def build_plan(
@@ -58,10 +61,11 @@ def build_plan(
         InputError: checkpoints are damaged or do not fit together.
     """
     method = get_method(recipe.merge_method, recipe.lines.get("merge_method", recipe.origin))
-    module = _supported_module(recipe)
     # Everything that the recipe alone tells comes first: opening a model may mean downloading it.
-    for part in module.slices:
-        cast_sources(method, part, recipe, whole_models=module.from_models)
+    _check_supported(recipe)
+    for module in recipe.modules:
+        for part in module.slices:
+            cast_sources(method, part, recipe, whole_models=module.from_models)
     warnings = [*recipe.warnings, *lint_names(recipe, method)]
     checkpoints = {ref: open_model(ref) for ref in recipe.models()}
     models = open_layouts(checkpoints)
@@ -69,12 +73,10 @@ def build_plan(
     notes = list(_check_vocabulary(recipe, models))
     warnings += _lint_models(recipe, models, donor)
     _check_architectures(list(models.values()), donor, allow_crimes=allow_crimes)
-    if module.from_models:
-        slots = list(whole_model_slots(recipe, module, method, models))
-        _check_depths(module, models, donor)
-    else:
-        slots = list(sliced_slots(recipe, module, method, models, donor, notes))
-    slots += _left_over(recipe, module, models, donor, slots, notes)
+    pieces = open_pieces(recipe, method, models, donor)
+    _check_depths(pieces, models, donor)
+    slots = list(recipe_slots(recipe, pieces, models, donor, notes))
+    slots += _left_over(recipe, pieces, models, donor, slots, notes)
     slots = _without_tied_head(slots, donor, notes)
     _check_missing(slots, models)
     warnings += lint_values(method, slots)
@@ -91,15 +93,15 @@ def build_plan(
         donor=donor.index,
         jobs=jobs,
         files=tuple(files),
-        config=_config(recipe, module, models, donor, jobs),
+        config=_config(recipe, pieces, models, donor, jobs),
         notes=tuple(notes),
         warnings=tuple(dict.fromkeys(warnings)),
         seed=seed,
     )
 
 
-def _supported_module(recipe: Recipe) -> Module:
-    """The recipe's only module; what cannot be done yet is refused here, before any file is opened."""
+def _check_supported(recipe: Recipe) -> None:
+    """What cannot be done yet is refused before any file is opened."""
     lines = recipe.lines
 
     def refuse(key: str, what: str, hint: str = "") -> NotSupportedError:
@@ -109,10 +111,6 @@ def _supported_module(recipe: Recipe) -> Module:
         raise refuse("chat_template", "chat_template", "leave it out to keep the template of the base model")
     if recipe.tokenizer is not None and (recipe.tokenizer.tokens or recipe.tokenizer.pad_to_multiple_of):
         raise refuse("tokenizer", "tokenizer settings for single tokens and padding")
-    if len(recipe.modules) != 1 or recipe.modules[0].name not in _MODULE_NAMES:
-        names = ", ".join(str(m.name) for m in recipe.modules)
-        raise refuse("modules", f"modules {names}", "a model with one text decoder has the module 'default'")
-    return recipe.modules[0]
 
 
 def _check_vocabulary(recipe: Recipe, models: Mapping[ModelRef, Model]) -> Iterator[str]:
@@ -202,23 +200,27 @@ def _architecture(model: Model) -> str:
     return str(config.get("model_type", ""))
 
 
-def _check_depths(module: Module, models: Mapping[ModelRef, Model], donor: Model) -> None:
+def _check_depths(pieces: Sequence[Piece], models: Mapping[ModelRef, Model], donor: Model) -> None:
     """Whole models must have equal stacks: a shorter one would leave layers unmerged."""
-    expected = {s.prefix: s.num_blocks for s in donor.layout.stacks}
-    for source in module.slices[0].sources:
-        model = models[source.model]
-        for stack in model.layout.stacks:
-            if expected.get(stack.prefix, stack.num_blocks) != stack.num_blocks:
-                raise MismatchError(
-                    f"model '{model.ref}' has {stack.num_blocks} blocks {stack.prefix}*, "
-                    f"'{donor.ref}' has {expected[stack.prefix]}",
-                    hint="use 'slices:' with a layer_range to say which layers to merge",
-                )
+    expected = {(s.prefix, s.first > 0): s.num_blocks for s in donor.layout.stacks}
+    for piece in pieces:
+        if not piece.module.from_models:
+            continue
+        for source in piece.module.slices[0].sources:
+            model = models[source.model]
+            for stack in model.layout.stacks:
+                num_blocks = expected.get((stack.prefix, stack.first > 0), stack.num_blocks)
+                if owner(pieces, stack.prefix) is piece and num_blocks != stack.num_blocks:
+                    raise MismatchError(
+                        f"model '{model.ref}' has {stack.num_blocks} blocks {stack.prefix}*, "
+                        f"'{donor.ref}' has {num_blocks}",
+                        hint="use 'slices:' with a layer_range to say which layers to merge",
+                    )
 
 
 def _left_over(
     recipe: Recipe,
-    module: Module,
+    pieces: Sequence[Piece],
     models: Mapping[ModelRef, Model],
     donor: Model,
     slots: Sequence[Slot],
@@ -229,9 +231,9 @@ def _left_over(
     # A model without lm_head uses its embeddings as one, unless its configuration says otherwise.
     tied = bool(donor.checkpoint.config.get("tie_word_embeddings", True))
     for model in models.values():
-        own_stack = None if module.from_models else model.stack
+        sliced = {(p.stacks.get(model.ref) or p.stacks[donor.ref]).prefix for p in pieces if p.stacks}
         for name, place in model.layout.places.items():
-            if name in known or (own_stack is not None and place.stack == own_stack):
+            if name in known or (place.stack is not None and place.stack.prefix in sliced):
                 continue
             known.add(name)
             if recipe.base_model is not None or (tied and place.role == "lm_head"):
@@ -245,13 +247,20 @@ def _without_tied_head(slots: list[Slot], donor: Model, notes: list[str]) -> lis
     """Drop a stored lm_head that is the embedding, as the configuration says: merged once, it stays tied."""
     if donor.checkpoint.config.get("tie_word_embeddings") is not True:
         return slots
-    shapes = {donor.checkpoint[n].shape for n, p in donor.layout.places.items() if p.role == "embedding"}
+    # A head may have layers of its own, in the shape of another embedding than the vocabulary's.
+    embeddings = [
+        donor.checkpoint[name]
+        for name, place in donor.layout.places.items()
+        if place.role == "embedding" and not _NOT_VOCABULARY.search(name)
+    ]
+    vocabulary = max(embeddings, key=lambda info: info.numel, default=None)
     tied = [
         slot
         for slot in slots
         if slot.place.role == "lm_head"
         and slot.name in donor.checkpoint
-        and donor.checkpoint[slot.name].shape in shapes
+        and vocabulary is not None
+        and donor.checkpoint[slot.name].shape == vocabulary.shape
     ]
     notes += [f"{slot.name}: left out; it is tied to the embedding (tie_word_embeddings)" for slot in tied]
     return [slot for slot in slots if slot not in tied]
@@ -349,7 +358,7 @@ def _check_fit(
 
 def _config(
     recipe: Recipe,
-    module: Module,
+    pieces: Sequence[Piece],
     models: Mapping[ModelRef, Model],
     donor: Model,
     jobs: Sequence[TensorJob],
@@ -358,14 +367,16 @@ def _config(
     if not donor.checkpoint.config:
         return None
     config = dict(donor.checkpoint.config)
-    if not module.from_models:
-        origins: list[tuple[Mapping[str, Any], int]] = []
-        for part in module.slices:
+    for piece in pieces:
+        if piece.module.from_models:
+            continue
+        origins: list[Origin] = []
+        for part in piece.module.slices:
             ref = part.base_model or recipe.base_model
             source = next((s for s in part.sources if s.model == ref), part.sources[0])
-            own = models[source.model].checkpoint.config
-            origins += [(own, layer) for layer in range(*layer_range(source))]
-        config = with_depth(config, donor.stack.num_blocks, origins)
+            own, depth = models[source.model].checkpoint.config, piece.stacks[source.model].num_blocks
+            origins += [Origin(own, depth, layer) for layer in range(*layer_range(source))]
+        config = with_depth(config, piece.stacks[donor.ref], origins, text=piece.part.root is None)
     elements: Counter[str] = Counter()
     for job in jobs:
         if DTYPES[job.dtype].floating:

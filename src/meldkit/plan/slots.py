@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from meldkit.checkpoint import Checkpoint
-from meldkit.errors import RecipeError
-from meldkit.layout import Layout, Place, Stack, infer_layout
+from meldkit.errors import MismatchError, NotSupportedError, RecipeError
+from meldkit.layout import Layout, Part, Place, Stack, find_part, infer_layout
+from meldkit.layout.quirks import STACKED_TENSORS, why_fixed
 from meldkit.methods import Base, Method
 from meldkit.plan.model import Input
 from meldkit.recipe import ModelRef, Module, Parameters, Recipe, Slice, Source
@@ -22,10 +23,25 @@ class Model:
     checkpoint: Checkpoint
     layout: Layout
 
-    @property
-    def stack(self) -> Stack:
-        """The stack that `layer_range` means; see `Layout.sliced_stack`."""
-        return self.layout.sliced_stack(self.checkpoint.label)
+    def part(self, name: str | None) -> Part:
+        """What a module of this name addresses; see `find_part`."""
+        return find_part(self.layout, name, self.checkpoint.label)
+
+    def stack(self, name: str | None) -> Stack:
+        """The layers that `layer_range` counts in a module of this name.
+
+        Raises:
+            MismatchError: it has none.
+        """
+        part = self.part(name)
+        if part.root is None:
+            return self.layout.sliced_stack(self.checkpoint.label)
+        if part.stack is None:
+            raise MismatchError(
+                f"model '{self.checkpoint.label}' has no numbered layers in '{name}', "
+                "so layer_range has no meaning"
+            )
+        return part.stack
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +89,29 @@ class Cast:
     def sources(self) -> tuple[Source, ...]:
         """Everything that is read: the models, and the base if it is not one of them."""
         return self.models if self.base is None else (self.base, *self.models)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A module of the recipe and what it addresses.
+
+    Attributes:
+        module: as the recipe has it.
+        casts: of its slices.
+        part: what it addresses in the donor.
+        stacks: the layers that `layer_range` counts, by model; empty for whole models.
+    """
+
+    module: Module
+    casts: tuple[Cast, ...]
+    part: Part
+    stacks: Mapping[ModelRef, Stack]
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of layers that its slices make."""
+        ranges = [layer_range(cast.reference) for cast in self.casts]
+        return sum(last - first for first, last in ranges)
 
 
 def open_layouts(checkpoints: Mapping[ModelRef, Checkpoint]) -> dict[ModelRef, Model]:
@@ -133,66 +172,159 @@ def at(where: str) -> str:
     return f"{where}: " if where else ""
 
 
-def whole_model_slots(
-    recipe: Recipe, module: Module, method: Method, models: Mapping[ModelRef, Model]
-) -> Iterator[Slot]:
-    """The slots of a `models:` recipe: every tensor of the reference model, merged with its namesakes."""
-    (part,) = module.slices
-    cast = cast_sources(method, part, recipe, whole_models=True)
-    reference = models[cast.reference.model]
-    scopes = _scopes(part, module, recipe)
-    for name, place in reference.layout.places.items():
-        t = _depth(place.block, place.stack.num_blocks) if place.stack and place.block is not None else 0.0
-        entries, missing, base = _gather(cast, models, lambda _, name=name: name)
-        yield Slot(name, place, t, Input(reference.index, name), entries, base, missing, scopes)
+def open_pieces(
+    recipe: Recipe, method: Method, models: Mapping[ModelRef, Model], donor: Model
+) -> tuple[Piece, ...]:
+    """The modules of a recipe with the tensors that they address; the one that gets the rest is the first.
+
+    Raises:
+        RecipeError: two modules are the same part of the model.
+        MismatchError: a model has no such part.
+    """
+    found: list[Piece] = []
+    for module in recipe.modules:
+        part = donor.part(module.name)
+        for other in found:
+            if other.part.root == part.root:
+                raise RecipeError(
+                    f"{at(module.where)}modules '{other.module.name}' and '{module.name}' "
+                    "are the same part of the model",
+                    hint="leave one of them out",
+                )
+        casts = tuple(
+            cast_sources(method, part, recipe, whole_models=module.from_models) for part in module.slices
+        )
+        stacks: dict[ModelRef, Stack] = {}
+        if not module.from_models:
+            sources = (source.model for cast in casts for source in cast.sources)
+            for ref in dict.fromkeys((donor.ref, *sources)):
+                stacks[ref] = models[ref].stack(module.name)
+        found.append(Piece(module, casts, part, stacks))
+        _check_movable(found[-1], donor)
+    # Sorting is stable: without a text decoder the recipe's first module gets what no module addresses.
+    return tuple(sorted(found, key=lambda piece: piece.part.root is not None))
 
 
-def sliced_slots(
+def _check_movable(piece: Piece, donor: Model) -> None:
+    """Raise NotSupportedError where other layers are asked for than a model can have."""
+    layers = [layer for cast in piece.casts if piece.stacks for layer in range(*layer_range(cast.reference))]
+    if piece.part.root is not None or not layers or layers == list(range(piece.stacks[donor.ref].num_blocks)):
+        return
+    why = why_fixed(donor.checkpoint.config)
+    for name in donor.layout.places:
+        if name.endswith(STACKED_TENSORS):
+            why = f"its tensor '{name}' holds a share of every layer"
+    if why:
+        raise NotSupportedError(
+            f"not supported: other layers of '{donor.ref}', because {why}",
+            hint="merge whole models with 'models:' instead",
+        )
+
+
+def owner(pieces: Sequence[Piece], name: str) -> Piece:
+    """The module that a tensor of the donor belongs to."""
+    for piece in pieces:
+        if piece.part.root is not None and name.startswith(piece.part.root):
+            return piece
+    return pieces[0]
+
+
+def recipe_slots(
     recipe: Recipe,
-    module: Module,
-    method: Method,
+    pieces: Sequence[Piece],
     models: Mapping[ModelRef, Model],
     donor: Model,
     notes: list[str],
 ) -> Iterator[Slot]:
-    """The slots of a `slices:` recipe: layers from the slices, the rest from the first and the last one.
+    """The slots of a recipe, in the order of the donor's tensors.
 
-    Embeddings, which come before the layers, take the first slice's models and parameters; all else
-    outside the layers takes the last one's. What is left out is added to `notes`.
+    A module of whole models merges every tensor with its namesakes. In a module of slices the layers come
+    from the slices; embeddings, which come before them, take the first slice's models and parameters, all
+    else outside the layers takes the last one's. What is left out is added to `notes`.
     """
-    stack = donor.stack
-    casts = [cast_sources(method, part, recipe, whole_models=False) for part in module.slices]
-    emitted = False
+    emitted: set[str | None] = set()
     for name, place in donor.layout.places.items():
-        if place.stack != stack:
-            index = 0 if place.role == "embedding" else -1
-            entries, missing, base = _gather(casts[index], models, lambda _, name=name: name)
-            reference = models[casts[index].reference.model]
-            if name not in reference.checkpoint:
-                reference = donor
-            scopes = _scopes(module.slices[index], module, recipe)
-            yield Slot(name, place, 0.0, Input(reference.index, name), entries, base, missing, scopes)
-        elif not emitted:
-            emitted = True
-            yield from _layer_slots(recipe, module, models, casts, stack, notes)
+        piece = owner(pieces, name)
+        stack = piece.stacks.get(donor.ref)
+        if stack is None or place.stack is None or place.stack.prefix != stack.prefix:
+            yield _plain_slot(recipe, piece, models, donor, name, place)
+        elif place.stack.first > 0:
+            yield _tail_slot(recipe, piece, models, donor, place)
+        elif piece.part.root not in emitted:
+            emitted.add(piece.part.root)
+            yield from _layer_slots(recipe, piece, models, stack, notes)
+
+
+def _plain_slot(
+    recipe: Recipe,
+    piece: Piece,
+    models: Mapping[ModelRef, Model],
+    donor: Model,
+    name: str,
+    place: Place,
+) -> Slot:
+    """A tensor of whole models, or outside the layers: it has the same name everywhere."""
+    whole = piece.module.from_models
+    index = 0 if whole or place.role == "embedding" else -1
+    cast = piece.casts[index]
+    entries, missing, base = _gather(cast, models, lambda _: name)
+    reference = models[cast.reference.model]
+    if name not in reference.checkpoint:
+        reference = donor
+    t = 0.0
+    if whole and place.stack is not None and place.block is not None:
+        t = _depth(place.block, place.stack.num_blocks)
+    return Slot(
+        name=name,
+        place=place,
+        t=t,
+        reference=Input(reference.index, name),
+        entries=entries,
+        base=base,
+        missing=missing,
+        scopes=_scopes(piece.module.slices[index], piece.module, recipe),
+    )
+
+
+def _tail_slot(
+    recipe: Recipe, piece: Piece, models: Mapping[ModelRef, Model], donor: Model, place: Place
+) -> Slot:
+    """A tensor of the layers that follow the last one (see `Layout.tail`): numbered on after the new last."""
+    assert place.stack is not None
+    assert place.block is not None
+    own, block, leaf, cast = place.stack, place.block, place.leaf, piece.casts[-1]
+
+    def name_in(model: Model) -> str:
+        tail = model.layout.tail(piece.stacks[model.ref])
+        return (tail or own).name(block, leaf)
+
+    entries, missing, base = _gather(cast, models, lambda source: name_in(models[source.model]))
+    reference = models[cast.reference.model]
+    if name_in(reference) not in reference.checkpoint:
+        reference = donor
+    moved = Stack(own.prefix, own.num_blocks, piece.num_blocks)
+    return Slot(
+        name=moved.name(block, leaf),
+        place=Place(moved, block, leaf),
+        t=0.0,
+        reference=Input(reference.index, name_in(reference)),
+        entries=entries,
+        base=base,
+        missing=missing,
+        scopes=_scopes(piece.module.slices[-1], piece.module, recipe),
+    )
 
 
 def _layer_slots(
-    recipe: Recipe,
-    module: Module,
-    models: Mapping[ModelRef, Model],
-    casts: Sequence[Cast],
-    stack: Stack,
-    notes: list[str],
+    recipe: Recipe, piece: Piece, models: Mapping[ModelRef, Model], stack: Stack, notes: list[str]
 ) -> Iterator[Slot]:
-    sources = dict.fromkeys(source.model for cast in casts for source in cast.sources)
-    stacks = {ref: models[ref].stack for ref in sources}
-    leaves = {ref: _leaves(models[ref], stacks[ref]) for ref in sources}
+    module, casts, stacks = piece.module, piece.casts, piece.stacks
+    leaves = {ref: _leaves(models[ref], own) for ref, own in stacks.items()}
     block = 0
     for part, cast in zip(module.slices, casts, strict=True):
         scopes = _scopes(part, module, recipe)
         for source in part.sources:
-            check_range(source, models[source.model])
+            check_range(source, models[source.model].ref, stacks[source.model])
         first, last = layer_range(cast.reference)
         has_base = (part.base_model or recipe.base_model) is not None
         for j in range(last - first):
@@ -243,13 +375,13 @@ def layer_range(source: Source) -> tuple[int, int]:
     return source.layer_range
 
 
-def check_range(source: Source, model: Model) -> None:
+def check_range(source: Source, model: ModelRef, stack: Stack) -> None:
     """Raise RecipeError if the source asks for layers that its model does not have."""
-    num_blocks = model.stack.num_blocks
+    num_blocks = stack.num_blocks
     _, last = layer_range(source)
     if last > num_blocks:
         raise RecipeError(
-            f"{at(source.where)}layer_range {list(layer_range(source))} of model '{model.ref}', "
+            f"{at(source.where)}layer_range {list(layer_range(source))} of model '{model}', "
             f"which has {num_blocks} layers",
             hint=f"the end is not included: all layers are [0, {num_blocks}]",
         )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from meldkit import kernels
 from meldkit.methods.statistics.base import CHUNK, Range
 from meldkit.shapes import Float32
 
@@ -67,12 +68,11 @@ class KthMagnitude:
 
     def update(self, x: Float32[Tensor, "m n"], start: int) -> Any:
         del start
-        magnitudes = x.abs_().numpy()
         if self._sampling:
-            return np.array(magnitudes)
+            return np.abs(x.numpy())
         return [
             [s.update(row) if s.value is None else None for s in selections]
-            for selections, row in zip(self._selections, magnitudes, strict=True)
+            for selections, row in zip(self._selections, x.numpy(), strict=True)
         ]
 
     def absorb(self, partial: Any) -> None:
@@ -119,7 +119,7 @@ class _Selection:
         self._begin_pass()
 
     def _begin_pass(self) -> None:
-        # How many are: > high, ≥ high, > low, ≥ low; and > 0, if that matters.
+        # How many magnitudes are: > high, ≥ high, > low, ≥ low, and not 0.
         self._counts = np.zeros(5, np.int64)
         self._inside: list[np.ndarray] = []
 
@@ -146,11 +146,7 @@ class _Selection:
             self._low, self._high = self._floor, self._ceiling
 
     def update(self, row: np.ndarray) -> tuple[list[int], np.ndarray]:
-        above, at_least_low = row > self._high, row >= self._low
-        at_least_high, above_low = row >= self._high, row > self._low
-        counts = [int(np.count_nonzero(m)) for m in (above, at_least_high, above_low, at_least_low)]
-        counts.append(int(np.count_nonzero(row)) if callable(self._rank) else 0)
-        return counts, np.compress(np.greater(above_low, at_least_high), row)
+        return kernels.count_magnitudes(row, float(self._low), float(self._high))
 
     def absorb(self, part: tuple[list[int], np.ndarray]) -> None:
         self._counts += part[0]

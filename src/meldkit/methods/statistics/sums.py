@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from threading import local
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from meldkit import kernels
 from meldkit.methods.statistics.base import CHUNK, Range
 from meldkit.shapes import Float32
 
@@ -68,25 +68,6 @@ class Sums:
         return [exact_sum([part[i] for part in self._parts]) for i in range(self._num_sums)]
 
 
-class _Doubles(local):
-    """A thread's room for a chunk in float64: fresh room would cost more in page faults than the sums."""
-
-    room = torch.empty(0, 0, dtype=torch.float64)
-
-    def take(self, num_models: int, n: int) -> Tensor:
-        if self.room.shape[0] < num_models:
-            self.room = torch.empty(num_models, CHUNK, dtype=torch.float64)
-        return self.room[:num_models, :n]
-
-
-_doubles = _Doubles()
-
-
-def _products(chunk: Float32[Tensor, "m n"], pairs: Sequence[tuple[int, int]]) -> list[float]:
-    rows = _doubles.take(*chunk.shape).copy_(chunk).unbind()
-    return [torch.dot(rows[i], rows[j]).item() for i, j in pairs]
-
-
 class Gram(Sums):
     """Inner products of the models' vectors, as float64 `[m, m]`.
 
@@ -95,7 +76,7 @@ class Gram(Sums):
 
     def __init__(self, num_models: int, numel: int) -> None:
         pairs = [(i, j) for i in range(num_models) for j in range(i, num_models)]
-        super().__init__(lambda chunk, _: _products(chunk, pairs), len(pairs), numel)
+        super().__init__(lambda chunk, _: kernels.products(chunk), len(pairs), numel)
         self._pairs = pairs
         self._num_models = num_models
 

@@ -1,0 +1,462 @@
+"""The experts of a mixture-of-experts layer, as another model of the same family stores them.
+
+    one by one      mlp.experts.3.gate_proj.weight [I, H], .up_proj.weight [I, H], .down_proj.weight [H, I];
+                    w1, w3, w2 or fc1, fc3, fc2 in other families
+    fused           mlp.experts.gate_up_proj [E, 2·I, H], gates first, and mlp.experts.down_proj [E, H, I];
+                    input_linear and output_linear in Granite
+    stacked         moe.gate_proj.weight [E, I, H], moe.up_proj.weight, moe.down_proj.weight
+    transposed      fused or stacked, with the last two sizes exchanged
+
+E experts, I sizes between their two layers, H of the model. Files on the Hub mostly have experts one by one,
+what transformers holds in memory (and writes with `save_original_format=False`) is fused.
+
+Source: `transformers.conversion_mapping` (transformers 5), which loads all of these into the same modules.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+from meldkit.checkpoint.dtypes import DTYPES
+from meldkit.checkpoint.files import OpenFiles
+from meldkit.checkpoint.json_file import shown
+from meldkit.checkpoint.tensor import Scratch, TensorInfo, TileSource
+from meldkit.errors import CheckpointError
+from meldkit.shapes import Float32
+
+_PLACE = r"(?P<block>(?:.*\.)?\d+\.)(?P<module>(?:[A-Za-z_]\w*\.)*?)"
+_SINGLE = re.compile(_PLACE + r"experts\.(?P<expert>0|[1-9]\d{0,5})\.(?P<leaf>\w+)\.weight")
+_ALL = re.compile(_PLACE + r"(?P<experts>experts\.)?(?P<leaf>\w+?)(?P<ending>\.weight)?")
+_BIAS = re.compile(_PLACE + r"experts\.(?:\d+\.\w+\.bias|(?:gate_up|gate|up|down)_proj_bias)")
+
+#: Matrices of one expert, in the order in which they stand in a fused tensor.
+Roles = tuple[str, ...]
+_GATED: Roles = ("gate", "up")
+#: Leaf of a name → what it holds; of single experts, and of all together.
+_LEAVES: dict[bool, dict[str, Roles]] = {
+    True: {
+        "gate_proj": ("gate",),
+        "up_proj": ("up",),
+        "down_proj": ("down",),
+        "gate_up_proj": _GATED,
+        "w1": ("gate",),
+        "w3": ("up",),
+        "w2": ("down",),
+        "fc1": ("gate",),
+        "fc3": ("up",),
+        "fc2": ("down",),
+    },
+    False: {
+        "gate_proj": ("gate",),
+        "up_proj": ("up",),
+        "down_proj": ("down",),
+        "gate_up_proj": _GATED,
+        "input_linear": _GATED,
+        "output_linear": ("down",),
+        "fc1": _GATED,
+        "fc2": ("down",),
+    },
+}
+#: What the experts of a layer consist of: with a gate, and without.
+_COMPLETE = ({"gate", "up", "down"}, {"up", "down"})
+#: Names of one and the same tensor beside the experts.
+_SYNONYMS = (
+    ("gate.weight", "router.weight", "router.layer.weight"),
+    ("e_score_correction_bias", "gate.e_score_correction_bias"),
+)
+#: Elements read at once where a whole matrix is collected.
+_RUN = 1 << 19
+
+
+def as_stored_by(
+    tensors: Mapping[str, TensorInfo], reference: Mapping[str, TensorInfo]
+) -> Mapping[str, TensorInfo]:
+    """A model's tensors, with the experts under the names and in the shapes that another model has them in.
+
+    Values do not change, and nothing is read. What the reference has no experts for stays as it is.
+
+    Args:
+        tensors: the model's.
+        reference: the other model's.
+
+    Returns:
+        The same mapping if there is nothing to do.
+
+    Raises:
+        CheckpointError: an expert is missing, so that they cannot be joined.
+    """
+    ours, wanted = _collect(tensors), _forms(reference)
+    if not ours or not wanted:
+        return tensors
+    modules: dict[str, set[str]] = {}
+    for layer in ours:
+        modules.setdefault(layer.stack, set()).add(layer.module)
+    names = {_numberless(name) for name in reference}
+    ordered = sorted(tensors)
+    changed: dict[str, dict[str, TensorInfo]] = {}
+    for layer in ours:
+        options = wanted.get(layer.stack, {})
+        module = layer.module
+        if module not in options and len(options) == 1 and len(modules[layer.stack]) == 1:
+            module = next(iter(options))
+        form = options.get(module)
+        if form is None or layer.form is None or set(layer.form.roles) != set(form.roles):
+            continue
+        if module != layer.module or form != layer.form:
+            stored = layer.stored(form, module)
+            sources = list(layer.tensors.values())
+            changed |= {info.name: {} for info in sources} | {sources[0].name: stored}
+        for name in _beginning_with(layer.prefix, ordered):
+            other = _renamed(name.removeprefix(layer.prefix), layer.block + module, names)
+            if name not in changed and other is not None and other != name:
+                changed[name] = {other: replace(tensors[name], name=other)}
+    if not changed:
+        return tensors
+    result: dict[str, TensorInfo] = {}
+    for name, info in tensors.items():
+        result |= changed.get(name, {name: info})
+    return result
+
+
+def _beginning_with(prefix: str, ordered: Sequence[str]) -> Iterator[str]:
+    for name in ordered[bisect_left(ordered, prefix) :]:
+        if not name.startswith(prefix):
+            return
+        yield name
+
+
+def _renamed(leaf: str, prefix: str, names: set[str]) -> str | None:
+    """The name that the reference has for a tensor beside the experts; None if it has none."""
+    synonyms = next((s for s in _SYNONYMS if leaf in s), ())
+    for candidate in (leaf, *synonyms):
+        if _numberless(prefix + candidate) in names:
+            return prefix + candidate
+    return None
+
+
+def _numberless(name: str) -> str:
+    """A name for all layers of a stack; of another depth they may be."""
+    return re.sub(r"\d+", "*", name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How the experts of a layer are stored.
+
+    Attributes:
+        single: one by one.
+        leaves: for the matrices of one tensor, what stands behind the module and the number of the expert.
+        transposed: the last two sizes are exchanged.
+    """
+
+    single: bool
+    leaves: tuple[tuple[Roles, str], ...]
+    transposed: bool
+
+    @property
+    def roles(self) -> Roles:
+        return tuple(role for roles, _ in self.leaves for role in roles)
+
+
+@dataclass(slots=True)
+class _Layer:
+    """The experts of one layer.
+
+    Attributes:
+        block: what names of the layer begin with, such as "model.layers.3.".
+        module: what follows, such as "mlp.".
+        tensors: by what they hold, and the number of the expert; None for all of them.
+        leaves: as in a `_Form`.
+        form: None if it is not one that is known.
+    """
+
+    block: str
+    module: str
+    tensors: dict[tuple[Roles, int | None], TensorInfo] = field(
+        default_factory=dict[tuple[Roles, int | None], TensorInfo]
+    )
+    leaves: dict[Roles, str] = field(default_factory=dict[Roles, str])
+    form: _Form | None = None
+
+    @property
+    def stack(self) -> str:
+        return _numberless(self.block)
+
+    @property
+    def prefix(self) -> str:
+        return self.block + self.module
+
+    def stored(self, form: _Form, module: str) -> dict[str, TensorInfo]:
+        """The same experts in another form."""
+        prefix = self.block + module
+        count = self._num_experts()
+        upright = {key: self._upright(info) for key, info in self.tensors.items()}
+        result: dict[str, TensorInfo] = {}
+        for roles, leaf in form.leaves:
+            if form.single:
+                for expert in range(count):
+                    matrices = [self._matrix(upright, role, expert) for role in roles]
+                    name = f"{prefix}experts.{expert}.{leaf}"
+                    result[name] = _joined(name, matrices, ())
+            else:
+                matrices = [self._matrix(upright, role, e) for e in range(count) for role in roles]
+                name = prefix + leaf
+                result[name] = _joined(name, matrices, (count,))
+                if form.transposed:
+                    result[name] = transposed(result[name])
+        return result
+
+    def _num_experts(self) -> int:
+        roles = next(iter(self.leaves))
+        if (roles, None) in self.tensors:
+            return self.tensors[roles, None].shape[0]
+        numbers = {expert for _, expert in self.tensors if expert is not None}
+        for roles in self.leaves:
+            for expert in range(max(numbers) + 1):
+                if (roles, expert) not in self.tensors:
+                    raise CheckpointError(
+                        f"{next(iter(self.tensors.values())).file} and what belongs to it lack "
+                        f"{shown(f'{self.prefix}experts.{expert}.{self.leaves[roles]}')}, one of "
+                        f"{max(numbers) + 1} experts",
+                        hint="download the missing shard, or check how the model was written",
+                    )
+        return max(numbers) + 1
+
+    def _upright(self, info: TensorInfo) -> TensorInfo:
+        """A tensor with its matrices as [out, in]."""
+        return transposed(info) if self.form is not None and self.form.transposed else info
+
+    def _matrix(
+        self, upright: Mapping[tuple[Roles, int | None], TensorInfo], role: str, expert: int
+    ) -> _Matrix:
+        """One matrix of one expert."""
+        roles = next(r for r in self.leaves if role in r)
+        info = upright.get((roles, None)) or upright[roles, expert]
+        rows, columns = info.shape[-2] // len(roles), info.shape[-1]
+        first = roles.index(role) + (expert * len(roles) if len(info.shape) == 3 else 0)
+        return _Matrix(info, first * rows * columns, rows, columns)
+
+
+@dataclass(frozen=True, slots=True)
+class _Matrix:
+    """A matrix that is a run of elements of a tensor."""
+
+    tensor: TensorInfo
+    start: int
+    rows: int
+    columns: int
+
+
+def _collect(tensors: Mapping[str, TensorInfo]) -> list[_Layer]:
+    layers: dict[str, _Layer] = {}
+    for name, info in tensors.items():
+        match = _SINGLE.fullmatch(name) if len(info.shape) == 2 else None
+        single = match is not None
+        if match is None and len(info.shape) == 3:
+            match = _ALL.fullmatch(name)
+        if match is None or match["leaf"] not in _LEAVES[single]:
+            continue
+        roles = _LEAVES[single][match["leaf"]]
+        layer = layers.setdefault(match["block"] + match["module"], _Layer(match["block"], match["module"]))
+        layer.tensors[roles, int(match["expert"]) if single else None] = info
+        leaf = name.rpartition(f"experts.{match['expert']}.")[2] if single else name[match.end("module") :]
+        layer.leaves.setdefault(roles, leaf)
+    biased = {match["block"] + match["module"] for match in map(_BIAS.fullmatch, tensors) if match}
+    for prefix, layer in layers.items():
+        if prefix not in biased:
+            layer.form = _form(layer, tensors)
+    return list(layers.values())
+
+
+def _forms(reference: Mapping[str, TensorInfo]) -> dict[str, dict[str, _Form]]:
+    """For each stack of layers and module in it, how experts are stored."""
+    forms: dict[str, dict[str, _Form]] = {}
+    for layer in _collect(reference):
+        if layer.form is not None:
+            forms.setdefault(layer.stack, {}).setdefault(layer.module, layer.form)
+    return forms
+
+
+def _form(layer: _Layer, tensors: Mapping[str, TensorInfo]) -> _Form | None:
+    single = all(expert is not None for _, expert in layer.tensors)
+    mixed = not single and any(expert is not None for _, expert in layer.tensors)
+    form = _Form(single, tuple(sorted(layer.leaves.items())), False)
+    if mixed or len(set(form.roles)) < len(form.roles) or set(form.roles) not in _COMPLETE:
+        return None
+    if single:
+        return form
+    turned = _transposed(layer, tensors)
+    return None if turned is None else replace(form, transposed=turned)
+
+
+def _transposed(layer: _Layer, tensors: Mapping[str, TensorInfo]) -> bool | None:
+    """Whether the last two sizes are exchanged; None if the shapes fit neither way."""
+    experts, inner, outer = layer.tensors[("down",), None].shape
+    upper = next(info for (roles, _), info in layer.tensors.items() if "up" in roles).shape
+    times = 2 if _GATED in layer.leaves else 1
+    usual = upper == (experts, times * outer, inner)
+    turned = upper == (experts, outer, times * inner)
+    if usual and turned:  # without fusing, both matrices fit both ways: the router knows the model's size
+        sizes = {
+            info.shape[1]
+            for name, info in tensors.items()
+            if name.startswith(layer.prefix) and len(info.shape) == 2 and info.shape[0] == experts
+        }
+        return inner not in sizes and outer in sizes
+    return turned if usual or turned else None
+
+
+def _joined(name: str, matrices: Sequence[_Matrix], outer: tuple[int, ...]) -> TensorInfo:
+    """Matrices below each other as one tensor; `outer` sizes come before its rows and columns."""
+    runs: list[Run] = []
+    for matrix in matrices:
+        run = Run(matrix.tensor, matrix.start, matrix.rows * matrix.columns)
+        if runs and runs[-1].tensor is run.tensor and runs[-1].start + runs[-1].numel == run.start:
+            runs[-1] = replace(run, start=runs[-1].start, numel=runs[-1].numel + run.numel)
+        else:
+            runs.append(run)
+    rows = sum(matrix.rows for matrix in matrices)
+    columns = {matrix.columns for matrix in matrices}
+    count = outer[0] if outer else 1
+    if len(columns) > 1 or rows % count:
+        raise CheckpointError(
+            f"the experts that would be {shown(name)} have different shapes",
+            hint="the models are of different kinds, or one of them is damaged",
+        )
+    dtype = _widest(run.tensor.dtype for run in runs)
+    shape = (*outer, rows // count, *columns)
+    first = runs[0].tensor
+    if len(runs) == 1 and first.shape == shape:
+        return replace(first, name=name)
+    if len(runs) == 1 and first.encoding is None:
+        itemsize = DTYPES[dtype].itemsize
+        offset = first.offset + runs[0].start * itemsize
+        return TensorInfo(name, dtype, shape, first.file, offset, runs[0].numel * itemsize)
+    nbytes = sum(run.numel * run.tensor.nbytes // max(1, run.tensor.numel) for run in runs)
+    return TensorInfo(name, dtype, shape, first.file, first.offset, nbytes, Runs(tuple(runs)))
+
+
+def _widest(dtypes: Iterable[str]) -> str:
+    return max(dict.fromkeys(dtypes), key=lambda dtype: (DTYPES[dtype].floating, DTYPES[dtype].itemsize))
+
+
+def transposed(info: TensorInfo) -> TensorInfo:
+    """The tensor with its last two sizes exchanged."""
+    *outer, rows, columns = info.shape
+    return replace(info, shape=(*outer, columns, rows), encoding=Transposed(info))
+
+
+def _files(tensors: Iterable[TensorInfo]) -> Iterator[Path]:
+    for info in tensors:
+        yield from info.files
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Elements [start, start + numel) of a tensor."""
+
+    tensor: TensorInfo
+    start: int
+    numel: int
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """A tensor that consists of runs of others, one after the other."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def files(self) -> Sequence[Path]:
+        return tuple(dict.fromkeys(_files(run.tensor for run in self.runs)))
+
+    def open(self, files: OpenFiles, info: TensorInfo) -> TileSource:
+        """The tensor's values."""
+        del info
+        # By identity: equal tensors are equal objects here, and comparing deep ones takes long.
+        opened: dict[int, TileSource] = {}
+        for run in self.runs:
+            if id(run.tensor) not in opened:
+                opened[id(run.tensor)] = run.tensor.open(files)
+        return _RunsSource([(opened[id(run.tensor)], run.start, run.numel) for run in self.runs])
+
+
+class _RunsSource:
+    def __init__(self, runs: Sequence[tuple[TileSource, int, int]]) -> None:
+        self._runs = runs
+        self._ends = list(accumulate(numel for _, _, numel in runs))
+
+    def read(self, start: int, stop: int, out: Float32[Tensor, " n"], scratch: Scratch) -> None:
+        index = bisect_right(self._ends, start)
+        position = start
+        while position < stop:
+            source, first, numel = self._runs[index]
+            begin = self._ends[index] - numel
+            end = min(stop, self._ends[index])
+            part = out[position - start : end - start]
+            source.read(first + position - begin, first + end - begin, part, scratch)
+            position = end
+            index += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Transposed:
+    """A tensor whose last two sizes are exchanged; two of its matrices are held in memory at a time."""
+
+    tensor: TensorInfo
+
+    @property
+    def files(self) -> Sequence[Path]:
+        return self.tensor.files
+
+    def open(self, files: OpenFiles, info: TensorInfo) -> TileSource:
+        """The tensor's values."""
+        del info
+        return _TransposedSource(self.tensor.open(files), self.tensor)
+
+
+class _TransposedSource:
+    def __init__(self, under: TileSource, info: TensorInfo) -> None:
+        self._under = under
+        self._rows, self._columns = info.shape[-2:]
+        # What is decoded may be finer than the type it stands for.
+        self._dtype: torch.dtype = (
+            torch.float32 if info.encoding else getattr(torch, DTYPES[info.dtype].torch)
+        )
+        # Tiles of a matrix follow each other, and threads are at work on neighbours: one makes it for all.
+        self._matrix = lru_cache(maxsize=2)(self._load)
+        self._lock = Lock()
+
+    def _load(self, index: int) -> Tensor:
+        """One matrix, turned and flat."""
+        size = self._rows * self._columns
+        matrix = torch.empty(size, dtype=self._dtype)
+        values, scratch = torch.empty(min(_RUN, size)), Scratch()
+        for start in range(0, size, _RUN):
+            stop = min(size, start + _RUN)
+            part = values[: stop - start]
+            self._under.read(index * size + start, index * size + stop, part, scratch)
+            matrix[start:stop] = part
+        return matrix.view(self._rows, self._columns).T.reshape(-1)
+
+    def read(self, start: int, stop: int, out: Float32[Tensor, " n"], scratch: Scratch) -> None:
+        del scratch
+        size = self._rows * self._columns
+        position = start
+        while position < stop:
+            index, inside = divmod(position, size)
+            count = min(stop - position, size - inside)
+            with self._lock:
+                matrix = self._matrix(index)
+            out[position - start : position - start + count] = matrix[inside : inside + count]
+            position += count

@@ -1,0 +1,8 @@
+"""GGUF files, the format of llama.cpp, as models to merge."""
+
+from __future__ import annotations
+
+from meldkit.checkpoint.gguf.header import read_gguf
+from meldkit.checkpoint.gguf.tokenizer import write_generation_config, write_tokenizer
+
+__all__ = ["read_gguf", "write_generation_config", "write_tokenizer"]

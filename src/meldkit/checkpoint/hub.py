@@ -1,0 +1,200 @@
+"""Models of the Hugging Face Hub: the files that a merge needs are downloaded into the hub's own cache."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+from meldkit.checkpoint.json_file import shown
+from meldkit.errors import CheckpointError
+
+#: The same weights in several formats: the first one that there is, alone or in parts that an index lists.
+_MODELS = ("model.safetensors", "pytorch_model.bin")
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+_INDEX = ".index.json"
+_WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".pickle")
+#: What goes with weights: configuration, tokenizer, templates, code; and what must be passed on.
+_SIDE = (".json", ".txt", ".model", ".jinja", ".py", ".tiktoken", ".vocab", ".bpe", ".merges")
+_LICENSES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
+#: Lists the parts of a sentence-transformers model, with their folders.
+_PARTS = "modules.json"
+_HINT = "check the spelling, your connection, and HF_TOKEN for private or gated models"
+
+
+def download(repo: str, revision: str | None, cache: Path | None, file: str | None = None) -> Path:
+    """The folder of a model's files, or the path of one of them; what is in the cache is not fetched again.
+
+    HF_TOKEN, HF_HUB_OFFLINE, HF_ENDPOINT and HF_HOME are honoured. Without a connection the cache must do.
+
+    Args:
+        repo: organisation/name.
+        revision: branch, tag or commit; None for the default branch.
+        cache: where downloads are kept; None for the hub's own cache.
+        file: the one weight file that is meant; None for the usual ones.
+
+    Raises:
+        CheckpointError: there is no such model, it has no weights, or the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi, snapshot_download  # pyright: ignore[reportUnknownVariableType]
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionNotFoundError
+
+    # Among its bases is the error of the HTTP library, which differs between versions of the hub's client.
+    failures = (OSError, HFValidationError, *cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__))
+
+    def fetch(patterns: Sequence[str], *, local: bool = False) -> Path:
+        return Path(
+            snapshot_download(
+                repo,
+                revision=revision,
+                cache_dir=cache,
+                allow_patterns=list(patterns),
+                local_files_only=local,
+            )
+        )
+
+    def read(name: str) -> Any:
+        try:
+            return json.loads((fetch([glob.escape(name)]) / name).read_bytes())
+        except ValueError:
+            return None
+
+    try:
+        try:
+            siblings = HfApi().model_info(repo, revision=revision).siblings or []
+        except failures as e:
+            if isinstance(e, RevisionNotFoundError):
+                raise
+            wanted = [file] if file else ["config.json", "adapter_config.json"]
+            folder = _cached(lambda: fetch(wanted, local=True), failures, e)
+        else:
+            names = [sibling.rfilename for sibling in siblings]
+            chosen = needed(repo, names, read, file)
+            folder = fetch([glob.escape(name) for name in chosen])
+    except failures as e:
+        raise CheckpointError(
+            f"model '{repo}' is neither a local path nor to be had from the Hugging Face Hub: "
+            + _reason(e, revision),
+            hint=_hint(e, repo),
+        ) from e
+    return folder / file if file else folder
+
+
+def _cached(look: Callable[[], Path], failures: tuple[type[Exception], ...], reason: Exception) -> Path:
+    """What an earlier run has left, now that the hub does not answer; else the reason why it does not."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        return look()
+    except failures:
+        if isinstance(reason, OfflineModeIsEnabled):
+            raise
+        raise reason from None
+
+
+def needed(repo: str, names: Sequence[str], read: Callable[[str], Any], file: str | None = None) -> list[str]:
+    """Which files of a repository a merge needs: one copy of the weights, and what is not weights.
+
+    Args:
+        repo: for messages.
+        names: all its files.
+        read: gives the content of a JSON file, None if it is not JSON.
+        file: the one weight file that is meant; None for the usual ones.
+
+    Raises:
+        CheckpointError: there are no weights that could be meant.
+    """
+    if file is not None:
+        if file not in names:
+            others = [name for name in names if name.endswith(PurePosixPath(file).suffix)]
+            raise CheckpointError(
+                f"model '{repo}' on the Hugging Face Hub has no file {shown(file)}",
+                hint="it has " + ", ".join(others[:5]) if others else "check the spelling",
+            )
+        weights = [file]
+    else:
+        weights = list(_weights(names, read))
+        weights += [next(name for name in _ADAPTERS if name in names)] if set(_ADAPTERS) & set(names) else []
+    if not weights:
+        raise _no_weights(repo, names)
+    # A GGUF file holds configuration and tokenizer too.
+    side = [] if file is not None and file.endswith(".gguf") else _side(names, _parts(names, read))
+    return list(dict.fromkeys([*weights, *side]))
+
+
+def _weights(names: Sequence[str], read: Callable[[str], Any]) -> Iterator[str]:
+    for name in _MODELS:
+        if name in names:
+            yield name
+            return
+        if name + _INDEX in names:
+            yield name + _INDEX
+            index = read(name + _INDEX)
+            listed = index.get("weight_map") if isinstance(index, dict) else None  # pyright: ignore[reportUnknownVariableType,reportUnknownMemberType]
+            files = cast("dict[str, object]", listed).values() if isinstance(listed, dict) else ()
+            # What it lists and the repository lacks is said when the folder is opened.
+            yield from dict.fromkeys(file for file in files if isinstance(file, str) and file in names)
+            return
+
+
+def _no_weights(repo: str, names: Sequence[str]) -> CheckpointError:
+    others = [name for name in names if name.endswith(_WEIGHTS)]
+    if not others:
+        return CheckpointError(
+            f"model '{repo}' on the Hugging Face Hub has no weights", hint="check the spelling"
+        )
+    return CheckpointError(
+        f"model '{repo}' on the Hugging Face Hub has neither {' nor '.join(_MODELS)}, "
+        f"but {', '.join(others[:5])}{' …' * (len(others) > 5)}",
+        hint=f"name the file that is meant: {repo}/{others[0]}",
+    )
+
+
+def _side(names: Sequence[str], parts: set[str]) -> list[str]:
+    """Files that are not weights; folders that hold weights are other models or formats, except for parts."""
+    foreign = {PurePosixPath(name).parts[0] for name in names if "/" in name and name.endswith(_WEIGHTS)}
+    chosen: list[str] = []
+    for name in names:
+        path = PurePosixPath(name)
+        top = path.parts[0] if "/" in name else ""
+        if top in parts:
+            twin = name.removesuffix("pytorch_model.bin") + "model.safetensors"
+            if twin == name or twin not in names:
+                chosen.append(name)
+        elif top in foreign or name.endswith(_INDEX):
+            continue
+        elif name.endswith(_SIDE) or path.name.upper().startswith(_LICENSES):
+            chosen.append(name)
+    return chosen
+
+
+def _parts(names: Sequence[str], read: Callable[[str], Any]) -> set[str]:
+    listed = read(_PARTS) if _PARTS in names else None
+    entries = cast("list[object]", listed) if isinstance(listed, list) else []
+    paths = [cast("dict[str, object]", entry).get("path") for entry in entries if isinstance(entry, dict)]
+    return {PurePosixPath(path).parts[0] for path in paths if isinstance(path, str) and path.strip("/.")}
+
+
+def _reason(error: Exception, revision: str | None) -> str:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return "access to it must be asked for"
+    if isinstance(error, RepositoryNotFoundError):
+        return "it does not exist, or is private"
+    if isinstance(error, RevisionNotFoundError):
+        return f"it has no revision {shown(revision)}"
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _hint(error: Exception, repo: str) -> str:
+    from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return f"ask for access at https://huggingface.co/{repo}, and set HF_TOKEN to a token of yours"
+    if isinstance(error, RevisionNotFoundError):
+        return "check the spelling; a revision is a branch, a tag or a whole commit hash"
+    return _HINT

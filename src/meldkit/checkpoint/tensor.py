@@ -1,0 +1,158 @@
+"""One tensor of a checkpoint: what it is, how it is stored, and how its values are read tile by tile."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from meldkit import kernels
+from meldkit.checkpoint.dtypes import DTYPES
+from meldkit.checkpoint.files import OpenFiles
+from meldkit.shapes import Float32
+
+
+class Encoding(Protocol):
+    """How a tensor is stored that is not just its elements one after the other, such as a quantised one.
+
+    Immutable; equal encodings of equal bytes give equal values.
+    """
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """Files that are read besides the tensor's own."""
+        ...
+
+    def open(self, files: OpenFiles, info: TensorInfo) -> TileSource:
+        """The tensor's values; the source is read from many threads at once."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """What one tensor is and where it lies.
+
+    Attributes:
+        name: name inside the checkpoint.
+        dtype: of its values, safetensors spelling, e.g. "BF16".
+        shape: sizes, outermost first; () for a scalar.
+        file: file that holds the bytes.
+        offset: first byte, from the start of the file.
+        nbytes: length of what is stored in bytes.
+        encoding: how its values follow from the bytes; None if they are an array of `dtype`.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    nbytes: int
+    encoding: Encoding | None = None
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def floating(self) -> bool:
+        """Whether the elements are real numbers (as opposed to integers or booleans)."""
+        return DTYPES[self.dtype].floating
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that is read for its values."""
+        return (self.file, *(self.encoding.files if self.encoding else ()))
+
+    def open(self, files: OpenFiles) -> TileSource:
+        """The tensor's values."""
+        return self.encoding.open(files, self) if self.encoding else StoredTensor(files, self)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a weight file holds.
+
+    Attributes:
+        tensors: in the order of their bytes.
+        metadata: whatever else it says.
+        digest: hex hash of all this.
+        config: what config.json would say, if the file tells that too.
+    """
+
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+    digest: str
+    config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Scratch:
+    """A byte buffer that one worker reuses for everything it reads; it grows to the largest need."""
+
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, nbytes: int) -> Tensor:
+        """The first `nbytes` of the buffer, uint8; valid until the next `take`."""
+        if self._buffer.numel() < nbytes:
+            self._buffer = torch.empty(nbytes, dtype=torch.uint8)
+        return self._buffer[:nbytes]
+
+
+class TileSource(Protocol):
+    """The elements of one tensor, flattened."""
+
+    def read(self, start: int, stop: int, out: Float32[Tensor, " n"], scratch: Scratch) -> None:
+        """Fill `out` with elements [start, stop) as float32."""
+        ...
+
+
+class StoredTensor:
+    """Elements as they lie in a file."""
+
+    def __init__(self, files: OpenFiles, info: TensorInfo) -> None:
+        self._files = files
+        self._info = info
+        self._dtype: torch.dtype = getattr(torch, DTYPES[info.dtype].torch)
+        self._itemsize = DTYPES[info.dtype].itemsize
+
+    def read(self, start: int, stop: int, out: Float32[Tensor, " n"], scratch: Scratch) -> None:
+        if self._dtype is torch.float32:
+            self.read_bytes(start, out.view(torch.uint8).numpy().data)
+            return
+        if self._dtype is torch.bfloat16 and kernels.compiled():
+            self._files.read_bfloat16(self._info.file, self._info.offset + start * self._itemsize, out)
+            return
+        raw = scratch.take((stop - start) * self._itemsize)
+        self.read_bytes(start, raw.numpy().data)
+        out.copy_(raw.view(self._dtype))
+
+    def read_bytes(self, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the stored bytes from element `start` on."""
+        offset = self._info.offset + start * self._itemsize
+        self._files.read_into(self._info.file, offset, buffer)
+
+
+class HeldTensor:
+    """A tensor in memory."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._flat = values.detach().reshape(-1)
+
+    def read(self, start: int, stop: int, out: Float32[Tensor, " n"], scratch: Scratch) -> None:
+        """Fill `out` with elements [start, stop)."""
+        del scratch
+        out.copy_(self._flat[start:stop])
+
+
+def read_all(files: OpenFiles, info: TensorInfo) -> Tensor:
+    """A whole tensor as float32, in its shape; for small ones."""
+    out = torch.empty(info.numel, dtype=torch.float32)
+    info.open(files).read(0, info.numel, out, Scratch())
+    return out.view(info.shape)

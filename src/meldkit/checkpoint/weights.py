@@ -1,0 +1,125 @@
+"""Which files hold a model's weights, in whatever format, and what their headers say."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import cast
+
+from meldkit.checkpoint import pickled
+from meldkit.checkpoint.json_file import read_json, shown
+from meldkit.checkpoint.safetensors import read_header
+from meldkit.checkpoint.tensor import Header
+from meldkit.errors import CheckpointError
+
+#: The names that transformers gives to whole models, in the order in which it looks for them.
+_SINGLES = ("model.safetensors", "pytorch_model.bin")
+_INDEX = ".index.json"
+#: Endings of weight files, all formats.
+SUFFIXES = (".safetensors", ".gguf", *pickled.SUFFIXES)
+
+
+def read_weights(label: str, folder: Path) -> list[Header]:
+    """What the weight files of a model folder hold, or one such file; headers only.
+
+    Args:
+        label: the model as the recipe names it, for messages.
+        folder: folder or file.
+
+    Raises:
+        CheckpointError: anything missing, damaged or contradictory.
+        NotSupportedError: a storage format that is not read.
+    """
+    if not folder.exists():
+        raise CheckpointError(
+            f"model '{label}': {folder} does not exist", hint="check the path in the recipe"
+        )
+    if not folder.is_dir():
+        return [read_file(folder)]
+    for name in _SINGLES:
+        if (folder / name).exists():
+            return [read_file(folder / name)]
+        if (folder / (name + _INDEX)).exists():
+            return _indexed(label, folder, name + _INDEX)
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"model '{label}': {folder} is a LoRA adapter, not a model",
+            hint=f"write it as BASE_MODEL+{label}",
+        )
+    stray = sorted(path.name for path in folder.iterdir() if path.name.endswith(SUFFIXES))
+    wanted = f"neither {_SINGLES[0]} nor {_SINGLES[0]}{_INDEX}"
+    ggufs = [name for name in stray if name.endswith(".gguf")]
+    if len(ggufs) == len(stray) == 1:
+        return [read_file(folder / ggufs[0])]
+    if stray and ggufs == stray:
+        raise CheckpointError(
+            f"model '{label}': {folder} has {len(ggufs)} GGUF files: {', '.join(ggufs[:3])}",
+            hint=f"each of them is a model; name one, such as {label}/{ggufs[0]}",
+        )
+    if stray:
+        raise CheckpointError(
+            f"model '{label}': {folder} has {wanted}, but {', '.join(stray[:3])}",
+            hint="download the index of a sharded model, or name the one file that is meant",
+        )
+    raise CheckpointError(
+        f"model '{label}': {folder} has {wanted}",
+        hint="check the path in the recipe, and whether the download is complete",
+    )
+
+
+def read_file(path: Path) -> Header:
+    """What one weight file holds, by the format that its ending names.
+
+    Raises:
+        CheckpointError: missing, damaged or contradictory.
+        NotSupportedError: a storage format that is not read.
+    """
+    if path.suffix == ".safetensors":
+        return read_header(path)
+    if path.suffix == ".gguf":
+        from meldkit.checkpoint.gguf import read_gguf
+
+        return read_gguf(path)
+    if path.suffix in pickled.SUFFIXES:
+        return pickled.read_pickled(path)
+    raise CheckpointError(
+        f"{path} is no weight file that is known by its ending '{path.suffix}'",
+        hint="name a model folder, or a file that ends in " + ", ".join(SUFFIXES),
+    )
+
+
+def _indexed(label: str, folder: Path, name_of_index: str) -> list[Header]:
+    index = folder / name_of_index
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map", hint="download the index again")
+    files: dict[str, Header] = {}
+    for name, file in cast("dict[str, object]", weight_map).items():
+        if not isinstance(file, str) or not _stays_inside(file):
+            raise CheckpointError(
+                f"{index} places tensor {shown(name)} in {shown(file)}",
+                hint="only files of the model's own folder are read",
+            )
+        if file not in files:
+            if not (folder / file).exists():
+                raise CheckpointError(
+                    f"model '{label}': {name_of_index} names {shown(file)}, which is not in {folder}",
+                    hint="download the missing shard",
+                )
+            files[file] = read_file(folder / file)
+        if name not in files[file].tensors:
+            raise CheckpointError(
+                f"model '{label}': {name_of_index} places tensor {shown(name)} in {file}, which lacks it",
+                hint="index and shards are of different downloads; download the model into an empty folder",
+            )
+    return [files[file] for file in sorted(files)]
+
+
+def _stays_inside(file: str) -> bool:
+    """Whether it is the path of a file below the folder, on every system: no root, `..`, drive or NUL."""
+    path = PurePosixPath(file)
+    return (
+        bool(path.parts)
+        and not path.is_absolute()
+        and ".." not in path.parts
+        and not set(file) & set("\\\0:")
+    )

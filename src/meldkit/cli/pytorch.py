@@ -1,0 +1,50 @@
+"""meldkit pytorch: merge the weights of any PyTorch program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from meldkit.cli.display import show_progress
+from meldkit.cli.merge import announce, interruptible, summary, with_options
+from meldkit.options import MergeOptions
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@with_options
+def command(recipe: Path, out: Path, **given: Any) -> None:
+    """Merge weight files of any PyTorch program as RECIPE says, into the file or folder OUT.
+
+    The recipe's models are .pt, .pth, .bin, .ckpt or .safetensors files; no config.json is needed. OUT is a
+    .safetensors file, a folder, or a .pt file: that one keeps what else the base (else the first) model's
+    file holds, such as hyperparameters, without the state of its training.
+    """
+    from meldkit.raw import check_out, merge_raw, plan_raw
+
+    options = MergeOptions(**given)
+    loud = not options.quiet
+    check_out(out, overwrite=options.overwrite)
+    chosen = plan_raw(recipe, out, options)
+    if loud:
+        announce(chosen, options)
+    with interruptible(), show_progress(enabled=loud) as progress:
+        result = merge_raw(chosen, out, options, progress=progress, note=_note if loud else None)
+    if loud:
+        summary(result, _first_steps(result.path))
+
+
+def _note(line: str) -> None:
+    click.echo(f"note: {line}", err=True)
+
+
+def _first_steps(path: Path) -> str:
+    """A line of Python that looks into the result."""
+    if path.is_dir():
+        path = next(iter(sorted(path.glob("*.safetensors"))))
+    if path.suffix == ".safetensors":
+        return f"from safetensors import safe_open; print(safe_open({str(path)!r}, 'pt').keys())"
+    return f"import torch; print(torch.load({str(path)!r}, weights_only=True).keys())"

@@ -1,0 +1,261 @@
+"""The inner loops of the methods: compiled ones, and the same in PyTorch and NumPy.
+
+Each function below says what it computes. It hands its work to kernels.c, which goes through the data once
+where PyTorch's operations go through it many times, and keeps no other thread waiting for the interpreter.
+Where there is no compiled library, or tensors are on another device, PyTorch does the same: to the last bit,
+save for sums of many numbers, which are formed in another order.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from threading import local
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from meldkit.kernels.library import address, fits, load
+from meldkit.shapes import Float32
+
+_LIBRARY = load()
+#: Numbers of a block and of lanes in kernels.c.
+_BLOCK, _LANES = 1024, 16
+
+
+def compiled() -> bool:
+    """Whether there is a compiled library."""
+    return _LIBRARY is not None
+
+
+class _Rooms(local):
+    """A thread's room for intermediate results: fresh room would cost more in page faults than the work."""
+
+    def __init__(self) -> None:
+        self._rooms: dict[str, np.ndarray] = {}
+
+    def take(self, name: str, dtype: type[np.generic], size: int) -> np.ndarray:
+        """Room of at least `size` numbers, of the name's own."""
+        room = self._rooms.get(name)
+        if room is None or len(room) < size:
+            room = self._rooms[name] = np.empty(size, dtype)
+        return room
+
+
+_rooms = _Rooms()
+
+
+def read_bfloat16(descriptor: int, offset: int, out: Float32[Tensor, " n"]) -> int:
+    """Read n bfloat16 numbers from a byte of a file on, as float32; only where `compiled()`.
+
+    Returns:
+        How many bytes there were, fewer than 2 n at the end of the file.
+
+    Raises:
+        OSError: they cannot be read.
+    """
+    got = _LIBRARY.read_bf16(descriptor, offset, len(out), out.data_ptr())
+    if got < 0:
+        raise OSError(-got, os.strerror(-got))
+    return got
+
+
+def products(x: Float32[Tensor, "m n"]) -> list[float]:
+    """Inner products of rows i ≤ j, in that order; each product is exact, each sum is of float64."""
+    m, n = x.shape
+    if _LIBRARY is not None and fits(x):
+        num_pairs = m * (m + 1) // 2
+        room = _rooms.take("doubles", np.float64, m * _BLOCK + num_pairs * _LANES)
+        result = np.empty(num_pairs)
+        _LIBRARY.gram(x.data_ptr(), x.stride(0), m, n, address(room), address(result))
+        return result.tolist()
+    room = torch.from_numpy(_rooms.take("doubles", np.float64, m * n))
+    rows = room[: m * n].view(m, n).copy_(x).unbind()
+    return [torch.dot(rows[i], rows[j]).item() for i in range(m) for j in range(i, m)]
+
+
+def count_magnitudes(row: np.ndarray, low: float, high: float) -> tuple[list[int], np.ndarray]:
+    """How many |x| are > high, ≥ high, > low, ≥ low, and not 0; and those strictly between low and high.
+
+    Args:
+        row: float32 `[n]`.
+        low, high: exact in float32.
+    """
+    if _LIBRARY is not None and row.flags.c_contiguous:
+        counts = np.zeros(5, np.int64)
+        found = _rooms.take("found", np.float32, len(row))
+        num_found: int = _LIBRARY.count(address(row), len(row), low, high, address(counts), address(found))
+        return [int(count) for count in counts], np.array(found[:num_found])
+    row = np.abs(row)
+    above, at_least_low = row > high, row >= low
+    at_least_high, above_low = row >= high, row > low
+    counts = [int(np.count_nonzero(m)) for m in (above, at_least_high, above_low, at_least_low, row)]
+    return counts, np.compress(np.greater(above_low, at_least_high), row)
+
+
+def elect(
+    x: Float32[Tensor, "m n"],
+    before: Sequence[float],
+    factor: Sequence[float],
+    share: Sequence[float],
+    *,
+    least: float,
+    lambda_: float,
+) -> Float32[Tensor, " n"]:
+    """Of b_i x_i, sum f_i times those that have the sign of their sum, and divide by their shares.
+
+        e = 1 where Σ b_i x_i ≥ 0, else −1              A = {i : e b_i x_i > 0}
+        λ Σ_A f_i b_i x_i / max(least, Σ_A s_i)         or over 1 where that is 0
+
+    Args:
+        x: overwritten.
+        before: b_i.
+        factor: f_i.
+        share: s_i.
+        least: smallest divisor.
+        lambda_: λ.
+
+    Returns:
+        A view of `x[0]`.
+    """
+    m, n = x.shape
+    if _LIBRARY is not None and fits(x):
+        numbers = ctypes.c_float * m
+        _LIBRARY.elect(
+            x.data_ptr(),
+            x.stride(0),
+            m,
+            n,
+            numbers(*before),
+            numbers(*factor),
+            numbers(*share),
+            least,
+            lambda_,
+            x.data_ptr(),
+        )
+        return x[0]
+    for row, b in zip(x, before, strict=True):
+        if b != 1:
+            row.mul_(b)
+    sign = sum_rows(x).ge_(0).mul_(2).sub_(1)
+    x.mul_(sign).relu_()
+    agreeing = torch.sign(x[0]).mul_(share[0])
+    total = x[0].mul_(factor[0])
+    for row, f, s in zip(x[1:], factor[1:], share[1:], strict=True):
+        total.add_(row, alpha=f)
+        agreeing.add_(row.sign_(), alpha=s)
+    agreeing.clamp_(min=least)
+    agreeing.add_(torch.eq(agreeing, 0))
+    return total.mul_(sign).div_(agreeing).mul_(lambda_)
+
+
+def sum_rows(x: Float32[Tensor, "m n"]) -> Float32[Tensor, " n"]:
+    """Σ x_i in the order of the models: `x.sum(dim=0)` adds in an order that depends on n."""
+    total = x[0].clone() if len(x) == 1 else torch.add(x[0], x[1])
+    for row in x[2:]:
+        total.add_(row)
+    return total
+
+
+def keep_bits(row: Float32[Tensor, " n"], bits: np.ndarray) -> None:
+    """Multiply, in place, by bits: uint8 `[n / 8]`, the highest bit of a byte first."""
+    if _LIBRARY is not None and fits(row):
+        _LIBRARY.drop(row.data_ptr(), address(bits), len(row))
+        return
+    row.mul_(torch.from_numpy(np.unpackbits(bits, count=len(row))).to(row.device))
+
+
+def norms(row: Float32[Tensor, " n"], kept: np.ndarray, grain: int) -> np.ndarray:
+    """Σ|x| of each `grain` elements of a row, and of those that are kept: float64 `[n / grain, 2]`.
+
+    Args:
+        row: float32.
+        kept: bool `[n]`.
+        grain: elements of a sum; the last one may have fewer.
+    """
+    result = np.empty((-(-len(row) // grain), 2))
+    if _LIBRARY is not None and fits(row) and kept.flags.c_contiguous:
+        _LIBRARY.norms(row.data_ptr(), address(kept), len(row), grain, address(result))
+        return result
+    starts = np.arange(0, len(row), grain)
+    magnitudes = np.abs(row.numpy()).astype(np.float64)
+    result[:, 0] = np.add.reduceat(magnitudes, starts)
+    result[:, 1] = np.add.reduceat(magnitudes * kept, starts)
+    return result
+
+
+def by_rank(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Give each element what stands in `values` at its rank in its row, by magnitude, ties by position.
+
+    Args:
+        rows: float32 `[rows, columns]`.
+        values: uint16 `[columns]`.
+
+    Returns:
+        uint16 `[rows · columns]`.
+    """
+    result = np.empty(rows.size, np.uint16)
+    if not rows.size:
+        return result
+    if _LIBRARY is not None and rows.flags.c_contiguous:
+        room = _rooms.take("ranks", np.uint64, 2 * rows.shape[1])
+        _LIBRARY.by_rank(address(rows), *rows.shape, address(values), address(room), address(result))
+        return result
+    order = np.argsort(np.abs(rows).view(np.uint32), axis=1, kind="stable")
+    np.put_along_axis(result.reshape(rows.shape), order, values[None], axis=1)
+    return result
+
+
+def variance(x: Float32[Tensor, "m n"]) -> Float32[Tensor, " n"]:
+    """Population variance over the models, at each element."""
+    if _LIBRARY is not None and fits(x):
+        result = torch.empty(x.shape[1])
+        _LIBRARY.variance(x.data_ptr(), x.stride(0), *x.shape, result.data_ptr())
+        return result
+    if len(x) == 1:
+        return torch.zeros_like(x[0])
+    # Differences from the first model are 0 where all agree, which rounding the mean would hide.
+    differences = x[1:] - x[0]
+    mean = sum_rows(differences).div_(len(x))
+    total = mean.square()  # of the first model, whose difference is 0
+    for row in differences.sub_(mean):
+        total.add_(row.square_())
+    return total.div_(len(x))
+
+
+def at_least(values: Float32[Tensor, " n"], threshold: float) -> np.ndarray:
+    """Bits of what is ≥ threshold: uint8 `[n / 8]`, the highest bit of a byte first."""
+    if _LIBRARY is not None and fits(values):
+        bits = np.empty(-(-len(values) // 8), np.uint8)
+        _LIBRARY.at_least(values.data_ptr(), len(values), threshold, address(bits))
+        return bits
+    return np.packbits(np.greater_equal(values.numpy(), np.float32(threshold)))
+
+
+def sum_changed(
+    x: Float32[Tensor, "m n"], epsilon: float
+) -> tuple[Float32[Tensor, " n"], Float32[Tensor, " n"]]:
+    """Σ of |x_i| > epsilon, and how many those are, at each position; in `x`, the others become 0."""
+    if _LIBRARY is not None and fits(x):
+        total, count = torch.empty(2, x.shape[1])
+        _LIBRARY.changed(x.data_ptr(), x.stride(0), *x.shape, epsilon, total.data_ptr(), count.data_ptr())
+        return total, count
+    total, count = torch.zeros_like(x[0]), torch.zeros_like(x[0])
+    flag = torch.empty_like(x[0])
+    for row in x:
+        torch.hardshrink(row, epsilon, out=row)  # keeps |x| > ε
+        total.add_(row)
+        count.add_(torch.ne(row, 0, out=flag))
+    return total, count
+
+
+def count_alone(row: Float32[Tensor, " n"], count: Float32[Tensor, " n"]) -> tuple[int, int]:
+    """Of a row that `sum_changed` left: how many elements it changed, and how many it alone."""
+    if _LIBRARY is not None and fits(row):
+        result = np.zeros(2, np.int64)
+        _LIBRARY.alone(row.data_ptr(), count.data_ptr(), len(row), address(result))
+        return int(result[0]), int(result[1])
+    changed = row.ne(0)
+    return int(changed.sum()), int(changed.logical_and_(count.eq(1)).sum())

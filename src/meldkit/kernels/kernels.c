@@ -1,0 +1,354 @@
+/* The inner loops that meldkit spends its time in, each of them once over its data.
+ *
+ * __init__.py says what each of them computes, and does the same in PyTorch and NumPy where this file could not
+ * be compiled. Rows of a tile [m, n] begin `stride` elements apart.
+ *
+ * Loops over a block stand in functions of their own whose pointers are `restrict`: that is what lets compilers
+ * turn them into vector instructions. Sums are formed in a fixed number of lanes, so that they do not depend on
+ * the width of the processor's registers. To be compiled with -ffp-contract=off: where a product is added
+ * without rounding it first, fmaf says so.
+ */
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#include <unistd.h>
+
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+/* The widest version that the processor can run is chosen when the library is loaded. */
+#define LOOP __attribute__((noinline, target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"))) static
+#else
+#define LOOP static
+#endif
+
+/* Elements of a block, of which a few fit the first-level cache; a multiple of LANES. */
+enum { BLOCK = 1024, LANES = 16 };
+
+static long smaller(long a, long b) { return a < b ? a : b; }
+
+static double sum_of(const double *lanes) {
+    double total = 0;
+    for (int l = 0; l < LANES; l++) total += lanes[l];
+    return total;
+}
+
+/* --- reading ---------------------------------------------------------------------------------------------- */
+
+/* bfloat16 is the upper half of float32. */
+LOOP void widen(const uint16_t *restrict from, uint32_t *restrict to, long n) {
+    for (long i = 0; i < n; i++) to[i] = (uint32_t)from[i] << 16;
+}
+
+/* Reads n bfloat16 numbers as float32. Returns how many bytes there were, at most 2 n; or -errno. */
+long meldkit_read_bf16(int file, long offset, long n, void *out) {
+    uint16_t piece[16 * BLOCK];
+    for (long done = 0; done < n;) {
+        long wanted = 2 * smaller(n - done, 16 * BLOCK), got = 0;
+        while (got < wanted) {
+            ssize_t count = pread(file, (char *)piece + got, wanted - got, offset + 2 * done + got);
+            if (count < 0 && errno == EINTR) continue;
+            if (count < 0) return -errno;
+            if (count == 0) return 2 * done + got;
+            got += count;
+        }
+        widen(piece, (uint32_t *)out + done, wanted / 2);
+        done += wanted / 2;
+    }
+    return 2 * n;
+}
+
+/* --- inner products --------------------------------------------------------------------------------------- */
+
+LOOP void to_doubles(double *restrict to, const float *restrict from, long n) {
+    for (long i = 0; i < n; i++) to[i] = (double)from[i];
+}
+
+LOOP void add_products(double *restrict lanes, const double *restrict a, const double *restrict b, long n) {
+    double sum[LANES];
+    for (long l = 0; l < LANES; l++) sum[l] = lanes[l];
+    for (long i = 0; i < n; i += LANES)
+        for (long l = 0; l < LANES; l++) sum[l] += a[i + l] * b[i + l];
+    for (long l = 0; l < LANES; l++) lanes[l] = sum[l];
+}
+
+/* Products of rows i <= j, in that order; `room` has place for m BLOCK + pairs LANES. */
+void meldkit_gram(const float *x, long stride, long m, long n, double *room, double *out) {
+    double *all_lanes = room + m * BLOCK, *lanes;
+    memset(all_lanes, 0, sizeof(double) * m * (m + 1) / 2 * LANES);
+    for (long start = 0; start < n; start += BLOCK) {
+        long length = smaller(n - start, BLOCK), whole = (length + LANES - 1) / LANES * LANES;
+        for (long i = 0; i < m; i++) {
+            to_doubles(room + i * BLOCK, x + i * stride + start, length);
+            for (long k = length; k < whole; k++) room[i * BLOCK + k] = 0;
+        }
+        lanes = all_lanes;
+        for (long i = 0; i < m; i++)
+            for (long j = i; j < m; j++, lanes += LANES)
+                add_products(lanes, room + i * BLOCK, room + j * BLOCK, whole);
+    }
+    lanes = all_lanes;
+    for (long pair = 0; pair < m * (m + 1) / 2; pair++, lanes += LANES) out[pair] = sum_of(lanes);
+}
+
+/* --- order statistics ------------------------------------------------------------------------------------- */
+
+LOOP void count_block(const float *restrict x, uint8_t *restrict inside, long n, float low, float high,
+                      int *restrict counts) {
+    int above = 0, from_high = 0, above_low = 0, from_low = 0, varied = 0;
+    for (long i = 0; i < n; i++) {
+        float value = fabsf(x[i]);
+        above += value > high;
+        from_high += value >= high;
+        above_low += value > low;
+        from_low += value >= low;
+        varied += value != 0;
+    }
+    for (long i = 0; i < n; i++) inside[i] = (fabsf(x[i]) > low) & !(fabsf(x[i]) >= high);
+    counts[0] = above, counts[1] = from_high, counts[2] = above_low, counts[3] = from_low, counts[4] = varied;
+}
+
+/* Adds to `counts` how many magnitudes are > high, >= high, > low, >= low, and not 0; puts those above low
+ * and not from high on into `found`, which has room for n. Returns how many those are. */
+long meldkit_count(const float *x, long n, float low, float high, int64_t *counts, float *found) {
+    long num_found = 0;
+    for (long start = 0; start < n; start += BLOCK) {
+        long length = smaller(n - start, BLOCK);
+        uint8_t inside[BLOCK] = {0};
+        int part[5];
+        count_block(x + start, inside, length, low, high, part);
+        for (int c = 0; c < 5; c++) counts[c] += part[c];
+        if (part[2] == part[1]) continue;
+        for (long i = 0; i < length; i += 8) {
+            uint64_t eight;
+            memcpy(&eight, inside + i, 8);
+            if (!eight) continue;
+            for (long j = i; j < i + 8; j++)
+                if (inside[j]) found[num_found++] = fabsf(x[start + j]);
+        }
+    }
+    return num_found;
+}
+
+/* --- sign election ---------------------------------------------------------------------------------------- */
+
+LOOP void add_scaled(float *restrict total, const float *restrict row, float factor, long n) {
+    for (long i = 0; i < n; i++) total[i] += row[i] * factor;
+}
+
+LOOP void signs(const float *restrict total, float *restrict sign, long n) {
+    for (long i = 0; i < n; i++) sign[i] = total[i] >= 0 ? 1.0f : -1.0f;
+}
+
+LOOP void add_agreeing(float *restrict total, float *restrict agreeing, const float *restrict row,
+                       const float *restrict sign, float before, float factor, float share, long n) {
+    for (long i = 0; i < n; i++) {
+        float value = row[i] * before * sign[i];
+        agreeing[i] += value > 0 ? share : 0.0f;
+        value = value <= 0 ? 0.0f : value;
+        total[i] = fmaf(value, factor, total[i]);
+    }
+}
+
+LOOP void divide(float *restrict out, const float *restrict total, const float *restrict agreeing,
+                 const float *restrict sign, float least, float lambda, long n) {
+    for (long i = 0; i < n; i++) {
+        float divisor = agreeing[i] < least ? least : agreeing[i];
+        divisor = divisor == 0 ? 1.0f : divisor;
+        out[i] = total[i] * sign[i] / divisor * lambda;
+    }
+}
+
+/* `out` may be a row of x. */
+void meldkit_elect(const float *x, long stride, long m, long n, const float *before, const float *factor,
+                   const float *share, float least, float lambda, float *out) {
+    for (long start = 0; start < n; start += BLOCK) {
+        long length = smaller(n - start, BLOCK);
+        float total[BLOCK] = {0}, sign[BLOCK], agreeing[BLOCK] = {0};
+        for (long k = 0; k < m; k++) add_scaled(total, x + k * stride + start, before[k], length);
+        signs(total, sign, length);
+        memset(total, 0, sizeof total);
+        for (long k = 0; k < m; k++)
+            add_agreeing(total, agreeing, x + k * stride + start, sign, before[k], factor[k], share[k], length);
+        divide(out + start, total, agreeing, sign, least, lambda, length);
+    }
+}
+
+/* --- bits ------------------------------------------------------------------------------------------------- */
+
+/* Bits as numbers 0 and 1, the highest bit of a byte first. */
+LOOP void spread(const uint8_t *restrict bits, float *restrict flags, long n) {
+    for (long i = 0; i < (n + 7) / 8; i++)
+        for (int b = 0; b < 8; b++) flags[8 * i + b] = (float)(bits[i] >> (7 - b) & 1);
+}
+
+LOOP void multiply(float *restrict row, const float *restrict flags, long n) {
+    for (long i = 0; i < n; i++) row[i] *= flags[i];
+}
+
+/* Multiplies by bits. */
+void meldkit_drop(float *row, const uint8_t *bits, long n) {
+    float flags[BLOCK];
+    for (long start = 0; start < n; start += BLOCK) {
+        long length = smaller(n - start, BLOCK);
+        spread(bits + start / 8, flags, length);
+        multiply(row + start, flags, length);
+    }
+}
+
+LOOP void choose(const float *restrict row, const uint8_t *restrict kept, float *restrict values, long n) {
+    for (long i = 0; i < n; i++) values[i] = row[i] * (float)kept[i];
+}
+
+/* Adds magnitudes to lanes; n is a multiple of LANES. */
+LOOP void add_magnitudes(double *restrict lanes, const float *restrict values, long n) {
+    double sum[LANES];
+    for (long l = 0; l < LANES; l++) sum[l] = lanes[l];
+    for (long i = 0; i < n; i += LANES)
+        for (long l = 0; l < LANES; l++) sum[l] += (double)fabsf(values[i + l]);
+    for (long l = 0; l < LANES; l++) lanes[l] = sum[l];
+}
+
+/* Sums of magnitudes, of all and of what is kept, for each `grain` elements. */
+void meldkit_norms(const float *row, const uint8_t *kept, long n, long grain, double *out) {
+    for (long first = 0; first < n; first += grain, out += 2) {
+        double before[LANES] = {0}, after[LANES] = {0};
+        long last = smaller(first + grain, n);
+        for (long start = first; start < last; start += BLOCK) {
+            float values[BLOCK] = {0};
+            long length = smaller(last - start, BLOCK), whole = (length + LANES - 1) / LANES * LANES;
+            memcpy(values, row + start, sizeof(float) * length);
+            add_magnitudes(before, values, whole);
+            choose(row + start, kept + start, values, length);
+            add_magnitudes(after, values, whole);
+        }
+        out[0] = sum_of(before), out[1] = sum_of(after);
+    }
+}
+
+/* --- ranks ------------------------------------------------------------------------------------------------ */
+
+/* A radix sort by the bytes of the magnitudes, each with its place beside it. `room` has place for 2 n. */
+static void rank_row(const float *row, long n, const uint16_t *by_rank, uint64_t *room, uint16_t *out) {
+    uint64_t *from = room, *to = room + n;
+    uint32_t counts[4][256];
+    memset(counts, 0, sizeof counts);
+    for (long i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, row + i, 4);
+        bits &= 0x7FFFFFFF;
+        from[i] = (uint64_t)bits << 32 | (uint64_t)i;
+        for (int d = 0; d < 4; d++) counts[d][bits >> 8 * d & 255]++;
+    }
+    for (int d = 0; d < 4; d++) {
+        int shift = 32 + 8 * d;
+        if (counts[d][from[0] >> shift & 255] == n) continue; /* all alike */
+        uint32_t next[256], total = 0;
+        for (int b = 0; b < 256; b++) next[b] = total, total += counts[d][b];
+        for (long i = 0; i < n; i++) to[next[from[i] >> shift & 255]++] = from[i];
+        uint64_t *swap = from;
+        from = to, to = swap;
+    }
+    for (long r = 0; r < n; r++) out[from[r] & 0xFFFFFFFF] = by_rank[r];
+}
+
+void meldkit_by_rank(const float *rows, long num_rows, long n, const uint16_t *by_rank, uint64_t *room,
+                     uint16_t *out) {
+    for (long r = 0; r < num_rows; r++) rank_row(rows + r * n, n, by_rank, room, out + r * n);
+}
+
+/* --- variance over the models ----------------------------------------------------------------------------- */
+
+LOOP void add_difference(float *restrict mean, const float *restrict row, const float *restrict first, long n) {
+    for (long i = 0; i < n; i++) mean[i] += row[i] - first[i];
+}
+
+LOOP void scale_and_square(float *restrict mean, float *restrict total, float count, long n) {
+    for (long i = 0; i < n; i++) {
+        mean[i] /= count;
+        total[i] = mean[i] * mean[i];
+    }
+}
+
+LOOP void add_square(float *restrict total, const float *restrict row, const float *restrict first,
+                     const float *restrict mean, long n) {
+    for (long i = 0; i < n; i++) {
+        float difference = row[i] - first[i] - mean[i];
+        total[i] = fmaf(difference, difference, total[i]);
+    }
+}
+
+LOOP void divide_by(float *restrict out, const float *restrict total, float count, long n) {
+    for (long i = 0; i < n; i++) out[i] = total[i] / count;
+}
+
+void meldkit_variance(const float *x, long stride, long m, long n, float *out) {
+    for (long start = 0; start < n; start += BLOCK) {
+        long length = smaller(n - start, BLOCK);
+        float mean[BLOCK] = {0}, total[BLOCK];
+        for (long k = 1; k < m; k++) add_difference(mean, x + k * stride + start, x + start, length);
+        scale_and_square(mean, total, (float)m, length);
+        for (long k = 1; k < m; k++) add_square(total, x + k * stride + start, x + start, mean, length);
+        divide_by(out + start, total, (float)m, length);
+    }
+}
+
+LOOP void pack(const float *restrict values, float threshold, uint8_t *restrict bits, long bytes) {
+    for (long i = 0; i < bytes; i++) {
+        uint8_t byte = 0;
+        for (int b = 0; b < 8; b++) byte = (uint8_t)(byte << 1 | (values[8 * i + b] >= threshold));
+        bits[i] = byte;
+    }
+}
+
+/* Bits of what is at least the threshold, the highest bit of a byte first. */
+void meldkit_at_least(const float *values, long n, float threshold, uint8_t *bits) {
+    pack(values, threshold, bits, n / 8);
+    for (long i = n / 8 * 8; i < n; i++) {
+        if (i % 8 == 0) bits[i / 8] = 0;
+        bits[i / 8] |= (uint8_t)((values[i] >= threshold) << (7 - i % 8));
+    }
+}
+
+/* --- changed elements ------------------------------------------------------------------------------------- */
+
+LOOP void add_changed(float *restrict total, float *restrict count, float *restrict row, float epsilon, long n) {
+    for (long i = 0; i < n; i++) {
+        float value = row[i];
+        value = fabsf(value) <= epsilon ? 0.0f : value;
+        row[i] = value;
+        total[i] += value;
+        count[i] += value != 0 ? 1.0f : 0.0f;
+    }
+}
+
+/* Zeroes, in x, changes of at most epsilon; sums the others, and counts them. */
+void meldkit_changed(float *x, long stride, long m, long n, float epsilon, float *total, float *count) {
+    for (long start = 0; start < n; start += BLOCK) {
+        long length = smaller(n - start, BLOCK);
+        memset(total + start, 0, 4 * length);
+        memset(count + start, 0, 4 * length);
+        for (long k = 0; k < m; k++)
+            add_changed(total + start, count + start, x + k * stride + start, epsilon, length);
+    }
+}
+
+LOOP void count_alone(const float *restrict row, const float *restrict count, int *restrict out, long n) {
+    int changed = 0, alone = 0;
+    for (long i = 0; i < n; i++) {
+        int active = row[i] != 0;
+        changed += active;
+        alone += active & (count[i] == 1);
+    }
+    out[0] += changed, out[1] += alone;
+}
+
+/* Of a row from which meldkit_changed made `count`: how many elements it changed, and how many it alone. */
+void meldkit_alone(const float *row, const float *count, long n, int64_t out[2]) {
+    for (long start = 0; start < n; start += BLOCK) {
+        int part[2] = {0, 0};
+        count_alone(row + start, count + start, part, smaller(n - start, BLOCK));
+        out[0] += part[0], out[1] += part[1];
+    }
+}

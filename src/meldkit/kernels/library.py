@@ -1,0 +1,67 @@
+"""The compiled library, if there is one for this machine."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, c_float, c_int, c_long, c_void_p
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+#: Where the build puts it; see hatch_build.py.
+PATH = Path(__file__).with_name("kernels.so")
+
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "read_bf16": (c_long, [c_int, c_long, c_long, c_void_p]),
+    "gram": (None, [c_void_p, c_long, c_long, c_long, c_void_p, c_void_p]),
+    "count": (c_long, [c_void_p, c_long, c_float, c_float, c_void_p, c_void_p]),
+    "elect": (
+        None,
+        [
+            c_void_p,
+            c_long,
+            c_long,
+            c_long,
+            POINTER(c_float),
+            POINTER(c_float),
+            POINTER(c_float),
+            c_float,
+            c_float,
+            c_void_p,
+        ],
+    ),
+    "drop": (None, [c_void_p, c_void_p, c_long]),
+    "norms": (None, [c_void_p, c_void_p, c_long, c_long, c_void_p]),
+    "by_rank": (None, [c_void_p, c_long, c_long, c_void_p, c_void_p, c_void_p]),
+    "variance": (None, [c_void_p, c_long, c_long, c_long, c_void_p]),
+    "at_least": (None, [c_void_p, c_long, c_float, c_void_p]),
+    "changed": (None, [c_void_p, c_long, c_long, c_long, c_float, c_void_p, c_void_p]),
+    "alone": (None, [c_void_p, c_void_p, c_long, c_void_p]),
+}
+
+
+def load() -> Any:
+    """The library's functions, under their names without the prefix; None if it is not there or not fit."""
+    try:
+        library = ctypes.CDLL(str(PATH))
+    except OSError:
+        return None
+    functions = SimpleNamespace()
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(library, f"meldkit_{name}")
+        function.restype, function.argtypes = result, arguments
+        setattr(functions, name, function)
+    return functions
+
+
+def fits(x: Tensor) -> bool:
+    """Whether the library can work on a tile: float32 numbers in main memory, one row after the other."""
+    return x.device.type == "cpu" and (x.shape[-1] < 2 or x.stride(-1) == 1)
+
+
+def address(array: np.ndarray) -> int:
+    """Where an array's numbers begin; they lie one after the other."""
+    return array.ctypes.data

@@ -1,0 +1,269 @@
+"""Merging the weights of any PyTorch program: files of tensors, with no config.json or tokenizer.
+
+The output is what its name says: a .safetensors file; a file of torch.save (.pt, .pth, .bin, .ckpt), which
+keeps what else the base (else the first) model's file holds; or else a folder as `meldkit.api.merge` writes.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from meldkit import api
+from meldkit.checkpoint import DTYPES, Checkpoint, open_model, read_header
+from meldkit.checkpoint.pickled import SUFFIXES
+from meldkit.checkpoint.state_dict import Weights, at, find_weights, is_training_state
+from meldkit.errors import CheckpointError, NotSupportedError, OutputError, RunError
+from meldkit.options import MergeOptions
+from meldkit.plan import Plan, build_plan
+from meldkit.recipe import ModelRef
+
+#: Larger than any file: the output is not cut into several.
+_ONE_FILE = 2**62
+_SAFETENSORS = ".safetensors"
+
+
+def plan_raw(recipe: api.RecipeLike, out: Path, options: MergeOptions | None = None) -> Plan:
+    """Decide everything about a merge of weight files without reading a weight.
+
+    Args:
+        recipe: path of a YAML file, a mapping, or a `Recipe`, whose models are weight files.
+        out: where the result will go.
+        options: as for `merge_raw`.
+
+    Raises:
+        RecipeError: the recipe cannot be carried out.
+        InputError: files are damaged or do not fit together.
+    """
+    options = options or MergeOptions()
+    if not options.safe_serialization and not _is_file(out):
+        raise NotSupportedError(
+            "not supported: folders get safetensors files only", hint="name a file such as OUT.pt instead"
+        )
+    api.load_plugins(options.plugin)
+    cache = Path(options.transformers_cache) if options.transformers_cache else None
+
+    def opened(ref: ModelRef) -> Checkpoint:
+        checkpoint = open_model(ref, cache=cache)
+        # Whatever lies beside a weight file has nothing to do with it.
+        return replace(checkpoint, config={}, folder=next(iter(checkpoint.values())).file)
+
+    plan = build_plan(
+        api.read_recipe(recipe),
+        opened,
+        shard_size=_ONE_FILE if _is_file(out) else options.shard_bytes(),
+        allow_crimes=options.allow_crimes,
+        seed=options.random_seed or 0,
+    )
+    return replace(plan, warnings=tuple(w for w in plan.warnings if "has no config.json" not in w))
+
+
+def merge_raw(
+    recipe: api.RecipeLike | Plan,
+    out: str | os.PathLike[str],
+    options: MergeOptions | None = None,
+    *,
+    progress: Callable[[api.Status], None] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> api.MergeResult:
+    """Merge weight files into a file or a folder, or continue where an interrupted merge stopped.
+
+    Args:
+        recipe: as for `plan_raw`, or a plan made by it.
+        out: what to write.
+        options: how to run.
+        progress: called about ten times a second.
+        note: called with sentences about what is kept and left out besides the weights.
+
+    Raises:
+        MeldError: see `meldkit.errors`; nothing is there under the name of the output until it is complete.
+    """
+    started = time.perf_counter()
+    out = Path(out)
+    options = options or MergeOptions()
+    check_out(out, overwrite=options.overwrite)
+    plan = recipe if isinstance(recipe, Plan) else plan_raw(recipe, out, options)
+    if not _is_file(out):
+        return api.merge(plan, out, options, progress=progress)
+    _check_apart(out, plan)
+    frame = None if out.suffix == _SAFETENSORS else _Frame.open(plan.checkpoints[plan.donor])
+    for line in frame.notes if frame is not None else ():
+        if note is not None:
+            note(line)
+    # Weights go into a folder of their own first: what is interrupted there can be continued.
+    work = out.with_name(f".{out.name}.meldkit")
+    settings = replace(options, overwrite=True, write_model_card=False, copy_tokenizer=False)
+    result = api.merge(plan, work, settings, progress=progress)
+    try:
+        merged = work / plan.files[0].name
+        finished = merged if frame is None else frame.save(merged, work / f"{out.stem}.new{out.suffix}")
+        finished.replace(out)
+        shutil.rmtree(work)
+        size = out.stat().st_size
+    except OSError as e:
+        raise RunError(f"cannot write {out}: {e.strerror}", hint="run the same command again") from e
+    return replace(result, path=out, bytes_written=size, seconds=time.perf_counter() - started)
+
+
+def check_out(out: Path, *, overwrite: bool = False) -> None:
+    """Check that the output may be written; touches nothing.
+
+    Raises:
+        OutputError: there is something already, or it cannot be reached.
+    """
+    if not _is_file(out):
+        api.check_free(out, overwrite=overwrite)
+        return
+    try:
+        if out.exists() and not overwrite:
+            raise OutputError(f"{out} exists", hint="name a new file, or add --overwrite to replace it")
+    except OSError as e:
+        raise OutputError(f"cannot use {out} as output: {e.strerror}") from e
+
+
+def _is_file(out: Path) -> bool:
+    return out.suffix in (_SAFETENSORS, *SUFFIXES) and not out.is_dir()
+
+
+def _check_apart(out: Path, plan: Plan) -> None:
+    for checkpoint in plan.checkpoints:
+        if out.resolve() in {path.resolve() for path in checkpoint.files()}:
+            raise OutputError(
+                f"{out} is the input '{checkpoint.label}'", hint="inputs are never changed; name another file"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """What a file holds around its weights, and where among it they are.
+
+    Attributes:
+        content: all that it holds, without the state of training.
+        weights: where they are.
+        notes: sentences about what else there is.
+    """
+
+    content: Any
+    weights: Weights
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def open(cls, donor: Checkpoint) -> _Frame:
+        """The content of the donor's file; nothing at all if it is not a single file of torch.save.
+
+        Raises:
+            CheckpointError: it holds what torch does not load from a file of unknown origin.
+        """
+        path = next(iter(donor.values())).file
+        if path.suffix not in SUFFIXES or donor.files() != [path]:
+            return cls({}, Weights((), {}))
+        try:
+            try:
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError:  # files of the time before zip archives cannot be mapped
+                content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as e:
+            lines = [line.strip() for line in str(e).splitlines() if "GLOBAL" in line]
+            raise CheckpointError(
+                f"{path} holds more than weights, and torch does not load it: "
+                + (lines[0][:200] if lines else type(e).__name__),
+                hint="write to a .safetensors file or a folder, which take the weights alone",
+            ) from e
+        weights = find_weights(content, Tensor)
+        left_out: list[str] = []
+        kept: list[str] = []
+        content = _without_training_state(content, weights.path, left_out, kept)
+        notes = [f"left out, as it is about training: {', '.join(left_out)}"] if left_out else []
+        notes += [f"kept as it is in {path}: {', '.join(kept)}"] if kept else []
+        return cls(content, weights, tuple(notes))
+
+    def save(self, merged: Path, target: Path) -> Path:
+        """Write the content with other weights.
+
+        Args:
+            merged: safetensors file of the weights.
+            target: file to write.
+        """
+        tensors = _mapped(merged)
+        old = self.weights.of(self.content)
+        new = {name: _like(tensor, old.get(name)) for name, tensor in tensors.items()}
+        _tie(new, old)
+        inner = at(self.content, self.weights.path)
+        for name, tensor in new.items():
+            *path, last = self.weights.keys.get(name, (name,))
+            at(inner, tuple(path))[last] = tensor
+        try:
+            torch.save(self.content, target)
+        except RuntimeError as e:
+            raise RunError(
+                f"cannot write {target}: {str(e).splitlines()[0]}",
+                hint="free some space and run the command again",
+            ) from e
+        with target.open("rb+") as f:
+            os.fsync(f.fileno())
+        return target
+
+
+def _mapped(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, each a piece of the file that is mapped into memory for itself."""
+    tensors: dict[str, Tensor] = {}
+    for name, info in read_header(path).tensors.items():
+        dtype = getattr(torch, DTYPES[info.dtype].torch)
+        if info.nbytes:
+            raw = np.memmap(path, np.uint8, "c", info.offset, (info.nbytes,))
+            tensors[name] = torch.from_numpy(raw).view(dtype).view(info.shape)
+        else:
+            tensors[name] = torch.empty(info.shape, dtype=dtype)
+    return tensors
+
+
+def _like(tensor: Tensor, old: Tensor | None) -> Tensor:
+    """The tensor as a parameter, or with gradients, where the old one was."""
+    if isinstance(old, torch.nn.Parameter):
+        return torch.nn.Parameter(tensor, requires_grad=old.requires_grad)
+    return tensor.requires_grad_() if old is not None and old.requires_grad else tensor
+
+
+def _tie(new: dict[str, Tensor], old: Mapping[str, Tensor]) -> None:
+    """Make names one tensor again that were one, where merging has left them equal."""
+    first: dict[Any, str] = {}
+    for name, tensor in old.items():
+        if tensor.numel():
+            place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            twin = first.setdefault(place, name)
+            if twin != name and torch.equal(new[twin], new[name]):
+                new[name] = new[twin]
+
+
+def _without_training_state(
+    content: Mapping[Any, Any], path: tuple[Any, ...], left_out: list[str], kept: list[str]
+) -> Any:
+    """A copy of the mappings on the way to the weights, and of all that hold weights.
+
+    Args:
+        content: a mapping.
+        path: keys that lead on to the weights; empty if it holds them itself.
+        left_out, kept: get the keys that are not on the way.
+    """
+    result: Any = copy.copy(content)
+    for key, value in content.items():
+        if path and key == path[0]:
+            result[key] = _without_training_state(value, path[1:], left_out, kept)
+        elif is_training_state(key) and (path or not isinstance(value, Tensor)):
+            left_out.append(str(key))
+            del result[key]
+        elif path:
+            kept.append(str(key))
+        elif isinstance(value, Mapping):
+            result[key] = _without_training_state(cast("Mapping[Any, Any]", value), (), left_out, kept)
+    return result

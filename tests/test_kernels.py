@@ -1,0 +1,129 @@
+"""The compiled inner loops do what their twins in PyTorch and NumPy do, to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from meldkit import kernels
+
+SIZES = st.sampled_from([1, 2, 7, 8, 15, 16, 17, 1023, 1024, 1025, 5000])
+
+
+@st.composite
+def tiles(draw: st.DrawFn, max_models: int = 4) -> Tensor:
+    """Rows of a wider buffer, as the engine's are: numbers of many sizes, many alike, many zeros."""
+    m, n = draw(st.integers(1, max_models)), draw(SIZES)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    values = torch.randn(m, n + 64, generator=generator)
+    if draw(st.booleans()):
+        values = (values * 4).round() / 4
+    values *= torch.rand(m, n + 64, generator=generator) < draw(st.sampled_from([0.3, 1.0]))
+    values *= 10 ** draw(st.sampled_from([-6.0, 0.0, 3.0]))
+    return values[:, :n]
+
+
+def both(function: Callable[[Tensor], Any], x: Tensor) -> tuple[Any, Any]:
+    """Results with the compiled library and without it, of the same tile."""
+    assert kernels.compiled()
+    first = function(x.clone().as_strided(x.shape, (x.shape[1], 1)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "_LIBRARY", None)
+        second = function(x.clone())
+    return first, second
+
+
+def same(first: Any, second: Any) -> None:
+    np.testing.assert_array_equal(np.asarray(first), np.asarray(second))
+
+
+@given(tiles(), st.data())
+@settings(max_examples=100, deadline=None)
+def test_elect(x: Tensor, data: st.DataObject) -> None:
+    numbers = st.sampled_from([1.0, 0.5, 0.3, 2.0, -0.7, 0.0])
+    before, factor, share = (data.draw(st.lists(numbers, min_size=len(x), max_size=len(x))) for _ in range(3))
+    least, lambda_ = data.draw(st.sampled_from([-np.inf, 0.0, 1e-6, 0.3])), data.draw(numbers)
+    same(*both(lambda x: kernels.elect(x, before, factor, share, least=least, lambda_=lambda_), x))
+
+
+@given(tiles(), st.floats(0, 2, width=32), st.floats(0, 2, width=32))
+@settings(max_examples=100, deadline=None)
+def test_count_magnitudes(x: Tensor, low: float, width: float) -> None:
+    high = float(np.float32(low + width))
+    (counts, inside), (expected, expected_inside) = both(
+        lambda x: kernels.count_magnitudes(x[0].numpy(), low, high), x
+    )
+    assert counts == expected
+    same(inside, expected_inside)
+
+
+@given(tiles(), st.integers(0, 100))
+@settings(max_examples=50, deadline=None)
+def test_keep_bits(x: Tensor, seed: int) -> None:
+    bits = np.random.default_rng(seed).integers(0, 256, -(-x.shape[1] // 8), np.uint8)
+
+    def kept(x: Tensor) -> Tensor:
+        kernels.keep_bits(x[0], bits)
+        return x[0]
+
+    same(*both(kept, x))
+
+
+@given(tiles(), st.sampled_from([0.0, 0.25, 1e-6, 2.0]))
+@settings(max_examples=50, deadline=None)
+def test_at_least(x: Tensor, threshold: float) -> None:
+    same(*both(lambda x: kernels.at_least(x[0], threshold), x))
+
+
+@given(tiles(), st.sampled_from([0.0, 0.25, 1e-6]))
+@settings(max_examples=50, deadline=None)
+def test_changed_elements(x: Tensor, epsilon: float) -> None:
+    def found(x: Tensor) -> list[Any]:
+        total, count = kernels.sum_changed(x, epsilon)
+        return [total.tolist(), count.tolist(), x.tolist(), [kernels.count_alone(row, count) for row in x]]
+
+    first, second = both(found, x)
+    assert first == second
+
+
+@given(tiles())
+@settings(max_examples=50, deadline=None)
+def test_by_rank(x: Tensor) -> None:
+    values = np.arange(x.shape[1], dtype=np.uint16) * 7
+    same(*both(lambda x: kernels.by_rank(x.contiguous().numpy(), values), x))
+
+
+@given(tiles())
+@settings(max_examples=50, deadline=None)
+def test_sums_differ_only_by_their_order(x: Tensor) -> None:
+    kept = np.arange(x.shape[1]) % 3 > 0
+    for function in (
+        kernels.products,
+        lambda x: kernels.norms(x[0], kept, 40),
+        kernels.variance,
+    ):
+        first, second = (np.asarray(found, np.float64) for found in both(function, x))
+        scale = np.abs(second).max(initial=0) + float((x.double() ** 2).sum())
+        np.testing.assert_allclose(
+            first, second, rtol=1e-6 if function is kernels.variance else 1e-12, atol=1e-13 * scale
+        )
+
+
+def test_reading(tmp_path: Any) -> None:
+    values = torch.randn(50_000).bfloat16()
+    path = tmp_path / "x"
+    path.write_bytes(values.view(torch.uint8).numpy().tobytes())
+    with path.open("rb") as f:
+        out = torch.empty(40_001)
+        assert kernels.read_bfloat16(f.fileno(), 2 * 3, out) == 2 * len(out)
+        assert torch.equal(out, values[3 : 3 + len(out)].float())
+        assert kernels.read_bfloat16(f.fileno(), 2 * 49_000, out) == 2 * 1000
+        with pytest.raises(OSError, match="descriptor"):
+            kernels.read_bfloat16(10_000, 0, out)
