@@ -225,6 +225,16 @@ def test_names_as_other_programs_write_them(a: Path) -> None:
     assert open_checkpoint("base+a", Path("base"), (a,)).adapters[0].tensors.keys() == whole.keys()
 
 
+def test_saved_modules_as_other_programs_write_them(base: Path, tmp_path: Path) -> None:
+    adapter = train(base, tmp_path / "a", 2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    expected = values(open_checkpoint("base+a", base, (adapter,)))
+    name = "base_model.model.lm_head."
+    rewrite(adapter, lambda t: t.update({name + "modules_to_save.default.weight": t.pop(name + "weight")}))
+    rewrite(adapter, lambda t: t.update({name + "original_module.weight": torch.zeros(64, 32)}))
+    for name, value in values(open_checkpoint("base+a", base, (adapter,))).items():
+        assert torch.equal(value, expected[name])
+
+
 def test_an_adapter_that_is_pickled(a: Path) -> None:
     path = a / "adapter_model.safetensors"
     torch.save(load_file(path), a / "adapter_model.bin")
@@ -910,6 +920,16 @@ def test_the_same_factor_twice(a: Path) -> None:
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A"
     rewrite(a, lambda t: t.update({f"{name}.default.weight": t[f"{name}.weight"].clone()}))
     assert refusal(a) == "adapter a has two lora_A for 'model.layers.0.self_attn.q_proj'"
+
+
+def test_the_same_weight_under_two_names(a: Path) -> None:
+    begin = "base_model.model.model."
+    copies = {name.removeprefix(begin): 1 for name in load_file(a / "adapter_model.safetensors")}
+    rewrite(a, lambda t: t.update({f"x.model.{name}": t[begin + name].clone() for name in copies}))
+    assert refusal(a) == (
+        "adapter a changes 'model.layers.0.mlp.down_proj.weight' under two names\n"
+        "  download the adapter again, or check how it was written"
+    )
 
 
 def test_no_tensors(a: Path) -> None:

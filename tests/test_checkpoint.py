@@ -21,8 +21,8 @@ from meldkit.checkpoint import (
     TileSource,
     open_checkpoint,
     open_files,
-    read_header,
     read_all,
+    read_header,
     read_json,
 )
 from meldkit.errors import CheckpointError, NotSupportedError

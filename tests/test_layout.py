@@ -16,6 +16,7 @@ import tiny
 from meldkit.checkpoint import open_checkpoint
 from meldkit.errors import MismatchError
 from meldkit.layout import Layout, Origin, Stack, find_part, infer_layout, with_depth
+from meldkit.layout.quirks import SPELLINGS
 
 TINY: dict[str, Any] = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16}
 HEADS: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 2}
@@ -261,6 +262,43 @@ def test_layers_that_predict_further_tokens_follow_the_stack(key: str) -> None:
         assert infer(names, config).stacks == (Stack("model.layers.", 5),)
 
 
+GENERATIONS = [
+    # The text decoder's layers, then other stacks; older and newer names of the same models are among them.
+    ("language_model.model.layers.", "vision_tower.vision_model.encoder.layers."),
+    ("model.language_model.layers.", "model.vision_tower.vision_model.encoder.layers."),
+    ("model.layers.", "visual.blocks."),
+    ("model.language_model.layers.", "model.visual.blocks.", "model.visual.deepstack_merger_list."),
+    ("model.text_model.layers.", "model.vision_model.encoder.layers."),
+    (
+        "language_model.model.layers.",
+        "vision_model.transformer.layers.",
+        "vision_model.global_transformer.layers.",
+    ),
+    (
+        "thinker.model.layers.",
+        "thinker.visual.blocks.",
+        "thinker.audio_tower.layers.",
+        "talker.model.layers.",
+    ),
+    ("language_model.model.decoder.layers.", "qformer.encoder.layer.", "vision_model.encoder.layers."),
+    ("text_decoder.bert.encoder.layer.", "vision_model.encoder.layers."),
+    ("text_model.encoder.layers.", "vision_model.encoder.layers."),
+    ("model.decoder.layers.", "model.encoder.layers."),
+    ("decoder.transformer.h.", "encoder.encoder.layer."),
+    ("model.layers.", "model.mtp.layers.", "mtp.layers."),
+    ("backbone.layers.", "backbone.embeddings.codebooks."),
+]
+
+
+@pytest.mark.parametrize("prefixes", GENERATIONS, ids=lambda prefixes: prefixes[0] + prefixes[1])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_the_text_decoder_is_told_by_its_name(prefixes: tuple[str, ...], backwards: bool) -> None:
+    names = [f"{prefix}{i}.attn.weight" for prefix in prefixes for i in range(3)]
+    layout = infer(names[::-1] if backwards else names)
+    assert stacks(layout) == dict.fromkeys(reversed(prefixes) if backwards else prefixes, 3)
+    assert layout.sliced_stack("m") == layout.text_stack == Stack(prefixes[0], 3)
+
+
 VLM = [
     "model.visual.patch_embed.proj.weight",
     *(f"model.visual.blocks.{i}.attn.qkv.weight" for i in range(3)),
@@ -429,6 +467,40 @@ def test_depth_inside_text_config() -> None:
     assert result["vision_config"] == config["vision_config"]
 
 
+NONSENSE = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 5) | st.sampled_from(["", "ab", "M*"]),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["0", "1", "x"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+KEYS = sorted(
+    {spelling.key for spelling in SPELLINGS} | {"layer_types", "linear_attn_config", "mlp_only_layers"}
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from(KEYS), NONSENSE), st.dictionaries(st.sampled_from(KEYS), NONSENSE))
+def test_nonsense_in_configurations_is_left_alone_or_refused(
+    ours: dict[str, Any], theirs: dict[str, Any]
+) -> None:
+    ours, theirs = ({"num_hidden_layers": 2} | settings_of for settings_of in (ours, theirs))
+    try:
+        result = deepened(ours, 2, [(theirs, 1), (ours, 0), (theirs, 0)])
+    except MismatchError:
+        return
+    assert result["num_hidden_layers"] == 3
+
+
+def test_a_period_in_one_model_and_a_list_in_the_other() -> None:
+    period = {"num_hidden_layers": 2, "sliding_window_pattern": 2}
+    listed = {"num_hidden_layers": 2, "layer_types": ["full_attention", "linear_attention"]}
+    taken = [(period, 0), (listed, 1), (period, 1), (listed, 0)]
+    kinds = ["sliding_attention", "linear_attention", "full_attention", "full_attention"]
+    for ours in (period, listed):
+        assert deepened(ours, 2, taken) == ours | {"num_hidden_layers": 4, "layer_types": kinds}
+
+
 def test_each_layer_brings_the_entry_of_its_own_model() -> None:
     ours = {"num_hidden_layers": 2, "layer_types": ["a0", "a1"], "text_config": {"n_layer": 2, "k": [1, 2]}}
     other = {
@@ -494,6 +566,8 @@ def test_the_section_that_describes_the_stack() -> None:
     }
     text = deepened(config, 4, [(config, 3)], "model.language_model.layers.")
     assert text == config | {"num_hidden_layers": 1, "text_config": {"num_hidden_layers": 1, "k": [4]}}
+    other = {"gpt_cfg": {"n_layer": 4}, "audio_cfg": {"n_layer": 4}}
+    assert deepened(other, 4, [(other, 0)]) == other | {"gpt_cfg": {"n_layer": 1}}
     tower = deepened(config, 4, [(config, 3)], "model.visual.blocks.", text=False)
     assert tower == config | {"vision_config": {"depth": 1, "k": [4]}}
 

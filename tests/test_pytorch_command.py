@@ -186,10 +186,27 @@ def test_donor_without_a_frame(files: list[dict[str, Tensor]]) -> None:
 def test_tensors_that_the_donor_lacks_come_along(files: list[dict[str, Tensor]]) -> None:
     more = files[0] | {"head.bias": torch.randn(4)}
     torch.save(more, "more.pt")
-    models = [{"model": "base.pt"}, {"model": "more.pt"}]
-    merge_raw({"merge_method": "linear", "parameters": {"weight": 0.5}, "models": models}, "out.pt")
-    found = torch.load("out.pt", weights_only=True)["state_dict"]
-    assert torch.equal(found["head.bias"], more["head.bias"])
+    for donor, wrapper in (("base.pt", ""), ("a.ckpt", "module.")):
+        models = [{"model": donor}, {"model": "more.pt"}]
+        merge_raw(
+            {"merge_method": "linear", "parameters": {"weight": 0.5}, "models": models}, f"{donor}.out.pt"
+        )
+        found = torch.load(f"{donor}.out.pt", weights_only=True)["state_dict"]
+        assert set(found) == {wrapper + name for name in more}
+        assert torch.equal(found[wrapper + "head.bias"], more["head.bias"])
+
+
+def test_layers_that_are_left_out_leave_the_frame_too() -> None:
+    layers = {f"net.layers.{i}.w": torch.full((2,), float(i)) for i in range(3)}
+    torch.save({"model": layers, "lr": 0.1}, "x.pt")
+    parts = [{"sources": [{"model": "x.pt", "layer_range": r}]} for r in ([2, 3], [0, 1])]
+    merge_raw({"merge_method": "passthrough", "slices": parts}, "out.pt")
+    found = torch.load("out.pt", weights_only=True)
+    assert found["lr"] == 0.1
+    same(
+        found["model"],
+        {"net.layers.0.w": layers["net.layers.2.w"], "net.layers.1.w": layers["net.layers.0.w"]},
+    )
 
 
 def test_what_lies_beside_a_file_has_no_say(files: list[dict[str, Tensor]]) -> None:

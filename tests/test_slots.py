@@ -451,7 +451,9 @@ def test_permission_covers_names_and_nothing_else() -> None:
     with pytest.raises(MismatchError) as caught:
         plan(LINEAR, allow_crimes=True)
     assert str(caught.value) == (
-        "tensor 'lm_head.weight' has shape [6, 4] in 'a' and [6, 8] in 'b'\n"
+        "tensor 'lm_head.weight' has shape [6, 4] in 'a' and [6, 8] in 'b'; 8 more of 9 tensors do not fit: "
+        "'model.embed_tokens.weight' [6, 4] and [6, 8], 'model.layers.0.input_layernorm.weight' [4] and [8]"
+        ", …\n"
         "  models can be merged only where their tensors have equal shapes"
     )
 
@@ -602,7 +604,7 @@ def test_without_a_text_decoder_the_first_module_gets_the_rest() -> None:
         ),
         (
             "{projector: {slices: [{sources: [{model: u, layer_range: [0, 1]}]}]}}",
-            "model 'u' has no numbered layers in 'projector', so layer_range has no meaning",
+            "model 'u' has no single stack of numbered layers in 'projector', so layer_range has no meaning",
         ),
         (
             "{vision_tower: {slices: [{sources: [{model: u, layer_range: [0, 4]}]}]}}",
@@ -615,6 +617,21 @@ def test_modules_that_do_not_fit(modules: str, message: str) -> None:
     method = "linear\nparameters: {weight: 1}" if "deep" in modules else "passthrough"
     with pytest.raises((MismatchError, RecipeError), match=message):
         plan(f"merge_method: {method}\nmodules: {modules}")
+
+
+@pytest.mark.parametrize(
+    ("extra", "config", "why"),
+    [
+        ({"model.embed_tokens_per_layer.weight": torch.ones(6, 4)}, {}, "holds a share of every layer"),
+        ({}, {"text_config": {"model_type": "zamba2"}}, "its shared block holds an adapter"),
+    ],
+)
+def test_layers_that_cannot_be_moved(extra: dict[str, Any], config: dict[str, Any], why: str) -> None:
+    tiny.decoder(Path("a"), 1, extra=extra, **config)
+    text = "merge_method: passthrough\nslices: [{{sources: [{{model: a, layer_range: [{}, 2]}}]}}]"
+    with pytest.raises(NotSupportedError, match=f"not supported: other layers of 'a', because .*{why}"):
+        plan(text.format(1))
+    assert len(names(plan(text.format(0)))) == 9 + len(extra)
 
 
 def test_layers_after_the_last_one_keep_their_place_after_the_new_last() -> None:

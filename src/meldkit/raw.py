@@ -199,8 +199,11 @@ class _Frame:
         new = {name: _like(tensor, old.get(name)) for name, tensor in tensors.items()}
         _tie(new, old)
         inner = at(self.content, self.weights.path)
+        for name, (*path, last) in self.weights.keys.items():
+            if name not in new:
+                del at(inner, tuple(path))[last]
         for name, tensor in new.items():
-            *path, last = self.weights.keys.get(name, (name,))
+            *path, last = self.weights.keys.get(name, (self.weights.wrapper + name,))
             at(inner, tuple(path))[last] = tensor
         try:
             torch.save(self.content, target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from meldkit.checkpoint.dtypes import BY_TORCH_NAME, DTYPES, DType
+from meldkit.checkpoint.experts import as_stored_by
 from meldkit.checkpoint.files import OpenFiles, open_files
 from meldkit.checkpoint.folder import Checkpoint, open_checkpoint
 from meldkit.checkpoint.json_file import read_json
@@ -32,6 +33,7 @@ __all__ = [
     "StoredTensor",
     "TensorInfo",
     "TileSource",
+    "as_stored_by",
     "open_checkpoint",
     "open_files",
     "open_model",

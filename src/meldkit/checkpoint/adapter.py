@@ -135,6 +135,7 @@ class _Laying:
         self._weights = dict(weights)
         self._names = Names(self._weights)
         self._vocabulary = Vocabulary(settings, self._weights, self.model_config)
+        self._made: set[tuple[str, type[Change]]] = set()
         self._resized = False
 
     @cached_property
@@ -264,6 +265,11 @@ class _Laying:
                 f"which is stored as {under.dtype}",
                 hint="lay it over the base model's original, unquantised weights",
             )
+        if (name, type(change)) in self._made:
+            raise CheckpointError(
+                f"adapter {self._folder} changes {shown(name)} under two names", hint=HALF_HINT
+            )
+        self._made.add((name, type(change)))
         self._put(name, replace(under, encoding=Overlay(under, change)))
 
     def _change_module(self, module: str, parts: Mapping[str, TensorInfo]) -> None:

@@ -46,6 +46,12 @@ class Checkpoint(Mapping[str, TensorInfo]):
     def __len__(self) -> int:
         return len(self.tensors)
 
+    @property
+    def gguf(self) -> Path | None:
+        """The GGUF file that this is, which holds its configuration and tokenizer too; None if it is none."""
+        file = next(iter(self.tensors.values())).file
+        return file if file.suffix == ".gguf" else None
+
     def plain(self, name: str) -> bool:
         """Whether the tensor's stored bytes are its value: no encoding, no adapter."""
         return self.tensors[name].encoding is None
@@ -94,7 +100,8 @@ def open_checkpoint(label: str, folder: Path, adapter_folders: tuple[Path, ...] 
             tensors[name] = info
     if not tensors:
         raise CheckpointError(f"model '{label}' has no tensors", hint=f"check how {folder} was written")
-    stored_config = read_json(root / "config.json") if has_config else headers[0].config
+    # A file that tells its own configuration may lie beside that of another model.
+    stored_config = headers[0].config or (read_json(root / "config.json") if has_config else {})
     tensors, config = dequantised(label, tensors, stored_config)
     adapters: list[Adapter] = []
     for path in adapter_folders:

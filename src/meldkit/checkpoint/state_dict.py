@@ -38,10 +38,12 @@ class Weights:
     Attributes:
         path: the keys that lead to the mapping that holds them.
         keys: for each name of a tensor, the keys that lead to it from there.
+        wrapper: what stands before every name there, and was taken away.
     """
 
     path: tuple[Key, ...]
     keys: Mapping[str, tuple[Key, ...]]
+    wrapper: str = ""
 
     def of(self, content: Any) -> dict[str, Any]:
         """The tensors by name, from the content that was searched or from a copy of it."""
@@ -82,10 +84,12 @@ def find_weights(content: object, tensor: type) -> Weights:
         if name in keys:
             raise ValueError(f"has two tensors named {shown(name)}")
         keys[name] = found
-    for wrapper in _WRAPPERS:
-        if all(name.startswith(wrapper) for name in keys):
-            keys = {name.removeprefix(wrapper): found for name, found in keys.items()}
-    return Weights(path, keys)
+    wrapper = ""
+    for prefix in _WRAPPERS:
+        if all(name.startswith(prefix) for name in keys):
+            keys = {name.removeprefix(prefix): found for name, found in keys.items()}
+            wrapper += prefix
+    return Weights(path, keys, wrapper)
 
 
 def _path(content: object, tensor: type) -> tuple[Key, ...] | None:

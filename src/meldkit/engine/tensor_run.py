@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from meldkit.checkpoint import DTYPES, Scratch, StoredTensor, TileSource
+from meldkit.engine.blocks import elements_of_row, round_to, scales_of
 from meldkit.errors import MeldError, RunError
 from meldkit.methods import Method, Noise, Whole
 from meldkit.methods.base import subtract_base
@@ -39,6 +40,7 @@ class Sink(Protocol):
         """Take the bytes of a run of elements that begins at element `start`.
 
         Within a page of memory they lie as within a page of the file in which `job.offset` counts.
+        Scales come as elements of `job.scales`, before their job is finished.
         """
         ...
 
@@ -72,6 +74,8 @@ class Buffers:
 
     def __init__(self, writer: Executor | None = None) -> None:
         self._values = Scratch()
+        self._held = Scratch()
+        self._scales = Scratch()
         self.scratch = Scratch()
         self._writer = writer
         #: Two, so that one can be filled while the other is written; and what is being done with them.
@@ -88,11 +92,15 @@ class Buffers:
         self._outputs.reverse()
         output = self._outputs[0]
         wait([output.written])
-        itemsize = DTYPES[job.dtype].itemsize
-        nbytes = (stop - start) * itemsize
-        room = output.scratch.take(nbytes + PAGE)
-        skip = (job.offset + start * itemsize - room.data_ptr()) % PAGE
-        return room[skip : skip + nbytes]
+        return _within_page(output.scratch, job, start, stop)
+
+    def held(self, n: int) -> Float32[Tensor, " n"]:
+        """Room for elements that wait until a row of blocks is complete."""
+        return self._held.take(n * 4).view(torch.float32)
+
+    def scales(self, job: TensorJob, start: int, stop: int) -> Tensor:
+        """As `output`, for scales [start, stop); they are to be written at once."""
+        return _within_page(self._scales, job, start, stop)
 
     def write(self, sink: Sink, job: TensorJob, start: int, data: Tensor) -> Future[None]:
         """Hand over what has been put into the latest output room, which is in use until it is written."""
@@ -102,6 +110,14 @@ class Buffers:
         else:
             self._outputs[0].written = self._writer.submit(sink.write, job, start, view)
         return self._outputs[0].written
+
+
+def _within_page(scratch: Scratch, job: TensorJob, start: int, stop: int) -> Tensor:
+    itemsize = DTYPES[job.dtype].itemsize
+    nbytes = (stop - start) * itemsize
+    room = scratch.take(nbytes + PAGE)
+    skip = (job.offset + start * itemsize - room.data_ptr()) % PAGE
+    return room[skip : skip + nbytes]
 
 
 class _Output:
@@ -183,7 +199,8 @@ class TensorRun:
         self._sink = sink
         self._allow_nonfinite = allow_nonfinite
         self._whole = Whole(len(job.inputs), job.shape, Noise(seed, job.name), of_model)
-        self._raw = inputs.open_raw(job.inputs[0], job.dtype) if job.method is None else None
+        copied = job.method is None and job.scales is None
+        self._raw = inputs.open_raw(job.inputs[0], job.dtype) if copied else None
         self._sources = [] if self._raw else [inputs.open(i) for i in job.all_inputs]
         self._statistic: Statistic | None = None
         self._measured: Any = None
@@ -194,7 +211,9 @@ class TensorRun:
             grain = job.method.grain(self._whole, job.values)
             self._statistic = job.method.statistic(self._whole, job.values)
         self._tile = max(tile // grain, 1) * grain
-        self._span = max(span // self._tile, 1) * self._tile
+        # A span begins where a tile may, and holds whole rows of blocks.
+        unit = self._tile if job.scales is None else math.lcm(grain, elements_of_row(job))
+        self._span = max(span // unit, 1) * unit
         self.spans = self._next_spans()
 
     def _next_spans(self) -> deque[tuple[int, int]]:
@@ -224,7 +243,8 @@ class TensorRun:
             self._raw.read_bytes(start, raw.numpy().data)
             return buffers.write(self._sink, self.job, start, raw)
         if self._writing:
-            return self._write(start, stop, buffers)
+            write = self._write if self.job.scales is None else self._write_in_blocks
+            return write(start, stop, buffers)
         self._measure(start, stop, buffers)
         return None
 
@@ -242,14 +262,46 @@ class TensorRun:
         raw = buffers.output(self.job, start, stop)
         output = raw.view(getattr(torch, DTYPES[self.job.dtype].torch))
         for first, last in cut([(start, stop)], self._tile):
-            models, base = read_tile(self.job, self._sources, first, last, buffers)
-            values = (
-                models[0] if self.job.method is None else self._merge(self.job.method, first, models, base)
-            )
+            values = self._values(first, last, buffers)
             part = output[first - start : last - start].copy_(values)
             if not self._allow_nonfinite and not _fit(values, part):
                 self._refuse_output(first, last, values, part.dtype, buffers)
         return buffers.write(self._sink, self.job, start, raw)
+
+    def _write_in_blocks(self, start: int, stop: int, buffers: Buffers) -> Future[None]:
+        """Write whole rows of blocks, with their scales; tiles may end within one."""
+        job = self.job
+        assert job.scales is not None
+        row, block = elements_of_row(job), math.prod(job.block)
+        raw = buffers.output(job, start, stop)
+        codes = raw.view(getattr(torch, DTYPES[job.dtype].torch))
+        raw_scales = buffers.scales(job.scales, start // block, stop // block)
+        all_scales = raw_scales.view(torch.float32)
+        held = buffers.held(min(self._tile + row, stop - start))
+        done, filled = start, 0
+        for first, last in cut([(start, stop)], self._tile):
+            held[filled : filled + last - first] = self._values(first, last, buffers)
+            filled += last - first
+            complete = filled // row * row
+            if not complete:
+                continue
+            values = held[:complete]
+            scales = scales_of(job, values, buffers.scratch, allow_nonfinite=self._allow_nonfinite)
+            if not self._allow_nonfinite and not _all_finite(scales):
+                self._refuse_output(done, done + complete, values, codes.dtype, buffers)
+            round_to(codes[done - start :][:complete], values, scales, job)
+            all_scales[(done - start) // block :][: scales.numel()] = scales.view(-1)
+            # What is left is less than a row of blocks, so that it does not lie over its new place.
+            filled -= complete
+            held[:filled] = held[complete : complete + filled]
+            done += complete
+        self._sink.write(job.scales, start // block, raw_scales.numpy().data)
+        return buffers.write(self._sink, job, start, raw)
+
+    def _values(self, start: int, stop: int, buffers: Buffers) -> Float32[Tensor, " n"]:
+        """Elements [start, stop) of the output."""
+        models, base = read_tile(self.job, self._sources, start, stop, buffers)
+        return models[0] if self.job.method is None else self._merge(self.job.method, start, models, base)
 
     def _merge(
         self, method: Method, start: int, models: Float32[Tensor, "m n"], base: Float32[Tensor, " n"] | None

@@ -16,7 +16,7 @@ from meldkit.layout.quirks import (
     OTHER_LISTS,
     SPELLINGS,
 )
-from meldkit.layout.spellings import Spelling
+from meldkit.layout.spellings import Period, Spelling
 from meldkit.layout.words import NOT_TEXT, words
 
 #: Words of keys and sections that do not say which part of a model they describe.
@@ -72,11 +72,14 @@ def _sections(
     part = words(stack.prefix)
     if "decoder" in part:
         part -= {"encoder"}  # as in decoder.bert.encoder.layer
-    found = [
-        (path, key, about)
+    told = [
+        (path, key, words(" ".join((*path, key))) - _NEUTRAL)
         for path, key in _depth_keys(config, stack.num_blocks)
-        if (about := words(" ".join((*path, key))) - _NEUTRAL) <= part and (text or not _is_text(path))
     ]
+    found = [entry for entry in told if entry[2] <= part and (text or not _is_text(entry[0]))]
+    if text and not found:
+        # A section of another name is the text decoder's if it is not plainly another part's.
+        found = [entry for entry in told if not entry[2] & (NOT_TEXT | {"encoder"})]
     # A decoder and a tower may have keys of their own beside plain ones, which then speak of the rest.
     if ("decoder" in part or part & NOT_TEXT) and any(about for _, _, about in found):
         found = [entry for entry in found if entry[2]]
@@ -145,9 +148,12 @@ class _PerLayer:
     key: str
 
     def read(self, section: Mapping[str, Any], depth: int) -> Sequence[Any] | None:
-        del depth
         value = section.get(self.key)
-        return cast("list[Any]", value) if isinstance(value, list) else None
+        if isinstance(value, list):
+            return cast("list[Any]", value)
+        # Another model's configuration may give a period where this one has a list.
+        periods = (s for s in SPELLINGS if isinstance(s, Period) and s.listed == self.key)
+        return next((entries for s in periods if (entries := s.read(section, depth)) is not None), None)
 
     def write(self, section: Mapping[str, Any], entries: Sequence[Any]) -> dict[str, Any]:
         del section
@@ -167,7 +173,10 @@ def _per_layer(key: str, value: Any, depth: int) -> bool:
 
 def _entry(spelling: Spelling, ours: Sequence[Any], origin: Origin) -> Any:
     entries = spelling.read(origin.config, origin.depth)
-    entries = ours if entries is None else entries
+    if entries is None and isinstance(spelling, Period):
+        entries = spelling.read_list(origin.config)
+    if entries is None:
+        entries = ours
     if origin.layer >= len(entries):
         raise MismatchError(
             f"'{spelling.key}' of config.json has {len(entries)} entries, none for layer {origin.layer}",

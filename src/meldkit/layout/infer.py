@@ -155,9 +155,9 @@ def infer_layout(names: Iterable[str], config: Mapping[str, Any]) -> Layout:
     ]
     # A stack that config.json confirms comes before one that it does not, an outer one before an inner.
     candidates.sort(key=lambda s: (_own_depth(s, depths, tails) not in depths, s.prefix.count(".")))
+    parts = [_without_tail(s, _own_depth(s, depths, tails)) for s in candidates]
     by_prefix = {s.prefix: rank for rank, s in enumerate(candidates)}
-    own = [_own_depth(s, depths, tails) for s in candidates]
-    places = {name: _place(name, by_prefix, candidates, own) for name in names}
+    places = {name: _place(name, by_prefix, parts) for name in names}
     used = dict.fromkeys(place.stack for place in places.values() if place.stack is not None)
     text_depths = frozenset(_numbers(config, (*DEPTH_KEYS, *LIST_KEYS), without=NOT_TEXT))
     return Layout(tuple(used), places, depths, text_depths)
@@ -184,26 +184,31 @@ def _own_depth(stack: Stack, depths: frozenset[int], tails: frozenset[int]) -> i
     return n if n in depths else next((n - t for t in sorted(tails) if n - t in depths), n)
 
 
-def _place(name: str, by_prefix: Mapping[str, int], candidates: list[Stack], own: list[int]) -> Place:
+def _without_tail(stack: Stack, depth: int) -> tuple[Stack, Stack]:
+    """The stack of the first blocks, and that of the others."""
+    return Stack(stack.prefix, depth), Stack(stack.prefix, stack.num_blocks - depth, depth)
+
+
+def _place(name: str, by_prefix: Mapping[str, int], parts: list[tuple[Stack, Stack]]) -> Place:
     found = [(by_prefix[prefix], index, leaf) for prefix, index, leaf in _splits(name) if prefix in by_prefix]
     if not found:
         return Place(None, None, name)
     rank, index, leaf = min(found)
-    stack = candidates[rank]
-    if index < own[rank]:
-        return Place(Stack(stack.prefix, own[rank]), index, leaf)
-    return Place(Stack(stack.prefix, stack.num_blocks - own[rank], own[rank]), index - own[rank], leaf)
+    stack, tail = parts[rank]
+    if index < stack.num_blocks:
+        return Place(stack, index, leaf)
+    return Place(tail, index - tail.first, leaf)
 
 
 def _numbers(
     config: Mapping[str, Any], keys: Iterable[str], *, without: frozenset[str] = frozenset()
 ) -> Iterable[int]:
-    """The values of keys in all sections without such words; of a list, its length."""
+    """The values of keys in all sections without such words; of a per-layer list, its length."""
     for key in keys:
         value = config.get(key)
         if type(value) is int:
             yield value
-        elif isinstance(value, list | str) and value:
+        elif key in LIST_KEYS and isinstance(value, list | str) and value:
             yield len(cast("list[Any]", value))
     for name, section in config.items():
         if isinstance(section, Mapping) and not words(str(name)) & without:

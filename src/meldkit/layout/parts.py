@@ -62,7 +62,8 @@ def find_part(layout: Layout, name: str | None, label: str) -> Part:
             hint=f"its parts are {', '.join(names)}",
         )
     inner = _stacks(layout, found[0])
-    return Part(found[0], max(inner, key=lambda s: s.num_blocks in layout.depths) if inner else None)
+    inner = [s for s in inner if s.num_blocks in layout.depths] or inner
+    return Part(found[0], inner[0] if len(inner) == 1 else None)
 
 
 def _roots(layout: Layout, path: Iterable[str]) -> list[str]:

@@ -13,6 +13,10 @@ from typing import Any, Protocol, cast
 Section = Mapping[str, Any]
 
 
+def _list(value: Any) -> list[Any]:
+    return cast("list[Any]", value) if isinstance(value, list) else []
+
+
 class Spelling(Protocol):
     """One way of a configuration to say what each layer is."""
 
@@ -39,8 +43,8 @@ class Numbers:
     within: str = ""
 
     def read(self, section: Section, depth: int) -> list[bool] | None:
-        section = (section.get(self.within) or {}) if self.within else section
-        value = section.get(self.key)
+        inner = section.get(self.within) if self.within else section
+        value = cast("Section", inner).get(self.key) if isinstance(inner, Mapping) else None
         return [i + self.first in value for i in range(depth)] if isinstance(value, list) else None
 
     def write(self, section: Section, entries: Sequence[Any]) -> dict[str, Any]:
@@ -120,16 +124,25 @@ class Period:
             return None
         return self.kinds[layer % period != offset % period]
 
+    @property
+    def _plain(self) -> bool:
+        """Whether it says only which layers are of the kind, in words of its own."""
+        return self.kinds == (True, False)
+
     def read(self, section: Section, depth: int) -> list[Any] | None:
-        if self.listed and section.get(self.listed):
+        if _list(section.get(self.listed)):
             return None
         entries = [self._kind(section, layer) for layer in range(depth)]
         return None if None in entries else entries
 
+    def read_list(self, section: Section) -> list[Any] | None:
+        """The list that wins over the period, where its entries are those that a period gives."""
+        return None if self._plain else _list(section.get(self.listed)) or None
+
     def write(self, section: Section, entries: Sequence[Any]) -> dict[str, Any] | None:
         if all(self._kind(section, layer) == entry for layer, entry in enumerate(entries)):
             return {}
-        return {self.listed: list(entries)} if self.listed and self.kinds != (True, False) else None
+        return {self.listed: list(entries)} if self.listed and not self._plain else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +153,7 @@ class SparseStep:
 
     def read(self, section: Section, depth: int) -> list[bool] | None:
         step = section.get(self.key)
-        dense = cast("list[int]", section.get("mlp_only_layers") or [])
+        dense = _list(section.get("mlp_only_layers"))
         if type(step) is not int or step < 1:
             return None
         return [i not in dense and (i + 1) % step == 0 for i in range(depth)]
@@ -189,10 +202,10 @@ class Pointers:
     key: str
 
     def read(self, section: Section, depth: int) -> list[int] | None:
-        value = section.get(self.key)
-        if not isinstance(value, list) or len(cast("list[int]", value)) != depth:
+        sources = _list(section.get(self.key))
+        if len(sources) != depth or not all(type(source) is int for source in sources):
             return None
-        return [i - source for i, source in enumerate(cast("list[int]", value))]
+        return [i - source for i, source in enumerate(sources)]
 
     def write(self, section: Section, entries: Sequence[Any]) -> dict[str, Any] | None:
         del section
@@ -211,8 +224,11 @@ class Exceptions:
         value = section.get(self.key)
         if not isinstance(value, Mapping):
             return None
-        own = {int(layer): entry for layer, entry in cast("Mapping[str, Any]", value).items()}
-        return [own.get(i) for i in range(depth)]
+        own = cast("Section", value)
+        if not all(layer.isdecimal() for layer in own):
+            return None
+        numbered = {int(layer): entry for layer, entry in own.items()}
+        return [numbered.get(i) for i in range(depth)]
 
     def write(self, section: Section, entries: Sequence[Any]) -> dict[str, Any]:
         del section
@@ -241,11 +257,8 @@ class Repeated:
     key: str
 
     def read(self, section: Section, depth: int) -> list[Any] | None:
-        value = section.get(self.key)
-        if not isinstance(value, list) or not value:
-            return None
-        entries = cast("list[Any]", value)
-        return [entries[layer % len(entries)] for layer in range(depth)]
+        entries = _list(section.get(self.key))
+        return [entries[layer % len(entries)] for layer in range(depth)] if entries else None
 
     def write(self, section: Section, entries: Sequence[Any]) -> dict[str, Any]:
         return {} if self.read(section, len(entries)) == list(entries) else {self.key: list(entries)}
@@ -258,12 +271,13 @@ class Runs:
     key: str
 
     def read(self, section: Section, depth: int) -> list[Any] | None:
-        value = section.get(self.key)
-        if not isinstance(value, list):
-            return None
-        pairs = cast("list[tuple[list[Any], int]]", value)
-        entries = [entry for kinds, times in pairs for entry in kinds * times]
-        return entries if len(entries) == depth else None
+        entries: list[Any] = []
+        for pair in _list(section.get(self.key)):
+            run = _list(pair)
+            if len(run) != 2 or type(run[1]) is not int:
+                return None
+            entries += _list(run[0]) * min(run[1], depth)
+        return entries if entries and len(entries) == depth else None
 
     def write(self, section: Section, entries: Sequence[Any]) -> dict[str, Any]:
         del section

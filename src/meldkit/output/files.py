@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any, cast
 
+from meldkit.checkpoint.gguf import write_generation_config, write_tokenizer
 from meldkit.errors import RunError
 from meldkit.output.card import model_card
 from meldkit.plan import Plan
@@ -68,12 +69,17 @@ def write_side_files(
     Raises:
         RunError: a file cannot be read or written.
     """
-    donor = plan.checkpoints[plan.donor].folder
+    donor = plan.checkpoints[plan.donor]
     try:
-        for path in carried(donor, copy_tokenizer=copy_tokenizer):
-            target = folder / path.relative_to(donor)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+        if donor.gguf is not None:
+            write_generation_config(donor.gguf, folder)
+            if copy_tokenizer:
+                write_tokenizer(donor.gguf, folder)
+        else:
+            for path in carried(donor.folder, copy_tokenizer=copy_tokenizer):
+                target = folder / path.relative_to(donor.folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
         if plan.config is not None:
             _write_json(folder / "config.json", plan.config)
         if len(plan.files) > 1:
@@ -151,9 +157,10 @@ def _parts(donor: Path) -> set[str]:
 
 
 def _index(plan: Plan) -> dict[str, Any]:
+    stored = [part for job in plan.jobs for part in job.stored]
     return {
-        "metadata": {"total_size": sum(job.nbytes for job in plan.jobs)},
-        "weight_map": {job.name: plan.files[job.file].name for job in plan.jobs},
+        "metadata": {"total_size": sum(part.nbytes for part in stored)},
+        "weight_map": {part.name: plan.files[part.file].name for part in stored},
     }
 
 

@@ -264,8 +264,9 @@ class OutputFolder:
             raise RunError(
                 f"{len(missing)} tensors were not written, the first is '{missing[0]}'", hint=_AGAIN
             )
+        stored = [part for job in self._plan.jobs for part in job.stored]
         for index, file in enumerate(self._plan.files):
-            expected = {j.name: (j.dtype, j.shape, j.offset) for j in self._plan.jobs if j.file == index}
+            expected = {p.name: (p.dtype, p.shape, p.offset) for p in stored if p.file == index}
             header = read_header(self._file(file))
             found = {t.name: (t.dtype, t.shape, t.offset) for t in header.tensors.values()}
             if found != expected:

@@ -3,38 +3,34 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from meldkit.checkpoint import BY_TORCH_NAME, DTYPES, Checkpoint, TensorInfo
+from meldkit.checkpoint import BY_TORCH_NAME, DTYPES, Checkpoint, TensorInfo, as_stored_by
 from meldkit.errors import MismatchError, NotSupportedError, RecipeError
-from meldkit.layout import Origin, with_depth
+from meldkit.layout import Origin, Place, with_depth
 from meldkit.methods import Method, get_method
+from meldkit.plan.fp8 import in_blocks, with_quantisation
 from meldkit.plan.model import Input, Plan, TensorJob
-from meldkit.plan.shards import lay_out
-from meldkit.plan.slots import (
+from meldkit.plan.pieces import (
     Model,
     Piece,
-    Slot,
     at,
     cast_sources,
     layer_range,
-    left_out,
     open_layouts,
     open_pieces,
-    owner,
-    recipe_slots,
+    piece_of,
 )
+from meldkit.plan.shards import lay_out_jobs
+from meldkit.plan.slots import Slot, left_out, recipe_slots
 from meldkit.plan.values import lint_names, lint_values, resolve_values
 from meldkit.recipe import ModelRef, Recipe
 
 #: Bytes of tensors per file if the user names no size; the Hub's own tools write files of 5 GB.
 DEFAULT_SHARD_SIZE = 5_000_000_000
-#: Embeddings of something else than tokens.
-_NOT_VOCABULARY = re.compile(r"pos|type", re.I)
 #: A model is taken for another architecture when it lacks more than this share of the tensors.
 _MAX_MISSING = 0.5
 
@@ -67,10 +63,11 @@ def build_plan(
         for part in module.slices:
             cast_sources(method, part, recipe, whole_models=module.from_models)
     warnings = [*recipe.warnings, *lint_names(recipe, method)]
-    checkpoints = {ref: open_model(ref) for ref in recipe.models()}
+    notes: list[str] = []
+    checkpoints = _in_one_layout({ref: open_model(ref) for ref in recipe.models()}, recipe, notes)
     models = open_layouts(checkpoints)
     donor = models[recipe.base_model or next(iter(models))]
-    notes = list(_check_vocabulary(recipe, models))
+    notes += _check_vocabulary(recipe, models)
     warnings += _lint_models(recipe, models, donor)
     _check_architectures(list(models.values()), donor, allow_crimes=allow_crimes)
     pieces = open_pieces(recipe, method, models, donor)
@@ -82,10 +79,11 @@ def build_plan(
     warnings += lint_values(method, slots)
     infos = [c.tensors for c in checkpoints.values()]
     labels = [c.label for c in checkpoints.values()]
+    _check_fit(slots, infos, labels)
     drafts = [_draft(slot, method, recipe, infos, labels, notes) for slot in slots]
     _check_uniform(method, drafts)
-    files, positions = lay_out([(d.name, d.dtype, d.shape, d.nbytes) for d in drafts], shard_size)
-    jobs = tuple(replace(d, file=positions[d.name][0], offset=positions[d.name][1]) for d in drafts)
+    drafts = in_blocks(drafts, slots, recipe, donor, infos, notes)
+    jobs, files = lay_out_jobs(drafts, shard_size)
     return Plan(
         recipe=recipe,
         method=method,
@@ -93,11 +91,25 @@ def build_plan(
         donor=donor.index,
         jobs=jobs,
         files=tuple(files),
-        config=_config(recipe, pieces, models, donor, jobs),
+        config=with_quantisation(_config(recipe, pieces, models, donor, jobs), jobs),
         notes=tuple(notes),
         warnings=tuple(dict.fromkeys(warnings)),
         seed=seed,
     )
+
+
+def _in_one_layout(
+    checkpoints: Mapping[ModelRef, Checkpoint], recipe: Recipe, notes: list[str]
+) -> dict[ModelRef, Checkpoint]:
+    """Every model with its experts stored as the donor stores them, so that they meet their namesakes."""
+    donor = checkpoints[recipe.base_model or next(iter(checkpoints))]
+    result: dict[ModelRef, Checkpoint] = {}
+    for ref, checkpoint in checkpoints.items():
+        tensors = as_stored_by(checkpoint.tensors, donor.tensors)
+        if tensors is not checkpoint.tensors:
+            notes.append(f"the experts of '{ref}' are read as '{donor.label}' stores them")
+        result[ref] = replace(checkpoint, tensors=tensors)
+    return result
 
 
 def _check_supported(recipe: Recipe) -> None:
@@ -170,6 +182,8 @@ def _vocabulary(checkpoint: Checkpoint) -> object:
 
 
 def _tokenizer_bytes(checkpoint: Checkpoint) -> bytes | None:
+    if checkpoint.gguf is not None:  # its tokenizer is in the file; what lies beside it is another model's
+        return None
     for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"):
         path = checkpoint.folder / name
         if path.is_file():
@@ -210,7 +224,7 @@ def _check_depths(pieces: Sequence[Piece], models: Mapping[ModelRef, Model], don
             model = models[source.model]
             for stack in model.layout.stacks:
                 num_blocks = expected.get((stack.prefix, stack.first > 0), stack.num_blocks)
-                if owner(pieces, stack.prefix) is piece and num_blocks != stack.num_blocks:
+                if piece_of(pieces, stack.prefix) is piece and num_blocks != stack.num_blocks:
                     raise MismatchError(
                         f"model '{model.ref}' has {stack.num_blocks} blocks {stack.prefix}*, "
                         f"'{donor.ref}' has {num_blocks}",
@@ -248,11 +262,7 @@ def _without_tied_head(slots: list[Slot], donor: Model, notes: list[str]) -> lis
     if donor.checkpoint.config.get("tie_word_embeddings") is not True:
         return slots
     # A head may have layers of its own, in the shape of another embedding than the vocabulary's.
-    embeddings = [
-        donor.checkpoint[name]
-        for name, place in donor.layout.places.items()
-        if place.role == "embedding" and not _NOT_VOCABULARY.search(name)
-    ]
+    embeddings = [donor.checkpoint[name] for name in donor.token_embeddings()]
     vocabulary = max(embeddings, key=lambda info: info.numel, default=None)
     tied = [
         slot
@@ -292,7 +302,6 @@ def _draft(
     """The job of a slot, not yet placed in a file."""
     reference = infos[slot.reference.checkpoint][slot.reference.tensor]
     inputs = tuple(entry.input for entry in slot.entries)
-    _check_fit(slot, reference, infos, labels)
     wanted = recipe.out_dtype or recipe.dtype
     dtype = BY_TORCH_NAME[wanted].name if wanted and reference.floating else reference.dtype
 
@@ -306,6 +315,12 @@ def _draft(
         if len({i.checkpoint for i in (*inputs, slot.reference)}) > 1:
             notes.append(f"{slot.name}: {reference.dtype}, copied from '{labels[slot.reference.checkpoint]}'")
         return copy
+    if slot.place.role == "lm_head":
+        notes += [
+            f"{slot.name}: that of '{labels[i.checkpoint]}' is its embedding, to which it is tied"
+            for i in (*inputs, *((slot.base,) if slot.base else ()))
+            if Place(None, None, i.tensor).role == "embedding"
+        ]
     if slot.missing:
         absent = ", ".join(f"'{ref}'" for ref in dict.fromkeys(slot.missing))
         notes.append(f"{slot.name}: copied from '{labels[slot.reference.checkpoint]}'; missing in {absent}")
@@ -333,27 +348,47 @@ def _check_uniform(method: Method, drafts: Sequence[TensorJob]) -> None:
                 )
 
 
+#: Tensors that a message about misfits names.
+_SHOWN = 3
+
+
 def _check_fit(
-    slot: Slot, reference: TensorInfo, infos: Sequence[Mapping[str, TensorInfo]], labels: Sequence[str]
+    slots: Sequence[Slot], infos: Sequence[Mapping[str, TensorInfo]], labels: Sequence[str]
 ) -> None:
-    """All inputs must have the reference's shape, and be numbers of its kind."""
-    for entry in (*(e.input for e in slot.entries), *((slot.base,) if slot.base else ())):
-        info = infos[entry.checkpoint][entry.tensor]
-        first, second = labels[slot.reference.checkpoint], labels[entry.checkpoint]
-        if info.shape != reference.shape:
-            vocabulary = slot.place.role in ("embedding", "lm_head")
-            raise MismatchError(
-                f"tensor '{slot.name}' has shape {list(reference.shape)} in '{first}' "
-                f"and {list(info.shape)} in '{second}'",
-                hint="the models have different vocabularies; merging them needs their tokenizers aligned"
-                if vocabulary and info.shape[1:] == reference.shape[1:]
-                else "models can be merged only where their tensors have equal shapes",
-            )
-        if info.floating != reference.floating:
-            raise MismatchError(
-                f"tensor '{slot.name}' is {reference.dtype} in '{first}' and {info.dtype} in '{second}'",
-                hint="integers are no weights; one of the models may be quantised",
-            )
+    """All inputs of a slot must have the reference's shape, and be numbers of its kind."""
+    misfits: list[tuple[Slot, TensorInfo, TensorInfo, str]] = []
+    for slot in slots:
+        reference = infos[slot.reference.checkpoint][slot.reference.tensor]
+        first = labels[slot.reference.checkpoint]
+        for entry in (*(e.input for e in slot.entries), *((slot.base,) if slot.base else ())):
+            info, second = infos[entry.checkpoint][entry.tensor], labels[entry.checkpoint]
+            if info.shape != reference.shape:
+                misfits.append((slot, reference, info, second))
+            elif info.floating != reference.floating:
+                raise MismatchError(
+                    f"tensor '{slot.name}' is {reference.dtype} in '{first}' and {info.dtype} in '{second}'",
+                    hint="integers are no weights; one of the models may be quantised",
+                )
+    if not misfits:
+        return
+    slot, reference, info, second = misfits[0]
+    message = (
+        f"tensor '{slot.name}' has shape {list(reference.shape)} in '{labels[slot.reference.checkpoint]}' "
+        f"and {list(info.shape)} in '{second}'"
+    )
+    if len(misfits) > 1:
+        others = [f"'{s.name}' {list(r.shape)} and {list(i.shape)}" for s, r, i, _ in misfits[1:_SHOWN]]
+        message += f"; {len(misfits) - 1} more of {len(slots)} tensors do not fit: {', '.join(others)}"
+        message += ", …" * (len(misfits) > _SHOWN)
+    vocabulary = all(
+        s.place.role in ("embedding", "lm_head") and i.shape[1:] == r.shape[1:] for s, r, i, _ in misfits
+    )
+    raise MismatchError(
+        message,
+        hint="the models have different vocabularies; merging them needs their tokenizers aligned"
+        if vocabulary
+        else "models can be merged only where their tensors have equal shapes",
+    )
 
 
 def _config(
@@ -379,7 +414,7 @@ def _config(
         config = with_depth(config, piece.stacks[donor.ref], origins, text=piece.part.root is None)
     elements: Counter[str] = Counter()
     for job in jobs:
-        if DTYPES[job.dtype].floating:
+        if DTYPES[job.dtype].floating and job.scales is None:
             elements[DTYPES[job.dtype].torch] += job.numel
     if elements:
         # transformers called it torch_dtype before version 5; each reader looks for its own.

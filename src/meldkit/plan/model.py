@@ -40,6 +40,8 @@ class TensorJob:
         base: where task vectors start, for methods that use them.
         file: index into `Plan.files`.
         offset: first byte in that file.
+        scales: the tensor that holds the scales of a quantised one, as a job without inputs of its own; the
+            sizes of a block are the quotients of the last two sizes of both, without remainder.
     """
 
     name: str
@@ -51,6 +53,7 @@ class TensorJob:
     base: Input | None
     file: int
     offset: int
+    scales: TensorJob | None = None
 
     @property
     def numel(self) -> int:
@@ -61,6 +64,17 @@ class TensorJob:
     def nbytes(self) -> int:
         """Bytes of the output tensor."""
         return self.numel * DTYPES[self.dtype].itemsize
+
+    @property
+    def stored(self) -> tuple[TensorJob, ...]:
+        """What the weight files hold: the tensor, and its scales if it has any."""
+        return (self,) if self.scales is None else (self, self.scales)
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Height and width of what has a scale in common; of a tensor with scales."""
+        assert self.scales is not None
+        return self.shape[-2] // self.scales.shape[-2], self.shape[-1] // self.scales.shape[-1]
 
     @property
     def all_inputs(self) -> tuple[Input, ...]:
@@ -137,7 +151,7 @@ class Plan:
 
     @property
     def num_parameters(self) -> int:
-        """Elements of all output tensors."""
+        """Elements of all output tensors; scales are none."""
         return sum(job.numel for job in self.jobs)
 
     @property
@@ -160,8 +174,7 @@ class Plan:
                     {k: job.values[k] for k in sorted(job.values)},
                     [(i.checkpoint, i.tensor) for i in job.all_inputs],
                     job.base is not None,
-                    job.file,
-                    job.offset,
+                    [(part.file, part.offset) for part in job.stored],
                 )
                 for job in self.jobs
             ],

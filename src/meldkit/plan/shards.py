@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from meldkit.checkpoint import DTYPES
-from meldkit.plan.model import OutputFile
+from meldkit.plan.model import OutputFile, TensorJob
 
 _METADATA = {"format": "pt"}
 #: Bytes: weights begin at a page of the file, so that they can be written and mapped in whole pages.
@@ -14,6 +15,21 @@ _HEADER_ALIGNMENT = 4096
 
 #: name, dtype (safetensors spelling), shape, bytes
 Spec = tuple[str, str, tuple[int, ...], int]
+
+
+def lay_out_jobs(
+    drafts: Sequence[TensorJob], shard_size: int
+) -> tuple[tuple[TensorJob, ...], list[OutputFile]]:
+    """Give each job, and its scales, its file and its offset; see `lay_out`."""
+    stored = [part for draft in drafts for part in draft.stored]
+    files, positions = lay_out([(p.name, p.dtype, p.shape, p.nbytes) for p in stored], shard_size)
+
+    def placed(draft: TensorJob) -> TensorJob:
+        file, offset = positions[draft.name]
+        scales = None if draft.scales is None else placed(draft.scales)
+        return replace(draft, file=file, offset=offset, scales=scales)
+
+    return tuple(map(placed, drafts)), files
 
 
 def lay_out(specs: Sequence[Spec], shard_size: int) -> tuple[list[OutputFile], dict[str, tuple[int, int]]]:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from meldkit.errors import RecipeError, did_you_mean
 from meldkit.methods import METHODS, Method, Parameter, Value, Values
-from meldkit.plan.slots import Entry, Slot, at
+from meldkit.plan.pieces import at
+from meldkit.plan.slots import Entry, Slot
 from meldkit.recipe import Parameters, Recipe, evaluate, filter_matches, filters_of, reaches, resolve
 from meldkit.recipe.schema import MergeConfiguration
 

@@ -323,15 +323,37 @@ def _q6_k(raw: Tensor, out: Tensor) -> None:
     _scaled(out, values.view(torch.int8).sub_(32), _half(raw, 208) * scales)
 
 
+#: The values that the four bits of IQ4_NL and IQ4_XS stand for.
+_UNEVEN = torch.tensor(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=torch.float32
+)
 #: Twice the values of four-bit floats (E2M1), sign last. Source: OCP Microscaling Formats (MX) v1.0.
 _E2M1 = torch.tensor([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], dtype=torch.float32)
+
+
+def _looked_up(table: Tensor, packed: Tensor, out: Tensor) -> None:
+    """Fill `out` with the values that four bits stand for."""
+    torch.index_select(table, 0, _fields(packed, 4).flatten().int(), out=out.view(-1))
+
+
+def _iq4_nl(raw: Tensor, out: Tensor) -> None:
+    _looked_up(_UNEVEN, raw[:, None, 2:], out)
+    out.mul_(_half(raw, 0))
+
+
+def _iq4_xs(raw: Tensor, out: Tensor) -> None:
+    low = _fields(raw[:, 4:8].unsqueeze(2), 4).flatten(1)
+    high = _fields(raw[:, 2:4].unsqueeze(2), 2).flatten(1)
+    scales = (low | (high << 4)).view(torch.int8) - 32
+    _looked_up(_UNEVEN, raw[:, 8:].view(-1, 8, 16), out)
+    out.view(-1, 8, 32).mul_((_half(raw, 0) * scales).unsqueeze(2))
 
 
 def _mxfp4(raw: Tensor, out: Tensor) -> None:
     exponents = raw[:, :1].to(torch.int32)
     # Half of two to the power of (exponent - 127); the two smallest are subnormal numbers.
     bits = torch.where(exponents < 2, 0x00200000 << exponents.clamp_max(1), (exponents - 1) << 23)
-    torch.index_select(_E2M1, 0, _fields(raw[:, None, 1:], 4).flatten().int(), out=out.view(-1))
+    _looked_up(_E2M1, raw[:, None, 1:], out)
     out.mul_(bits.view(torch.float32))
 
 
@@ -346,5 +368,7 @@ _DECODERS: dict[str, Callable[[Tensor, Tensor], None]] = {
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
+    "IQ4_NL": _iq4_nl,
+    "IQ4_XS": _iq4_xs,
     "MXFP4": _mxfp4,
 }

@@ -26,7 +26,7 @@ from meldkit.checkpoint.json_file import shown
 from meldkit.checkpoint.tensor import Header, TensorInfo
 from meldkit.errors import NotSupportedError
 
-_NAME = re.compile(r"(?:blk\.(?P<block>0|[1-9][0-9]{0,4})\.)?(?P<leaf>.+?)(?P<end>\.weight|\.bias)?")
+_NAME = re.compile(r"(?:blk\.(?P<block>0|[1-9][0-9]{0,4})\.)?(?P<leaf>.*?)(?P<end>\.weight|\.bias)?", re.S)
 
 
 def read_gguf(path: Path) -> Header:
@@ -130,7 +130,7 @@ def _infos(settings: Settings, architecture: Architecture, entry: Entry, dtype: 
     """What a tensor of the file is in the model: one tensor, or one for each expert, or none."""
     path = settings.contents.path
     match = _NAME.fullmatch(entry.name)
-    assert match is not None  # every text that is not empty matches
+    assert match is not None  # every text matches
     name = _Name(int(match["block"]) if match["block"] else None, match["leaf"], match["end"] or "")
     if name.block is None and name.leaf in architecture.left_out:
         return
