@@ -1107,3 +1107,25 @@ def test_lying_header(a: Path) -> None:
     path = a / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     assert refusal(a).startswith("a/adapter_model.safetensors is truncated")
+
+
+def test_tokens_of_an_adapter_come_with_its_tokenizer(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    monkeypatch.chdir(tmp_path)
+    model = LlamaForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(70)
+    saved = ["embed_tokens", "lm_head"]
+    peft = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=saved))
+    peft.save_pretrained("a")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        Path("a", name).write_text("{}")
+    merge({"merge_method": "passthrough", "models": [{"model": f"{base}+a"}]}, "out")
+    assert json.loads(Path("out/config.json").read_text())["vocab_size"] == 70
+    assert {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} <= {
+        p.name for p in Path("out").iterdir()
+    }
+    assert not any(p.name.startswith("adapter") for p in Path("out").iterdir())

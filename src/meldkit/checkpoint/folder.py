@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from meldkit.checkpoint.adapter import Adapter, open_adapter
 from meldkit.checkpoint.files import OpenFiles
@@ -26,6 +26,7 @@ class Checkpoint(Mapping[str, TensorInfo]):
         folder: where its configuration and tokenizer lie.
         tensors: stored tensors, those that adapters change encoded over what is stored.
         config: config.json, empty if there is none, with what adapters change in it.
+        tokenizer: folder of an adapter that brings a tokenizer for tokens of its own; None for the model's.
         adapters: LoRA adapters laid over the stored tensors, in order.
         fingerprint: hex hash of everything the headers say.
     """
@@ -34,6 +35,7 @@ class Checkpoint(Mapping[str, TensorInfo]):
     folder: Path
     tensors: Mapping[str, TensorInfo]
     config: Mapping[str, Any]
+    tokenizer: Path | None
     adapters: tuple[Adapter, ...]
     fingerprint: str
 
@@ -104,9 +106,12 @@ def open_checkpoint(label: str, folder: Path, adapter_folders: tuple[Path, ...] 
     stored_config = headers[0].config or (read_json(root / "config.json") if has_config else {})
     tensors, config = dequantised(label, tensors, stored_config)
     adapters: list[Adapter] = []
+    tokenizer: Path | None = None
     for path in adapter_folders:
         adapter = open_adapter(path, tensors, config)
         adapters.append(adapter)
+        if _num_tokens(adapter.config) != _num_tokens(config) and (path / "tokenizer_config.json").is_file():
+            tokenizer = path
         tensors |= adapter.tensors
         config = adapter.config
     digests = [h.digest for h in headers] + [digest_of_settings(stored_config)] + [a.digest for a in adapters]
@@ -115,6 +120,14 @@ def open_checkpoint(label: str, folder: Path, adapter_folders: tuple[Path, ...] 
         folder=root,
         tensors=tensors,
         config=config,
+        tokenizer=tokenizer,
         adapters=tuple(adapters),
         fingerprint=hashlib.sha256("".join(digests).encode()).hexdigest(),
+    )
+
+
+def _num_tokens(config: Mapping[str, Any]) -> object:
+    text = config.get("text_config")
+    return config.get(
+        "vocab_size", cast("dict[str, Any]", text).get("vocab_size") if isinstance(text, dict) else None
     )

@@ -80,6 +80,10 @@ def write_side_files(
                 target = folder / path.relative_to(donor.folder)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
+        if copy_tokenizer and donor.tokenizer is not None:
+            for path in donor.tokenizer.iterdir():
+                if path.is_file() and path.name.startswith(_TOKENIZER):
+                    shutil.copyfile(path, folder / path.name)
         if plan.config is not None:
             _write_json(folder / "config.json", plan.config)
         if len(plan.files) > 1:
