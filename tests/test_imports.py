@@ -31,8 +31,9 @@ _TIERS = {
     "api": "errors recipe methods checkpoint plan engine output options",
     "memory": "errors methods checkpoint plan engine",
     "merge": "api config options output",
+    "report": "errors recipe checkpoint layout",
     "raw": "errors recipe checkpoint plan options api",
-    "cli": "errors options api raw",
+    "cli": "errors options api raw report",
     "__init__": "api memory",
 }
 #: For annotations only, which cost nothing at run time.
@@ -53,6 +54,7 @@ _EXTERNAL = {
     "api": "",
     "memory": "torch numpy",
     "merge": "",
+    "report": "",
     "raw": "torch numpy",
     "cli": "click rich",
     "__init__": "",

@@ -20,6 +20,7 @@ _COMMANDS = {
     "merge": "Merge models as a recipe says.",
     "pytorch": "Merge weight files of any PyTorch program.",
     "plan": "Show what a recipe would do, without reading a weight.",
+    "inspect": "Show what a model is made of: parts, layers, types.",
     "methods": "List the merge methods, or explain one.",
 }
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from meldkit.cli.display import text_size
+from meldkit.cli.display import count, table, text_size
 
 if TYPE_CHECKING:
     from meldkit.plan import Plan, TensorJob
@@ -59,8 +59,8 @@ def describe(plan: Plan, *, verbose: bool = False) -> str:
         verbose: list every tensor instead of groups, and every note.
     """
     lines = [f"{plan.method.name}: {plan.method.summary}"]
-    lines += ["", "models", *_table([_model(plan, index) for index in range(len(plan.checkpoints))])]
-    size = f"{text_size(plan.bytes_to_write)} in {_count(len(plan.files), 'file')}"
+    lines += ["", "models", *table([_model(plan, index) for index in range(len(plan.checkpoints))])]
+    size = f"{text_size(plan.bytes_to_write)} in {count(len(plan.files), 'file')}"
     lines += ["", "output", f"  {_content(plan)}", f"  {size}; {text_size(plan.bytes_to_read)} to read"]
     lines += ["", "tensors", *(_tensors(plan) if verbose else _groups(plan))]
     notes = list(plan.notes)
@@ -80,13 +80,13 @@ def _model(plan: Plan, index: int) -> tuple[str, ...]:
         for word, holds in (
             ("base", checkpoint.label == str(plan.recipe.base_model)),
             ("gives config and tokenizer", index == plan.donor),
-            (_count(len(checkpoint.adapters), "adapter"), bool(checkpoint.adapters)),
+            (count(len(checkpoint.adapters), "adapter"), bool(checkpoint.adapters)),
         )
         if holds
     ]
     return (
         checkpoint.label,
-        _count(len(checkpoint), "tensor"),
+        count(len(checkpoint), "tensor"),
         text_size(sum(info.nbytes for info in checkpoint.values())),
         ", ".join(dict.fromkeys(info.dtype for info in checkpoint.values())),
         ", ".join(roles),
@@ -94,28 +94,15 @@ def _model(plan: Plan, index: int) -> tuple[str, ...]:
 
 
 def _content(plan: Plan) -> str:
-    parts = [f"{plan.num_parameters:,} parameters", _count(len(plan.jobs), "tensor")]
+    parts = [f"{plan.num_parameters:,} parameters", count(len(plan.jobs), "tensor")]
     if plan.num_layers is not None:
-        parts.append(_count(plan.num_layers, "layer"))
+        parts.append(count(plan.num_layers, "layer"))
     return ", ".join([*parts, *dict.fromkeys(job.dtype for job in plan.jobs)])
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows with their columns under each other."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
 
 
 def _tensors(plan: Plan) -> list[str]:
     """One line for each tensor: name, dtype, shape, and where it comes from."""
-    return _table([(job.name, job.dtype, str(list(job.shape)), _treatment(plan, [job])) for job in plan.jobs])
+    return table([(job.name, job.dtype, str(list(job.shape)), _treatment(plan, [job])) for job in plan.jobs])
 
 
 def _groups(plan: Plan) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from meldkit.errors import MismatchError
@@ -64,6 +64,23 @@ def find_part(layout: Layout, name: str | None, label: str) -> Part:
     inner = _stacks(layout, found[0])
     inner = [s for s in inner if s.num_blocks in layout.depths] or inner
     return Part(found[0], inner[0] if len(inner) == 1 else None)
+
+
+def all_parts(layout: Layout) -> dict[str, Part]:
+    """Every part by its name, the text decoder first; of several of one name, the first one."""
+    stack = layout.text_stack
+    parts = {"text_decoder": Part(None, stack)}
+    for root in _roots(layout, stack.prefix.split(".")[:-2] if stack else []):
+        inner = _stacks(layout, root)
+        inner = [s for s in inner if s.num_blocks in layout.depths] or inner
+        parts.setdefault(_last(root), Part(root, inner[0] if len(inner) == 1 else None))
+    return parts
+
+
+def part_of(parts: Mapping[str, Part], tensor: str) -> str:
+    """The name of the part that a tensor belongs to: the most special one."""
+    roots = {name: part.root for name, part in parts.items() if part.root and tensor.startswith(part.root)}
+    return max(roots, key=lambda name: len(roots[name]), default=next(iter(parts)))
 
 
 def _roots(layout: Layout, path: Iterable[str]) -> list[str]:
