@@ -427,3 +427,15 @@ def test_scratch_is_reused_and_grows() -> None:
     assert scratch.take(10).data_ptr() == big.data_ptr()
     assert scratch.take(1000).data_ptr() == big.data_ptr()
     assert scratch.take(1001).numel() == 1001
+
+
+def test_links_that_lead_nowhere_and_pointers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(Path("m"))
+    Path("m/model.safetensors").symlink_to("../blobs/gone")
+    assert refusal(Path("m")).startswith("model 'm': m/model.safetensors is a link that leads nowhere\n")
+    make(Path("n"))
+    Path("n/model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    assert refusal(Path("n"), "n") == (
+        "n/model.safetensors is a pointer of Git LFS, not the file itself\n  run 'git lfs pull' in its folder"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 import tiny
 from meldkit import merge
+from meldkit.errors import MismatchError
 from meldkit.options import MergeOptions
 
 
@@ -62,3 +64,50 @@ def test_a_buffer_that_only_one_has(donor: str) -> None:
     merged = mean(donor, "b" if donor == "a" else "a", base_model=donor)
     assert ("embeddings.position_ids" in merged) == (donor == "a")
     assert len(merged) == 9 + (donor == "a")
+
+
+@pytest.mark.parametrize("donor", ["long", "short"])
+def test_names_with_and_without_a_prefix(donor: str) -> None:
+    """GPT-2 lies on the Hub without the prefix that its fine-tunes have."""
+    tiny.gpt2(Path("long"), 0)
+    tiny.gpt2(Path("other"), 1)
+    other = tiny.tensors(Path("other"))
+    config = json.loads(Path("other/config.json").read_text())
+    tiny.stored(Path("short"), {n.removeprefix("transformer."): t for n, t in other.items()}, config)
+    long, short = tiny.tensors(Path("long")), tiny.tensors(Path("short"))
+    merged = mean(donor, "short" if donor == "long" else "long")
+    assert merged.keys() == {"long": long, "short": short}[donor].keys()
+    for name, tensor in merged.items():
+        bare = name.removeprefix("transformer.")
+        torch.testing.assert_close(tensor, (long[f"transformer.{bare}"] + short[bare]) / 2)
+
+
+def test_names_of_two_generations() -> None:
+    """Vision-language models changed the order of their prefixes."""
+
+    def older(name: str) -> str:
+        if name.startswith("lm_head."):
+            return f"language_model.{name}"
+        name = name.removeprefix("model.")
+        return name.replace("language_model.", "language_model.model.", 1)
+
+    names = [f"model.language_model.layers.{i}.self_attn.q_proj.weight" for i in range(3)]
+    names += [f"model.vision_tower.vision_model.encoder.layers.{i}.self_attn.q_proj.weight" for i in range(3)]
+    names += [
+        "model.language_model.norm.weight",
+        "model.multi_modal_projector.linear_1.weight",
+        "lm_head.weight",
+    ]
+    new = {n: torch.randn(4, 4) for n in names}
+    old = {older(n): torch.randn(4, 4) for n in names}
+    tiny.stored(Path("new"), new, {"num_hidden_layers": 3})
+    tiny.stored(Path("old"), old, {"num_hidden_layers": 3})
+    for name, tensor in mean("new", "old").items():
+        torch.testing.assert_close(tensor, (new[name] + old[older(name)]) / 2)
+
+
+def test_models_of_other_kinds_are_refused() -> None:
+    tiny.stored(Path("a"), {f"a.{i}.x": torch.ones(2) for i in range(4)}, {})
+    tiny.stored(Path("b"), {f"b.{i}.y": torch.ones(2) for i in range(4)}, {})
+    with pytest.raises(MismatchError, match="lacks 4 of 8 tensors"):
+        mean("a", "b")

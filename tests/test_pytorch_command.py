@@ -376,3 +376,22 @@ def test_plan_reads_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(plan.files) == 1
     assert plan.config is None
     assert not plan.warnings
+
+
+@pytest.mark.parametrize("key", ["state_dict_ema", "model_ema", "ema", "params_ema"])
+def test_averages_over_the_training_are_left_out(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Programs prefer them to the weights; a merge has none."""
+    monkeypatch.chdir(tmp_path)
+    for i, name in enumerate(("a.pt", "b.pt")):
+        torch.save(
+            {"state_dict": {"w": torch.full((2,), 4.0 * i)}, key: {"w": torch.ones(2)}, "epoch": 3}, name
+        )
+    Path("r.yml").write_text(
+        "merge_method: linear\nparameters: {weight: 0.5}\nmodels: [{model: a.pt}, {model: b.pt}]\n"
+    )
+    merge_raw("r.yml", "out.pt", None)
+    content = torch.load("out.pt", weights_only=True)
+    assert content.keys() == {"state_dict", "epoch"}
+    assert content["state_dict"]["w"].tolist() == [2, 2]

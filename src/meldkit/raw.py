@@ -22,7 +22,7 @@ from torch import Tensor
 from meldkit import api
 from meldkit.checkpoint import DTYPES, Checkpoint, open_model, read_header
 from meldkit.checkpoint.pickled import SUFFIXES
-from meldkit.checkpoint.state_dict import Weights, at, find_weights, is_training_state
+from meldkit.checkpoint.state_dict import Weights, at, find_weights, is_average, is_training_state
 from meldkit.errors import CheckpointError, NotSupportedError, OutputError, RunError
 from meldkit.options import MergeOptions
 from meldkit.plan import Plan, build_plan
@@ -262,7 +262,7 @@ def _without_training_state(
     for key, value in content.items():
         if path and key == path[0]:
             result[key] = _without_training_state(value, path[1:], left_out, kept)
-        elif is_training_state(key) and (path or not isinstance(value, Tensor)):
+        elif (is_training_state(key) or is_average(key)) and (path or not isinstance(value, Tensor)):
             left_out.append(str(key))
             del result[key]
         elif path:

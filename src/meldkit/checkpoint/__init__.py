@@ -8,6 +8,7 @@ from meldkit.checkpoint.files import OpenFiles, open_files
 from meldkit.checkpoint.folder import Checkpoint, open_checkpoint
 from meldkit.checkpoint.json_file import read_json
 from meldkit.checkpoint.models import open_model
+from meldkit.checkpoint.renamed import as_named_by
 from meldkit.checkpoint.safetensors import read_header
 from meldkit.checkpoint.tensor import (
     Encoding,
@@ -33,6 +34,7 @@ __all__ = [
     "StoredTensor",
     "TensorInfo",
     "TileSource",
+    "as_named_by",
     "as_stored_by",
     "open_checkpoint",
     "open_files",

@@ -41,6 +41,10 @@ def read_header(path: Path) -> Header:
             prefix = f.read(_LENGTH_BYTES)
             if len(prefix) < _LENGTH_BYTES:
                 raise _bad(path, f"has {size} bytes, too few for a safetensors file")
+            if prefix == b"version ":
+                raise _bad(
+                    path, "is a pointer of Git LFS, not the file itself", "run 'git lfs pull' in its folder"
+                )
             length = int.from_bytes(prefix, "little")
             if length > size - _LENGTH_BYTES:
                 raise _bad(path, f"says its header has {length:,} bytes, but the file has {size:,}")

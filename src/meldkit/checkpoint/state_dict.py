@@ -22,6 +22,8 @@ _TRAINING = re.compile(
     r"callback|loop)s?(?![a-z])",
     re.IGNORECASE,
 )
+#: Averages of weights over the training, which merged weights do not have.
+_AVERAGE = re.compile(r"(?:^|_)ema(?![a-z])", re.IGNORECASE)
 #: What data parallel training and compilation put before every name.
 _WRAPPERS = ("module.", "_orig_mod.")
 _MAX_DEPTH = 8
@@ -60,6 +62,11 @@ def at(content: Any, keys: tuple[Key, ...]) -> Any:
 def is_training_state(key: object) -> bool:
     """Whether what stands under this key is about training, such as an optimizer's state."""
     return isinstance(key, str) and _TRAINING.match(key) is not None
+
+
+def is_average(key: object) -> bool:
+    """Whether it is a key of weights averaged over the training: `model_ema`, `params_ema`."""
+    return isinstance(key, str) and _AVERAGE.search(key) is not None
 
 
 def find_weights(content: object, tensor: type) -> Weights:

@@ -35,6 +35,12 @@ def read_weights(label: str, folder: Path) -> list[Header]:
         )
     if not folder.is_dir():
         return [read_file(folder)]
+    for name in (*_SINGLES, *(single + _INDEX for single in _SINGLES)):
+        if (folder / name).is_symlink() and not (folder / name).exists():
+            raise CheckpointError(
+                f"model '{label}': {folder / name} is a link that leads nowhere",
+                hint="the file it led to was deleted, perhaps from the hub's cache; download the model again",
+            )
     for name in _SINGLES:
         if (folder / name).exists():
             return [read_file(folder / name)]

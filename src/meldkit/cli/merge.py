@@ -112,9 +112,7 @@ def summary(result: MergeResult, code: str) -> None:
     """What was done, how fast, where it is, and what to do next: a line of Python."""
     plan = result.plan
     traffic = result.bytes_read + result.bytes_written
-    # ru_maxrss is in KiB on Linux and in bytes on macOS.
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peak = _peak_memory()
     if result.discarded:
         click.echo("unfinished work for another recipe or other inputs was in the folder and was thrown away")
     if result.num_resumed:
@@ -127,6 +125,17 @@ def summary(result: MergeResult, code: str) -> None:
     # Double quotes read better; they are not enough where the shell looks into them.
     quoted = shlex.quote(code) if set(code) & set('"$`\\!') else f'"{code}"'
     click.echo(f"try it: python -c {quoted}")
+
+
+def _peak_memory() -> int:
+    """Bytes; on Linux of this program alone, where the usual number begins with that of who started it."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, IndexError, ValueError):
+        # In KiB, but in bytes on macOS.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _first_steps(result: MergeResult) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from meldkit.checkpoint import BY_TORCH_NAME, DTYPES, Checkpoint, TensorInfo, as_stored_by
+from meldkit.checkpoint import BY_TORCH_NAME, DTYPES, Checkpoint, TensorInfo, as_named_by, as_stored_by
 from meldkit.errors import MismatchError, NotSupportedError, RecipeError
 from meldkit.layout import Origin, Place, with_depth
 from meldkit.methods import Method, get_method
@@ -31,7 +31,7 @@ from meldkit.recipe import ModelRef, Recipe
 
 #: Bytes of tensors per file if the user names no size; the Hub's own tools write files of 5 GB.
 DEFAULT_SHARD_SIZE = 5_000_000_000
-#: A model is taken for another architecture when it lacks more than this share of the tensors.
+#: A model is taken for another architecture when it lacks this share of the tensors.
 _MAX_MISSING = 0.5
 
 
@@ -84,6 +84,9 @@ def build_plan(
     _check_uniform(method, drafts)
     drafts = in_blocks(drafts, slots, recipe, donor, infos, notes)
     jobs, files = lay_out_jobs(drafts, shard_size)
+    config = _config(recipe, pieces, models, donor, jobs)
+    if any(not piece.module.from_models and piece.num_blocks == 0 for piece in pieces):
+        warnings.append("no layer is left in the output")
     return Plan(
         recipe=recipe,
         method=method,
@@ -91,7 +94,7 @@ def build_plan(
         donor=donor.index,
         jobs=jobs,
         files=tuple(files),
-        config=with_quantisation(_config(recipe, pieces, models, donor, jobs), jobs),
+        config=with_quantisation(config, jobs),
         notes=tuple(notes),
         warnings=tuple(dict.fromkeys(warnings)),
         seed=seed,
@@ -101,12 +104,18 @@ def build_plan(
 def _in_one_layout(
     checkpoints: Mapping[ModelRef, Checkpoint], recipe: Recipe, notes: list[str]
 ) -> dict[ModelRef, Checkpoint]:
-    """Every model with its experts stored as the donor stores them, so that they meet their namesakes."""
+    """Every model under the donor's names and with its experts stored alike, so that namesakes meet."""
     donor = checkpoints[recipe.base_model or next(iter(checkpoints))]
     result: dict[ModelRef, Checkpoint] = {}
     for ref, checkpoint in checkpoints.items():
-        tensors = as_stored_by(checkpoint.tensors, donor.tensors)
-        if tensors is not checkpoint.tensors:
+        named = as_named_by(checkpoint.tensors, donor.tensors)
+        if named is not checkpoint.tensors:
+            own, name = next(
+                pair for pair in zip(checkpoint.tensors, named, strict=True) if pair[0] != pair[1]
+            )
+            notes.append(f"the tensors of '{ref}' go by the names of '{donor.label}': {own} is {name}, …")
+        tensors = as_stored_by(named, donor.tensors)
+        if tensors is not named:
             notes.append(f"the experts of '{ref}' are read as '{donor.label}' stores them")
         result[ref] = replace(checkpoint, tensors=tensors)
     return result
@@ -283,7 +292,7 @@ def _check_missing(slots: Sequence[Slot], models: Mapping[ModelRef, Model]) -> N
         for ref in dict.fromkeys(slot.missing):
             lacking.setdefault(ref, []).append(slot.name)
     for ref, names in lacking.items():
-        if len(names) > _MAX_MISSING * len(slots):
+        if len(names) >= _MAX_MISSING * len(slots):
             own = next(iter(models[ref].checkpoint), "none")
             raise MismatchError(
                 f"model '{ref}' lacks {len(names)} of {len(slots)} tensors, the first is '{names[0]}'",
