@@ -98,8 +98,8 @@ too.""",
         """\
 Codes with scales are merged as the numbers that they stand for. Their tensors get the type that config.json
 names (`dtype`, else bfloat16). Scales of activations and caches are left out: they were measured on one of
-the models. `out_dtype: float8_e4m3fn` in the recipe writes FP8 again, in blocks of 128 × 128 with scales; experts that
-are stored joined stay wide.""",
+the models. `out_dtype: float8_e4m3fn` in the recipe writes FP8 again, in blocks of 128 × 128 with scales;
+experts that are stored joined stay wide.""",
         ("format", "`quant_method`"),
         samples.quantised_rows,
     ),
