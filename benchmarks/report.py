@@ -16,8 +16,8 @@ INTRODUCTION = """
 Written by `make bench`; the raw numbers are in the JSON file beside this page.
 
 Models of {billions:.2f} B parameters (Llama-shaped, bf16, one file of {gigabytes:.2f} GB each), inputs in
-the page cache. Each number is the median over {runs} runs of the whole process, start-up included, after
-{warm_up}.
+the page cache. Each number is the median over the runs that the tables count, of the whole process, start-up
+included, after {warm_up}.
 The contestants take turns on the same recipe: `meldkit merge RECIPE OUT`, `mergekit-yaml RECIPE OUT
 --lazy-unpickle --copy-tokenizer`, and the floor, which is what moving the bytes costs: `cat` of all inputs
 to /dev/null, then `cp` of one of them to the output's folder.
@@ -100,7 +100,7 @@ def number(value: float | None, digits: int = 2, unit: str = "") -> str:
 
 
 def timing_rows(results: Sequence[Result]) -> list[list[str]]:
-    head = "method,inputs,contestant,time,spread,then sync,÷ floor,mergekit ÷ it,peak RSS,anonymous"
+    head = "method,inputs,contestant,runs,time,spread,then sync,÷ floor,mergekit ÷ it,peak RSS,anonymous"
     rows: list[list[str]] = [[*head.split(",")]]
     for result in results:
         for contestant, costs in result.runs.items():
@@ -111,6 +111,7 @@ def timing_rows(results: Sequence[Result]) -> list[list[str]]:
                     result.case.name,
                     str(len(result.case.inputs)),
                     contestant,
+                    str(len(costs)),
                     f"{statistics.median(times):.2f} s"
                     + (f" {NOISY}" if result.is_noisy(contestant) else ""),
                     f"{min(times):.2f}–{max(times):.2f}",
@@ -167,8 +168,8 @@ def markdown(results: Sequence[Result], data: Mapping[str, Any]) -> str:
     introduction = INTRODUCTION.format(
         billions=data["parameters"] / 1e9,
         gigabytes=data["model_bytes"] / 1e9,
-        runs=data["runs"],
-        warm_up="a warm-up" + (f" (mergekit: a single run of {', '.join(once)})" if once else ""),
+        warm_up="a warm-up"
+        + (f" (mergekit: without one where it takes minutes: {', '.join(once)})" if once else ""),
     )
     noisy = any(result.is_noisy(contestant) for result in results for contestant in result.runs)
     parts = [
