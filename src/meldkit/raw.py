@@ -172,7 +172,7 @@ class _Frame:
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except RuntimeError:  # files of the time before zip archives cannot be mapped
                 content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as e:
+        except Exception as e:  # torch raises whatever the pickle's own errors are
             lines = [line.strip() for line in str(e).splitlines() if "GLOBAL" in line]
             raise CheckpointError(
                 f"{path} holds more than weights, and torch does not load it: "

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from meldkit import kernels
 from meldkit.checkpoint.dtypes import DTYPES
 from meldkit.checkpoint.files import OpenFiles
 from meldkit.shapes import Float32
@@ -126,7 +125,7 @@ class StoredTensor:
         if self._dtype is torch.float32:
             self.read_bytes(start, out.view(torch.uint8).numpy().data)
             return
-        if self._dtype is torch.bfloat16 and kernels.compiled():
+        if self._dtype is torch.bfloat16:
             self._files.read_bfloat16(self._info.file, self._info.offset + start * self._itemsize, out)
             return
         raw = scratch.take((stop - start) * self._itemsize)

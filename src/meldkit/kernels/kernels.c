@@ -275,7 +275,7 @@ LOOP void add_square(float *restrict total, const float *restrict row, const flo
                      const float *restrict mean, long n) {
     for (long i = 0; i < n; i++) {
         float difference = row[i] - first[i] - mean[i];
-        total[i] = fmaf(difference, difference, total[i]);
+        total[i] += difference * difference;
     }
 }
 
