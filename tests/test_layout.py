@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import tiny
@@ -481,6 +481,7 @@ KEYS = sorted(
 
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(st.sampled_from(KEYS), NONSENSE), st.dictionaries(st.sampled_from(KEYS), NONSENSE))
+@example({"kv_source_layers": [0, 4]}, {})
 def test_nonsense_in_configurations_is_left_alone_or_refused(
     ours: dict[str, Any], theirs: dict[str, Any]
 ) -> None:

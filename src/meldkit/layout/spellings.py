@@ -210,7 +210,7 @@ class Pointers:
     def write(self, section: Section, entries: Sequence[Any]) -> dict[str, Any] | None:
         del section
         sources = [i - back for i, back in enumerate(entries)]
-        owners = all(source >= 0 and entries[source] == 0 for source in sources)
+        owners = all(source in range(len(entries)) and entries[source] == 0 for source in sources)
         return {self.key: sources} if owners else None
 
 
