@@ -246,6 +246,26 @@ def read(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def numbers(folder: Path) -> dict[str, int]:
+    """The number of each token of a model's tokenizer."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    added = {token["content"]: token["id"] for token in content["added_tokens"]}
+    return content["model"]["vocab"] | added
+
+
+def renumbered(tensors: dict[str, Tensor], own: dict[str, int], wanted: dict[str, int]) -> dict[str, Tensor]:
+    """Tables with the rows of tokens at other places: mergekit numbers new tokens in any order."""
+    if own == wanted or own.keys() != wanted.keys():
+        return tensors
+    size = len(own)
+    order = torch.empty(size, dtype=torch.long)
+    order[[wanted[token] for token in own]] = torch.tensor(list(own.values()))
+    tables = ("embed_tokens.weight", "lm_head.weight", "wte.weight")
+    return {
+        name: torch.cat([x[order], x[size:]]) if name.endswith(tables) else x for name, x in tensors.items()
+    }
+
+
 def structure(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> str:
     """In what names, shapes and dtypes differ; empty if in nothing."""
     if extra := sorted(ours.keys() - theirs.keys()):
@@ -317,6 +337,7 @@ def judge(case: Case, ours_error: str | None, theirs_error: str | None) -> Row:
         return explained(case, "meldkit refuses", f"meldkit: {ours_error}")
     folder = CACHE / "outputs" / case.name
     ours, theirs = read(folder / "meldkit"), read(folder / "mergekit")
+    theirs = renumbered(theirs, numbers(folder / "mergekit"), numbers(folder / "meldkit"))
     if differs := structure(ours, theirs):
         return Row(case, "UNEXPECTED", note=differs)
     if case.random:

@@ -20,7 +20,6 @@ BOUNDS = "probabilities of keeping an element must lie between 0 and 1"
 IMPORTANCE = (
     "mergekit's float32 divergences are off by 10⁻⁴: elements at the threshold fall on the other side"
 )
-VOCABULARY = "vocabularies that differ are not supported yet"
 BF16_BOUND = 2.0**-6  # two spacings of bf16 at the largest element
 
 
@@ -822,36 +821,87 @@ TOKENIZERS = [
         merge("ties", pair(density=0.5)) | {"tokenizer": {"source": "base"}},
     ),
     Case(
+        "tokenizer-same-pad",
+        "qwen2",
+        "pad_to_multiple_of, of equal vocabularies",
+        merge("linear", pair(), None) | {"tokenizer": {"source": "base", "pad_to_multiple_of": 48}},
+    ),
+    Case(
         "tokenizer-union",
         "llama",
         "tokenizer_source: union",
         merge("linear", WIDE, None) | {"tokenizer_source": "union"},
-        VOCABULARY,
-        outcome="meldkit refuses",
+    ),
+    Case(
+        "tokenizer-union-wide-first",
+        "llama",
+        "union, the larger vocabulary first",
+        merge("linear", {"wide": 0.6, "b": 0.4}, None) | {"tokenizer_source": "union"},
+    ),
+    Case(
+        "tokenizer-union-base",
+        "llama",
+        "union with a base that is merged too",
+        merge("linear", {"base": 0.1, **WIDE}) | {"tokenizer_source": "union"},
+    ),
+    Case(
+        "tokenizer-union-slerp",
+        "llama",
+        "union, a spanned method",
+        merge("slerp", {"base": None, "wide": None}, t=[0.2, 0.7]) | {"tokenizer_source": "union"},
+    ),
+    Case(
+        "tokenizer-union-ties",
+        "llama",
+        "union, a measured method",
+        merge("ties", {"a": {"weight": 0.5, "density": 0.6}, "wide": {"weight": 0.4, "density": 0.7}})
+        | {"tokenizer_source": "union"},
+    ),
+    Case(
+        "tokenizer-union-gpt2",
+        "gpt2",
+        "union, tied embeddings",
+        merge("linear", WIDE, None) | {"tokenizer": {}},
     ),
     Case(
         "tokenizer-base",
         "llama",
         "tokenizer: {source: base}",
         merge("linear", {"base": 0.1, **WIDE}) | {"tokenizer": {"source": "base"}},
-        VOCABULARY,
-        outcome="meldkit refuses",
+    ),
+    Case(
+        "tokenizer-base-qwen2",
+        "qwen2",
+        "the base's, tied embeddings",
+        merge("task_arithmetic", WIDE) | {"tokenizer_source": "base"},
     ),
     Case(
         "tokenizer-model",
         "llama",
         "the tokenizer of one model, task vectors",
         merge("task_arithmetic", WIDE) | {"tokenizer": {"source": path("wide")}},
-        VOCABULARY,
-        outcome="meldkit refuses",
     ),
     Case(
         "tokenizer-tokens",
         "llama",
         "rows of chosen tokens, pad_to_multiple_of",
         merge("linear", {"base": 0.1, **WIDE}) | {"tokenizer": {"source": "union"} | CHOSEN_TOKENS},
-        VOCABULARY,
-        outcome="meldkit refuses",
+    ),
+    Case(
+        "tokenizer-token-id",
+        "llama",
+        "a row by its number, zeros, a token that is new",
+        merge("linear", WIDE, None)
+        | {
+            "tokenizer": {
+                "source": "union",
+                "tokens": {
+                    "new2": {"source": {"kind": "model_token", "model": path("wide"), "token_id": 9}},
+                    "new3": {"source": {"kind": "zero"}},
+                    "fresh": {"source": {"kind": "model_token", "model": path("a"), "token_id": 11}},
+                },
+            }
+        },
     ),
 ]
 

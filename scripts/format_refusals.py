@@ -14,8 +14,8 @@ import test_adapter
 import test_quantised
 import tiny
 from gguf_files import LLAMA_KEYS, llama_tensors, write_gguf
-from meldkit.checkpoint import quantised
-from meldkit.checkpoint.adapter_settings import _CHANGED_BASE, _OTHER_KINDS
+from meldkit.checkpoint.adapter.settings import _CHANGED_BASE, _OTHER_KINDS
+from meldkit.checkpoint.quantised import dequantise as quantised
 
 #: Makes a sample in a folder, and gives the reference of the model.
 Make = Callable[[Path], str | Path]

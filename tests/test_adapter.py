@@ -29,11 +29,11 @@ from meldkit.checkpoint import (
     read_all,
     read_header,
 )
-from meldkit.checkpoint.adapter_names import Names
-from meldkit.checkpoint.adapter_overlay import Dora, LowRank, Overlay, Rows
-from meldkit.checkpoint.adapter_settings import Settings
+from meldkit.checkpoint.adapter.names import Names
+from meldkit.checkpoint.adapter.overlay import Dora, LowRank, Overlay, Rows
+from meldkit.checkpoint.adapter.settings import Settings
 from meldkit.engine import TILE
-from meldkit.errors import CheckpointError, MeldError, MismatchError, NotSupportedError
+from meldkit.errors import CheckpointError, FormatError, MeldError, MismatchError
 from meldkit.recipe import ModelRef
 
 # PEFT calls what transformers has renamed, and tells of what it does for us.
@@ -492,7 +492,7 @@ def test_conv1d_is_known_by_its_model(models: Callable[[str], Path], tmp_path: P
 
 def test_convolutions_in_groups_are_refused(models: Callable[[str], Path], tmp_path: Path) -> None:
     adapter = train(models("convnext"), tmp_path / "a", 2, "ConvNextModel", r=16, target_modules=["dwconv"])
-    assert "which is a convolution in groups" in refusal(adapter, NotSupportedError, models("convnext"))
+    assert "which is a convolution in groups" in refusal(adapter, FormatError, models("convnext"))
 
 
 def test_attention_of_torch_is_refused(tmp_path: Path) -> None:
@@ -502,7 +502,7 @@ def test_attention_of_torch_is_refused(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.MultiheadAttention(8, 2))
     tiny.stored(tmp_path / "m", {name: tensor.clone() for name, tensor in model.state_dict().items()})
     get_peft_model(model, LoraConfig(r=2, target_modules=["0"])).save_pretrained(tmp_path / "a")
-    message = refusal(tmp_path / "a", NotSupportedError, tmp_path / "m")
+    message = refusal(tmp_path / "a", FormatError, tmp_path / "m")
     assert "changes '0', which is a torch.nn.MultiheadAttention" in message
 
 
@@ -569,6 +569,10 @@ def test_a_tied_model_computes_what_it_computed_under_the_adapter(
     )
     assert checkpoint.config["tie_word_embeddings"] is tied
     assert ("lm_head.weight" in checkpoint) is not tied
+    apart = (
+        f"adapter {adapter}: lm_head.weight comes apart from model.embed_tokens.weight, to which it was tied"
+    )
+    assert checkpoint.notes == (() if tied else (apart,))
     merge({"merge_method": "passthrough", "models": [{"model": f"{base}+{adapter}"}]}, tmp_path / "m")
     merged = LlamaForCausalLM.from_pretrained(tmp_path / "m")
     torch.testing.assert_close(logits(merged), expected, rtol=1e-4, atol=1e-5)
@@ -591,6 +595,10 @@ def test_tokens_that_were_added(
     assert checkpoint.config["vocab_size"] == 70
     assert checkpoint["model.embed_tokens.weight"].shape == (70, 32)
     assert ("lm_head.weight" in checkpoint) is not tied
+    grown = ["model.embed_tokens.weight"] if tied else ["lm_head.weight", "model.embed_tokens.weight"]
+    assert sorted(checkpoint.notes) == [
+        f"adapter {tmp_path / 'a'}: {name} has 70 tokens, instead of 64" for name in grown
+    ]
     model = LlamaForCausalLM.from_pretrained(base)
     model.resize_token_embeddings(70)
     merged = PeftModel.from_pretrained(model, tmp_path / "a").merge_and_unload().state_dict()
@@ -641,6 +649,8 @@ STORED = [
     "encoder.layer.0.attention.self.query.weight",
     "a.x.h.0.w.weight",
     "b.x.h.0.w.weight",
+    "model.layers.0.block_sparse_moe.gate.weight",
+    "model.layers.1.mlp.gate.weight",
 ]
 
 
@@ -663,6 +673,8 @@ STORED = [
         ("decoder.layer.0.attention.self.query.weight", None),
         ("h.1.w.weight", None),
         ("a.h.0.w.weight", 7),
+        ("model.layers.0.mlp.gate.weight", 9),
+        ("model.layers.1.block_sparse_moe.gate.weight", 10),
     ],
 )
 def test_names_are_found_by_their_ends(wanted: str, found: int | None) -> None:
@@ -704,8 +716,9 @@ def test_an_adapter_of_an_adapter(a: Path) -> None:
     configure(a, base_model_name_or_path="base")
     configure(Path("b"), base_model_name_or_path="a", lora_alpha=2)
     shutil.copytree(a, "c")
-    adapters = open_model(ModelRef.parse("b+c")).adapters
-    assert [adapter.folder for adapter in adapters] == [Path("a"), Path("b"), Path("c")]
+    checkpoint = open_model(ModelRef.parse("b+c"))
+    assert [adapter.folder for adapter in checkpoint.adapters] == [Path("a"), Path("b"), Path("c")]
+    assert not checkpoint.warnings
 
 
 @pytest.mark.parametrize(
@@ -887,7 +900,7 @@ def test_parameters_that_cannot_be_told_apart(models: Callable[[str], Path], tmp
     config: dict[str, Any] = {"target_modules": [], "target_parameters": EXPERTS}
     adapter = train(models("qwen moe"), tmp_path / "a", 2, "Qwen3MoeForCausalLM", **config)
     configure(adapter, target_parameters=EXPERTS[:1])
-    message = refusal(adapter, NotSupportedError, models("qwen moe"))
+    message = refusal(adapter, FormatError, models("qwen moe"))
     assert "factors for 2 of the parameters gate_up_proj of 'model.layers.0.mlp.experts'" in message
 
 
@@ -982,6 +995,57 @@ def test_broken_patterns(a: Path, key: str) -> None:
     )
 
 
+CARD = (
+    "---\nlicense: mit\nbase_model:\n- org/Ancestor-7B\n- x/Other\ntags: [a]\n---\n# base_model: me/nobody\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("named", "folder", "fits"),
+    [
+        ("org/Llama-7B", "llama-7b", True),
+        ("org/Llama-7B", "Llama-7B-Chat", False),
+        ("/home/me/Llama-7B/", "Llama-7B", True),
+        ("C:\\models\\Llama-7B", "Llama-7B", True),
+        ("../Llama-7B", "Llama-7B", True),
+        ("/x/models--org--Llama-7B/snapshots/0123", "Llama-7B", True),
+        ("org/Llama--7B", "hub/models--org--Llama--7B/snapshots/0123", True),
+        ("org/Llama", "hub/models--org--Llama--7B/snapshots/0123", False),
+        ("unsloth/llama-7b-unsloth-bnb-4bit", "hub/models--org--Llama-7B/snapshots/0123", True),
+        ("org/Llama-7B", "Llama-7B-GPTQ", True),
+        ("org/Parent-7B", "mine", True),
+        ("org/Ancestor-7B", "mine", True),
+        ("x/other", "mine", True),
+        ("me/nobody", "mine", False),
+        ("", "mine", True),
+        ("..", "mine", True),
+        (None, "mine", True),
+    ],
+)
+def test_adapters_of_another_base_earn_a_warning(
+    named: str | None, folder: str, fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = tiny.decoder(Path(folder), _name_or_path="org/Parent-7B")
+    (base / "README.md").write_text(CARD)
+    adapter = tiny.adapter(Path("lora"), {"model.layers.0.self_attn.q_proj": (4, 4)})
+    configure(adapter, base_model_name_or_path=named)
+    expected = (
+        f"model 'm+lora': adapter lora was trained on {named!r}, says its adapter_config.json; "
+        f"it is laid over {folder}, which may be another model",
+    )
+    assert open_checkpoint("m+lora", base, (adapter,)).warnings == (() if fits else expected)
+
+
+def test_adapters_over_a_file_of_their_base(tmp_path: Path) -> None:
+    base = tiny.decoder(tmp_path / "m")
+    file = (base / "model.safetensors").rename(tmp_path / "Llama-7B.Q4_K_M.safetensors")
+    adapter = tiny.adapter(tmp_path / "lora", {"model.layers.0.self_attn.q_proj": (4, 4)})
+    for named, fits in (("org/Llama-7B", True), ("org/Llama-8B", False)):
+        configure(adapter, base_model_name_or_path=named)
+        assert bool(open_checkpoint("m+lora", file, (adapter,)).warnings) is not fits
+
+
 # ---- what is not plain LoRA
 
 
@@ -995,14 +1059,14 @@ def test_broken_patterns(a: Path, key: str) -> None:
 )
 def test_other_kinds_are_refused_by_name(a: Path, changes: dict[str, Any], used: str) -> None:
     configure(a, **changes)
-    message = refusal(a, NotSupportedError)
+    message = refusal(a, FormatError)
     assert message.startswith(f"not supported yet: adapter a uses {used}\n")
 
 
 @pytest.mark.parametrize("kind", ["IA3", "LOHA", "LOKR", "ADALORA", "OFT", "PREFIX_TUNING"])
 def test_other_types_are_refused_by_name(a: Path, kind: str) -> None:
     configure(a, peft_type=kind)
-    assert refusal(a, NotSupportedError) == (
+    assert refusal(a, FormatError) == (
         f"not supported yet: adapter a is of type '{kind}'; only 'LORA' is\n"
         "  merge it into its base model with PEFT, and name the result instead"
     )
@@ -1011,7 +1075,7 @@ def test_other_types_are_refused_by_name(a: Path, kind: str) -> None:
 def test_initialisations_that_change_the_base_are_refused(base: Path, tmp_path: Path) -> None:
     """PEFT takes the first factors out of the base when it loads them: W + s·B·A is not their value."""
     adapter = train(base, tmp_path / "a", 5, init_lora_weights="pissa", target_modules=["q_proj"])
-    with pytest.raises(NotSupportedError) as caught:
+    with pytest.raises(FormatError) as caught:
         open_checkpoint("base+a", base, (adapter,))
     assert str(caught.value) == (
         f"not supported yet: adapter {adapter} has init_lora_weights 'pissa', "
@@ -1030,7 +1094,7 @@ def test_initialisations_that_change_the_base_are_refused(base: Path, tmp_path: 
 @pytest.mark.parametrize("init", ["pissa_niter_4", "olora", "OLoRA", "corda", "loftq", "lora_ga"])
 def test_their_names(a: Path, init: str) -> None:
     configure(a, init_lora_weights=init)
-    assert f"has init_lora_weights '{init}'" in refusal(a, NotSupportedError)
+    assert f"has init_lora_weights '{init}'" in refusal(a, FormatError)
 
 
 def test_factors_that_are_no_matrices_of_numbers(a: Path) -> None:
@@ -1057,7 +1121,7 @@ def test_magnitudes_and_their_setting_belong_together(base: Path, tmp_path: Path
 
 def test_unknown_parts(a: Path) -> None:
     rewrite(a, lambda t: t.update({"base_model.model.model.norm.lora_diag": torch.ones(3)}))
-    assert refusal(a, NotSupportedError) == (
+    assert refusal(a, FormatError) == (
         "not supported yet: adapter a has tensor 'model.norm.lora_diag', which is no part of LoRA or DoRA"
     )
 
@@ -1066,7 +1130,7 @@ def test_quantised_base(a: Path) -> None:
     content = tiny.tensors(Path("base"))
     name = "model.layers.0.mlp.down_proj.weight"
     save_file(content | {name: content[name].to(torch.int8)}, "q.safetensors")
-    with pytest.raises(NotSupportedError) as caught:
+    with pytest.raises(FormatError) as caught:
         open_checkpoint("q+a", Path("q.safetensors"), (a,))
     assert str(caught.value) == (
         f"not supported yet: adapter a changes '{name}', which is stored as I8\n"

@@ -121,8 +121,6 @@ def test_occupied_folder_is_refused_before_any_model_is_opened() -> None:
 
 def test_options() -> None:
     assert methods()[0].name == "linear"
-    with pytest.raises(NotSupportedError, match="--unsafe-truncate-embeddings"):
-        plan(RECIPE, MergeOptions(unsafe_truncate_embeddings=True))
     with pytest.raises(NotSupportedError, match="only safetensors"):
         plan(RECIPE, MergeOptions(safe_serialization=False))
     with pytest.raises(RecipeError, match="num_threads is 0"):

@@ -144,6 +144,26 @@ CASES: dict[str, tuple[str, Callable[[], object] | None, int, tuple[str, ...]]] 
         3,
         ("b/config.json", "mapping"),
     ),
+    # formats that are not read
+    "another kind of adapter": (
+        LINEAR.replace("model: b", "model: b+lora"),
+        lambda: (
+            tiny.adapter(Path("lora"), {"model.layers.0.self_attn.q_proj": (4, 4)}),
+            write("lora/adapter_config.json", b'{"peft_type": "LOHA"}'),
+        ),
+        3,
+        ("not supported yet: adapter lora is of type 'LOHA'",),
+    ),
+    "another quantisation": (
+        LINEAR,
+        lambda: tiny.stored(
+            Path("b"),
+            {"w.weight": torch.ones(4, 4, dtype=torch.int32)},
+            {"quantization_config": {"quant_method": "awq"}},
+        ),
+        3,
+        ("not supported: model 'b' is quantised with AWQ",),
+    ),
     # headers that lie
     "huge header": (
         LINEAR,

@@ -25,7 +25,7 @@ from meldkit.checkpoint import (
     read_header,
     read_json,
 )
-from meldkit.errors import CheckpointError, NotSupportedError
+from meldkit.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
 
@@ -61,7 +61,7 @@ def edit_index(folder: Path, name: str, file: object) -> None:
 
 
 def refusal(folder: Path, label: str = "m") -> str:
-    with pytest.raises((CheckpointError, NotSupportedError)) as caught:
+    with pytest.raises(CheckpointError) as caught:
         open_checkpoint(label, folder)
     return str(caught.value)
 
@@ -215,6 +215,45 @@ def test_broken_json(m: Path, file: str, content: str) -> None:
     assert message.endswith("\n  repair the file or download it again")
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"num_hidden_layers": "abc"}, "num_hidden_layers is 'abc'; a whole number is expected"),
+        ({"num_hidden_layers": True}, "num_hidden_layers is True; a whole number is expected"),
+        ({"num_hidden_layers": 4.0}, "num_hidden_layers is 4.0; a whole number is expected"),
+        ({"architectures": 5}, "architectures is 5; a list is expected"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures is 'LlamaForCausalLM'; a list is expected"),
+        ({"text_config": []}, "text_config is []; a mapping is expected"),
+        ({"text_config": {"vocab_size": ""}}, "text_config.vocab_size is ''; a whole number is expected"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'; true or false is expected"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1; true or false is expected"),
+        ({"n_layer": "12"}, "n_layer is '12'; a whole number is expected"),
+        ({"model_type": {}}, "model_type is {}; text is expected"),
+        ({"quantization_config": "fp8"}, "quantization_config is 'fp8'; a mapping is expected"),
+    ],
+    ids=str,
+)
+def test_config_of_the_wrong_kinds(
+    changes: dict[str, object], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.decoder(Path("m"), **changes)
+    message = refusal(Path("m"))
+    assert message == f"m/config.json: {expected}\n  correct it, or download the file again"
+    assert len(open_checkpoint("m", Path("m/model.safetensors"), alone=True)) == 9
+
+
+def test_config_may_say_nothing(tmp_path: Path) -> None:
+    nothing = dict.fromkeys(("architectures", "model_type", "num_hidden_layers", "text_config"))
+    tiny.decoder(tmp_path / "m", tie_word_embeddings=None, anything={"num_hidden_layers": "x"}, **nothing)
+    assert len(open_checkpoint("m", tmp_path / "m")) == 9
+
+
+def test_config_of_a_model_of_several_parts(tmp_path: Path) -> None:
+    tiny.decoder(tmp_path / "m", num_hidden_layers={"vision": 2, "language": 3}, num_layers=[2, 2])
+    assert len(open_checkpoint("m", tmp_path / "m")) == 9
+
+
 def test_json_keeps_the_last_of_two_keys(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text('{"a": 1, "a": 2}')
@@ -290,6 +329,27 @@ def test_fingerprint_changes_with_what_headers_say(tmp_path: Path) -> None:
     ]
     first, second, third = (open_checkpoint("m", folder).fingerprint for folder in folders)
     assert first == second != third
+
+
+MODULES = [{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}, {"path": "3_Dense"}, {"path": "../a"}, 3]
+
+
+def test_parts_that_are_not_merged(tmp_path: Path) -> None:
+    folder = tiny.decoder(tmp_path / "m")
+    assert open_checkpoint("m", folder).warnings == ()
+    for content in ("no json", "[" * 100_000, "{}", json.dumps(MODULES[:2])):
+        (folder / "modules.json").write_text(content)
+        assert open_checkpoint("m", folder).warnings == ()
+    (folder / "modules.json").write_text(json.dumps(MODULES))
+    tiny.stored(tmp_path / "a", {"w": torch.ones(1)})
+    tiny.stored(folder / "2_Dense", {"linear.weight": torch.ones(2, 2)})
+    (folder / "3_Dense").mkdir()
+    (folder / "3_Dense" / "pytorch_model.bin").write_bytes(b"")
+    assert open_checkpoint("m", folder).warnings == (
+        "model 'm': the weights in 2_Dense, 3_Dense are not merged; the output gets those of the model that "
+        "gives configuration and tokenizer",
+    )
+    assert open_checkpoint("m", folder / "model.safetensors").warnings == ()
 
 
 # ---- reading

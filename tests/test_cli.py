@@ -10,6 +10,7 @@ import re
 import resource
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -39,11 +40,10 @@ MERGEKIT = [
 ]
 # fmt: on
 REFUSED = {
-    "--unsafe-truncate-embeddings": "not supported yet: --unsafe-truncate-embeddings",
     "--no-safe-serialization": "not supported: only safetensors files are written",
 }
 IDLE = {
-    *("--trust-remote-code", "--lora-merge-cache", "--lora-merge-dtype", "--cuda", "--device"),
+    *("--lora-merge-cache", "--lora-merge-dtype", "--cuda", "--device"),
     *("--low-cpu-memory", "--lazy-unpickle", "--read-to-gpu", "--multi-gpu", "--gpu-rich", "--async-write"),
     *("--write-threads", "--clone-tensors"),
 }
@@ -281,13 +281,17 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     ("args", "text"),
     [
         (["mrege"], "no command 'mrege'; did you mean 'merge'?"),
-        (["explode"], "no command 'explode'; known: merge, pytorch, plan, inspect, methods"),
+        (["explode"], "no command 'explode'; known: merge, pytorch, plan, inspect, tokenizers, methods"),
         (["merge"], "Missing argument 'RECIPE'."),
         (["merge", "recipe.yml"], "Missing argument 'OUT'."),
         (["merge", "recipe.yml", "out", "--lazy-unpickel"], "--lazy-unpickle'"),
         (["merge", "recipe.yml", "out", "-j", "x"], "'x' is not a valid integer."),
         (["merge", "recipe.yml", "out", "-j", "0"], "num_threads is 0"),
         (["merge", "recipe.yml", "out", "-j", "-2"], "num_threads is -2"),
+        (
+            ["merge", "recipe.yml", "out", "-j", "100000"],
+            "num_threads is 100000\n  it must be from 1 to 1024",
+        ),
         (["merge", "recipe.yml", "out", "--write-threads", "0"], "write_threads is 0"),
         (["merge", "recipe.yml", "out", "--out-shard-size", "big"], "'big' is not a size"),
         (["plan", "nowhere.yml"], "cannot read recipe 'nowhere.yml': No such file or directory"),
@@ -301,6 +305,61 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str], args: list[str], text:
     assert (done.status, done.out) == (2, "")
     assert text in done.err
     assert not Path("out").exists()
+
+
+@pytest.fixture
+def piped(tmp_path: Path) -> Iterator[Callable[[bytes], None]]:
+    """Gives the standard input of this process a content."""
+    before = os.dup(0)
+
+    def pipe(content: bytes) -> None:
+        (tmp_path / "input").write_bytes(content)
+        with (tmp_path / "input").open("rb") as f:
+            os.dup2(f.fileno(), 0)
+
+    yield pipe
+    os.dup2(before, 0)
+    os.close(before)
+
+
+@pytest.mark.parametrize(
+    "args", [["merge", "-", "out"], ["plan", "-"], ["pytorch", "-", "out.safetensors"]], ids=lambda a: a[0]
+)
+def test_recipes_from_standard_input(
+    args: list[str], piped: Callable[[bytes], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    piped(Path("recipe.yml").read_bytes())
+    done = command.run(capsys, *args)
+    assert (done.status, done.err) == (0, "")
+    piped(b"merge_method: linear\nmodels: [{model: a}, {model: b}]\nwieght: 1\n")
+    done = command.run(capsys, *args, *(["--overwrite"] if len(args) > 2 else []))
+    assert (done.status, done.out) == (2, "")
+    assert done.err.startswith("error: <stdin>:3: unknown key 'wieght' in the recipe\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "<stdin>: the recipe is empty"),
+        (b"\xff", "<stdin>: not UTF-8 text: byte 0xff at position 0"),
+        (b"#" * (2**24 + 1), "<stdin>: more than 16 MiB is too much for a recipe"),
+    ],
+    ids=["empty", "not text", "large"],
+)
+def test_what_is_no_recipe_on_standard_input(
+    content: bytes, message: str, piped: Callable[[bytes], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    piped(content)
+    done = command.run(capsys, "plan", "-")
+    assert (done.status, done.out) == (2, "")
+    assert done.err.startswith(f"error: {message}")
+
+
+def test_no_standard_input(piped: Callable[[bytes], None], capsys: pytest.CaptureFixture[str]) -> None:
+    piped(b"")
+    os.close(0)
+    done = command.run(capsys, "plan", "-")
+    assert (done.status, done.err) == (2, "error: cannot read recipe '<stdin>': Bad file descriptor\n")
 
 
 def test_nothing_to_do_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:

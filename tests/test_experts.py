@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor
 
 import tiny
@@ -151,6 +152,18 @@ def test_bytes_are_counted_whatever_the_form(tmp_path: Path) -> None:
         assert {info.dtype for info in found.values()} == {"BF16"}
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [("qwen", "transposed"), ("transposed", "qwen")])
+def test_every_byte_is_read_once(ours: str, theirs: str, tmp_path: Path) -> None:
+    written(tmp_path / "a", ours, dtype=torch.bfloat16)
+    written(tmp_path / "b", theirs)
+    a, b = (open_checkpoint(name, tmp_path / name).tensors for name in ("a", "b"))
+    found = as_stored_by(a, b)
+    with open_files() as files:
+        for name in b:  # as a merge goes through them
+            read_all(files, found[name])
+        assert files.bytes_read == sum(info.nbytes for info in a.values())
+
+
 @settings(max_examples=30, deadline=None)
 @given(ours=st.sampled_from(list(FORMS)), theirs=st.sampled_from(list(FORMS)), data=st.data())
 def test_tiles_do_not_show(
@@ -277,6 +290,64 @@ def test_what_is_not_known_stays(tmp_path: Path) -> None:
         a = open_checkpoint(name, tmp_path / name).tensors
         assert as_stored_by(a, b) is a
         assert as_stored_by(b, a) is b
+
+
+@pytest.mark.parametrize("ours", FORMS)
+@pytest.mark.parametrize("theirs", FORMS)
+def test_there_and_back_again(ours: str, theirs: str, tmp_path: Path) -> None:
+    """Not only the values are those from before: so are the places that they are read from."""
+    written(tmp_path / "a", ours, dtype=torch.bfloat16)
+    written(tmp_path / "b", theirs)
+    a, b = (open_checkpoint(name, tmp_path / name).tensors for name in ("a", "b"))
+    assert as_stored_by(as_stored_by(a, b), a) == a
+
+
+# ---- adapters of single experts
+
+ALONE = ("qwen", "mixtral", "fc")
+
+
+@pytest.mark.parametrize("names", ALONE)
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "half fused"])
+def test_adapters_of_single_experts(form: str, names: str, tmp_path: Path) -> None:
+    """Each of them changes the rows that are its expert's, wherever those lie."""
+    written(tmp_path / "base", form)
+    changed = "model.layers.1."
+    single = {name: tensor for name, tensor in layer(names, 1).items() if "experts.2." in name}
+    if form in ALONE and form != names:
+        return
+    adapter = tiny.adapter(
+        tmp_path / "lora", {name.removesuffix(".weight"): tuple(t.shape) for name, t in single.items()}
+    )
+    factors = load_file(adapter / "adapter_model.safetensors")
+    gate, up, down = (
+        factors[f"base_model.model.{name.replace('weight', 'lora_B.weight')}"]
+        @ factors[f"base_model.model.{name.replace('weight', 'lora_A.weight')}"]
+        * 2
+        for name in single
+    )
+    plain = matrices(1)
+    plain[2] = (plain[2][0] + gate, plain[2][1] + up, plain[2][2] + down)
+    expected = tiny.tensors(tmp_path / "base")
+    expected |= {changed + name: tensor for name, tensor in FORMS[form](plain).items()}
+    checkpoint = open_checkpoint("m", tmp_path / "base", (adapter,))
+    for name, value in values(checkpoint).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-6)
+    assert checkpoint.keys() == expected.keys()
+    assert all(name.startswith(changed) for name in checkpoint.adapters[0].tensors)
+    under = open_checkpoint("m", tmp_path / "base")
+    assert all(checkpoint[name] == info for name, info in under.items() if not name.startswith(changed))
+
+
+def test_adapters_of_some_matrices_of_some_experts(tmp_path: Path) -> None:
+    written(tmp_path / "base", "fused")
+    adapter = tiny.adapter(tmp_path / "lora", {"model.layers.0.mlp.experts.1.down_proj": (H, I)})
+    checkpoint = open_checkpoint("m", tmp_path / "base", (adapter,))
+    name = "model.layers.0.mlp.experts.down_proj"
+    assert list(checkpoint.adapters[0].tensors) == [name]
+    difference = values(checkpoint)[name] - tiny.tensors(tmp_path / "base")[name]
+    assert [bool(d.any()) for d in difference] == [False, True, False]
+    assert checkpoint.plain("model.layers.0.mlp.experts.gate_up_proj")
 
 
 # ---- as transformers writes them

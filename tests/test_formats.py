@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from meldkit.checkpoint import DTYPES, pickled, quantised
-from meldkit.checkpoint.adapter_settings import _CHANGED_BASE, _OTHER_KINDS
+from meldkit.checkpoint import DTYPES, pickled
+from meldkit.checkpoint.adapter.settings import _CHANGED_BASE, _OTHER_KINDS
 from meldkit.checkpoint.gguf.architectures import ARCHITECTURES
 from meldkit.checkpoint.gguf.blocks import KINDS
+from meldkit.checkpoint.quantised import dequantise as quantised
 from meldkit.recipe import recipe_from_data
 
 ROOT = Path(__file__).parent.parent

@@ -398,7 +398,7 @@ def test_folder_without_permission(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_side_file_that_cannot_be_read_is_an_error_and_not_a_model() -> None:
-    Path("a/tokenizer.json").symlink_to("/proc/1/mem")
+    Path("a/special_tokens_map.json").symlink_to("/proc/1/mem")
     with pytest.raises(RunError, match="cannot copy or write"):
         merge(PASSTHROUGH, "out")
     assert [p.name for p in Path("out").iterdir()] == [PARTIAL]

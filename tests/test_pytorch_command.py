@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,18 @@ def test_layers_that_are_left_out_leave_the_frame_too() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["merged-v0.3", "net-3.1-8b", "a.b.7", "dots..."])
+def test_names_of_versions_are_folders(name: str) -> None:
+    merge_raw("recipe.yml", name)
+    assert "model.safetensors" in names(name)
+
+
+def test_a_folder_that_is_there_may_have_any_name() -> None:
+    Path("out.onnx").mkdir()
+    merge_raw("recipe.yml", "out.onnx")
+    assert "model.safetensors" in names("out.onnx")
+
+
 def test_what_lies_beside_a_file_has_no_say(files: list[dict[str, Tensor]]) -> None:
     Path("config.json").write_text(
         '{"num_hidden_layers": 99, "architectures": ["X"], "quantization_config": 1}'
@@ -216,7 +229,7 @@ def test_what_lies_beside_a_file_has_no_say(files: list[dict[str, Tensor]]) -> N
     Path("models").mkdir()
     for name in ("base.pt", "a.ckpt", "b.safetensors"):
         Path(name).rename(f"models/{name}")
-    Path("models/config.json").write_text('{"tie_word_embeddings": true, "model_type": "bert"}')
+    Path("models/config.json").write_text("no JSON")
     Path("models/tokenizer.json").write_text("{}")
     recipe = (
         RECIPE.replace(": base", ": models/base")
@@ -256,6 +269,23 @@ def test_outputs_that_are_there_already() -> None:
     assert refused("plain/out.pt", OutputError).startswith("cannot ")
 
 
+@pytest.mark.parametrize(
+    "name", ["out.onnx", "out.h5", "sub/out.gguf", "out.PT", "out.safetensor", "a.pt.gz"]
+)
+def test_formats_that_are_not_written(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = names()
+    done = command.run(capsys, "pytorch", "recipe.yml", name, "--overwrite")
+    assert (done.status, done.out) == (2, "")
+    assert done.err == (
+        f"error: {name} ends in {Path(name).suffix}, which is no format that is written\n"
+        "  name a file that ends in .safetensors, .bin, .pt, .pth, .tar, .ckpt, or a folder: a name without "
+        "ending, or one that is there\n"
+    )
+    with pytest.raises(OutputError):
+        plan_raw("recipe.yml", Path(name))
+    assert names() == before
+
+
 def test_overwrite(files: list[dict[str, Tensor]], capsys: pytest.CaptureFixture[str]) -> None:
     Path("out.safetensors").write_text("old")
     assert command.run(capsys, "pytorch", "recipe.yml", "out.safetensors", "--overwrite").status == 0
@@ -281,9 +311,11 @@ def test_content_that_is_not_loaded() -> None:
     recipe = "merge_method: linear\nparameters: {weight: 1}\nmodels: [{model: p.pt}]\n"
     Path("p.yml").write_text(recipe)
     message = refused("out.pt", CheckpointError, recipe="p.yml")
-    assert message.startswith("p.pt holds more than weights, and torch does not load it: ")
-    assert "pathlib.PosixPath" in message
-    assert message.endswith("\n  write to a .safetensors file or a folder, which take the weights alone")
+    assert re.fullmatch(
+        r"p\.pt holds more than weights, and torch does not load it: it names 'pathlib[\w.]*\.PosixPath'\n"
+        r"  write to a \.safetensors file or a folder, which take the weights alone",
+        message,
+    )
     merge_raw("p.yml", "out.safetensors")
     assert torch.equal(load_file("out.safetensors")["x"], torch.ones(2))
     torch.save({"state_dict": {"x": torch.ones(2)}, "config": Config()}, "p.pt")

@@ -19,7 +19,7 @@ from torch import Tensor
 import tiny
 from meldkit.api import merge, plan
 from meldkit.checkpoint import Checkpoint, Scratch, open_checkpoint, open_files, read_all
-from meldkit.errors import CheckpointError, MeldError, NotSupportedError
+from meldkit.errors import CheckpointError, FormatError, MeldError
 
 # transformers says that quantised models want a GPU.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch_dtype.*:FutureWarning")
@@ -603,7 +603,7 @@ class Bad:
     stored: dict[str, Tensor]
     settings: dict[str, Any] | None
     says: tuple[str, ...]
-    kind: type[MeldError] = NotSupportedError
+    kind: type[MeldError] = FormatError
     config: dict[str, Any] = field(default_factory=dict)
 
 

@@ -470,37 +470,6 @@ def test_models_of_different_kinds_and_depths() -> None:
     )
 
 
-# what is left for later is said, not skipped
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "chat_template: auto",
-        "tokenizer: {tokens: {<a>: {source: a}}}",
-        "tokenizer: {pad_to_multiple_of: 8}",
-        "tokenizer_source: union",
-        "tokenizer_source: nowhere/else",
-    ],
-)
-def test_not_supported_yet(line: str) -> None:
-    for name in ("a", "b"):
-        (Path(name) / "tokenizer.json").write_text(f'"{name}"')
-    with pytest.raises(NotSupportedError, match=r"^recipe\.yml:4: not supported yet: "):
-        plan(LINEAR + line)
-
-
-def test_tokenizer_setting_that_asks_for_nothing_is_carried_out() -> None:
-    for name in ("a", "b"):
-        (Path(name) / "tokenizer.json").write_text("{}")
-    for source in ("union", "base", "b"):
-        made = plan(LINEAR + f"tokenizer_source: {source}")
-        assert made.notes == ("recipe.yml:4: all models have the same tokenizer, which is kept",)
-    # A tokenizer of a model that does not take part is not looked at, so it cannot be called the same.
-    with pytest.raises(NotSupportedError, match="'nowhere/else', which is not one of the merged models"):
-        plan(LINEAR + "tokenizer_source: nowhere/else")
-
-
 @pytest.mark.parametrize("name", ["default", "text_decoder"])
 def test_the_only_module_may_be_named(name: str) -> None:
     made = plan(f"merge_method: passthrough\nmodules: {{{name}: {{models: [{{model: a}}]}}}}")

@@ -92,8 +92,6 @@ def plan(recipe: RecipeLike, options: MergeOptions | None = None) -> Plan:
         InputError: checkpoints are damaged or do not fit together.
     """
     options = options or MergeOptions()
-    if options.unsafe_truncate_embeddings:
-        raise NotSupportedError("not supported yet: --unsafe-truncate-embeddings")
     if not options.safe_serialization:
         raise NotSupportedError(
             "not supported: only safetensors files are written", hint="leave out --no-safe-serialization"
@@ -109,6 +107,8 @@ def plan(recipe: RecipeLike, options: MergeOptions | None = None) -> Plan:
         opened,
         shard_size=options.shard_bytes(),
         allow_crimes=options.allow_crimes,
+        allow_crop=options.allow_crop or options.unsafe_truncate_embeddings,
+        trust_remote_code=options.trust_remote_code,
         seed=options.random_seed or 0,
     )
 
@@ -144,7 +144,7 @@ def merge(
         write_side_files(
             folder.partial,
             chosen,
-            copy_tokenizer=options.copy_tokenizer,
+            with_tokenizer=options.copy_tokenizer,
             card=options.write_model_card,
             name=folder.path.resolve().name,
             version=__version__,

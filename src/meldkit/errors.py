@@ -2,10 +2,11 @@
 
     MeldError
     ├── RecipeError             2  the recipe or the command line says something that cannot be done
-    │   └── NotSupportedError   2  understood, but this version cannot do it yet
+    │   └── NotSupportedError   2  the recipe is understood, but this version cannot do it yet
     ├── OutputError             2  the output folder cannot be used as asked
     ├── InputError              3  the inputs are damaged, missing or do not fit together
     │   ├── CheckpointError     3  a model folder or weight file cannot be read as what it says it is
+    │   │   └── FormatError     3  it may well be whole, but is of a kind that is not read
     │   └── MismatchError       3  readable models that cannot be merged with each other
     └── RunError                4  failed while running; the same command continues where it stopped
 
@@ -56,6 +57,10 @@ class InputError(MeldError):
 
 class CheckpointError(InputError):
     """A model folder or weight file is missing, damaged or not what its name says."""
+
+
+class FormatError(CheckpointError):
+    """An input of a kind that is known and not read: another format, quantisation or type of adapter."""
 
 
 class MismatchError(InputError):

@@ -26,6 +26,9 @@ def _option(default: T, doc: str, *, idle: str = "", flags: tuple[str, ...] = ()
     return field(default=default, metadata={"doc": doc, "idle": idle, "flags": flags})
 
 
+#: As many as large machines have processors; each takes some memory of its own.
+_MAX_THREADS = 1024
+
 _STREAMS = "weights are streamed and never collected in memory"
 _CPU = "merging runs on the CPU, at about the speed of copying the files"
 
@@ -37,11 +40,12 @@ class MergeOptions:
     allow_crimes: bool = _option(
         False, "Merge models of differently named architectures if tensors of equal names have equal shapes."
     )
-    unsafe_truncate_embeddings: bool = _option(
-        False, "Crop embeddings to the smallest vocabulary. (Not supported yet.)"
+    allow_crop: bool = _option(
+        False, "Merge embeddings row by row although tokenizers differ, cut to the rows that all models have."
     )
+    unsafe_truncate_embeddings: bool = _option(False, "The same as --allow-crop.")
     trust_remote_code: bool = _option(
-        False, "Trust code in model repositories.", idle="no code of a model is ever run"
+        False, "Let a model's own code read its tokenizer where there is no tokenizer.json."
     )
     transformers_cache: str | None = _option(None, "Where downloaded models are kept.")
     lora_merge_cache: str | None = _option(
@@ -77,8 +81,8 @@ class MergeOptions:
     def __post_init__(self) -> None:
         for name in ("num_threads", "write_threads"):
             number = getattr(self, name)
-            if number is not None and number < 1:
-                raise RecipeError(f"{name} is {number}", hint="it must be 1 or more")
+            if number is not None and not 1 <= number <= _MAX_THREADS:
+                raise RecipeError(f"{name} is {number}", hint=f"it must be from 1 to {_MAX_THREADS}")
 
     def shard_bytes(self) -> int:
         """`out_shard_size` in bytes."""

@@ -1,13 +1,15 @@
 """Merging the weights of any PyTorch program: files of tensors, with no config.json or tokenizer.
 
 The output is what its name says: a .safetensors file; a file of torch.save (.pt, .pth, .bin, .ckpt), which
-keeps what else the base (else the first) model's file holds; or else a folder as `meldkit.api.merge` writes.
+keeps what else the base (else the first) model's file holds; or, without an ending, a folder as
+`meldkit.api.merge` writes.
 """
 
 from __future__ import annotations
 
 import copy
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -21,8 +23,9 @@ from torch import Tensor
 
 from meldkit import api
 from meldkit.checkpoint import DTYPES, Checkpoint, open_model, read_header
+from meldkit.checkpoint.json_file import shown
 from meldkit.checkpoint.pickled import SUFFIXES
-from meldkit.checkpoint.state_dict import Weights, at, find_weights, is_average, is_training_state
+from meldkit.checkpoint.pickled.state_dict import Weights, at, find_weights, is_average, is_training_state
 from meldkit.errors import CheckpointError, NotSupportedError, OutputError, RunError
 from meldkit.options import MergeOptions
 from meldkit.plan import Plan, build_plan
@@ -31,6 +34,10 @@ from meldkit.recipe import ModelRef
 #: Larger than any file: the output is not cut into several.
 _ONE_FILE = 2**62
 _SAFETENSORS = ".safetensors"
+#: What a file is called that is of some format; versions, as in `merged-v0.3`, begin with a digit.
+_ENDING = re.compile(r"\.[A-Za-z]\w*")
+#: The name that torch gives to what it does not load.
+_GLOBAL = re.compile(r"GLOBAL (\S+)")
 
 
 def plan_raw(recipe: api.RecipeLike, out: Path, options: MergeOptions | None = None) -> Plan:
@@ -43,6 +50,7 @@ def plan_raw(recipe: api.RecipeLike, out: Path, options: MergeOptions | None = N
 
     Raises:
         RecipeError: the recipe cannot be carried out.
+        OutputError: the output would be a file of another format than is written.
         InputError: files are damaged or do not fit together.
     """
     options = options or MergeOptions()
@@ -54,8 +62,8 @@ def plan_raw(recipe: api.RecipeLike, out: Path, options: MergeOptions | None = N
     cache = Path(options.transformers_cache) if options.transformers_cache else None
 
     def opened(ref: ModelRef) -> Checkpoint:
-        checkpoint = open_model(ref, cache=cache)
-        # Whatever lies beside a weight file has nothing to do with it.
+        checkpoint = open_model(ref, cache=cache, alone=True)
+        # No model's folder, but a file of weights.
         return replace(checkpoint, config={}, folder=next(iter(checkpoint.values())).file)
 
     plan = build_plan(
@@ -119,20 +127,33 @@ def check_out(out: Path, *, overwrite: bool = False) -> None:
     """Check that the output may be written; touches nothing.
 
     Raises:
-        OutputError: there is something already, or it cannot be reached.
+        OutputError: there is something already, it cannot be reached, or its format is not written.
     """
-    if not _is_file(out):
-        api.check_free(out, overwrite=overwrite)
-        return
     try:
-        if out.exists() and not overwrite:
+        if not _is_file(out):
+            api.check_free(out, overwrite=overwrite)
+        elif out.exists() and not overwrite:
             raise OutputError(f"{out} exists", hint="name a new file, or add --overwrite to replace it")
     except OSError as e:
         raise OutputError(f"cannot use {out} as output: {e.strerror}") from e
 
 
 def _is_file(out: Path) -> bool:
-    return out.suffix in (_SAFETENSORS, *SUFFIXES) and not out.is_dir()
+    """Whether the output is a file, as opposed to a folder.
+
+    Raises:
+        OutputError: it would be a file of another format.
+    """
+    if not _ENDING.fullmatch(out.suffix) or out.is_dir():
+        return False
+    known = (_SAFETENSORS, *SUFFIXES)
+    if out.suffix not in known:
+        raise OutputError(
+            f"{out} ends in {out.suffix}, which is no format that is written",
+            hint=f"name a file that ends in {', '.join(known)}, or a folder: "
+            "a name without ending, or one that is there",
+        )
+    return True
 
 
 def _check_apart(out: Path, plan: Plan) -> None:
@@ -173,10 +194,10 @@ class _Frame:
             except RuntimeError:  # files of the time before zip archives cannot be mapped
                 content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as e:  # torch raises whatever the pickle's own errors are
-            lines = [line.strip() for line in str(e).splitlines() if "GLOBAL" in line]
+            named = _GLOBAL.search(str(e))
             raise CheckpointError(
-                f"{path} holds more than weights, and torch does not load it: "
-                + (lines[0][:200] if lines else type(e).__name__),
+                f"{path} holds more than weights, and torch does not load it"
+                + (f": it names {shown(named[1])}" if named else ""),
                 hint="write to a .safetensors file or a folder, which take the weights alone",
             ) from e
         weights = find_weights(content, Tensor)

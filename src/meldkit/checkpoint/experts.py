@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from meldkit.checkpoint.json_file import shown
@@ -33,19 +33,17 @@ _BIAS = re.compile(_PLACE + r"experts\.(?:\d+\.\w+\.bias|(?:gate_up|gate|up|down
 #: Matrices of one expert, in the order in which they stand in a fused tensor.
 Roles = tuple[str, ...]
 _GATED: Roles = ("gate", "up")
+#: What the matrices of single experts are called, in one family of models or another.
+_SINGLES: tuple[dict[str, str], ...] = (
+    {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"},
+    {"gate": "w1", "up": "w3", "down": "w2"},
+    {"gate": "fc1", "up": "fc3", "down": "fc2"},
+)
 #: Leaf of a name → what it holds; of single experts, and of all together.
 _LEAVES: dict[bool, dict[str, Roles]] = {
     True: {
-        "gate_proj": ("gate",),
-        "up_proj": ("up",),
-        "down_proj": ("down",),
+        **{leaf: (role,) for names in _SINGLES for role, leaf in names.items()},
         "gate_up_proj": _GATED,
-        "w1": ("gate",),
-        "w3": ("up",),
-        "w2": ("down",),
-        "fc1": ("gate",),
-        "fc3": ("up",),
-        "fc2": ("down",),
     },
     False: {
         "gate_proj": ("gate",),
@@ -115,6 +113,34 @@ def as_stored_by(
     for name, info in tensors.items():
         result |= changed.get(name, {name: info})
     return result
+
+
+def one_by_one(tensors: Mapping[str, TensorInfo], modules: Iterable[str]) -> Mapping[str, TensorInfo]:
+    """A model's tensors, with its experts taken apart if modules of single experts are spoken of.
+
+    `as_stored_by` puts them together again: what has not changed meanwhile is as it was.
+
+    Args:
+        tensors: the model's.
+        modules: names of modules, some of which may be those of single experts.
+
+    Returns:
+        The same mapping if there is nothing to do.
+    """
+    found = [match for module in modules if (match := _SINGLE.fullmatch(f"{module}.weight"))]
+    leaves = {match["leaf"] for match in found}
+    names = next((names for names in _SINGLES if leaves <= set(names.values())), None)
+    if not found or names is None:
+        return tensors
+    module = found[0]["module"]
+    reference: dict[str, TensorInfo] = {}
+    for layer in _collect(tensors):
+        if layer.form is not None and not layer.form.single:
+            some = next(iter(layer.tensors.values()))
+            for role in layer.form.roles:
+                name = f"{layer.block}{module}experts.0.{names[role]}.weight"
+                reference[name] = replace(some, name=name, shape=some.shape[1:])
+    return as_stored_by(tensors, reference)
 
 
 def _beginning_with(prefix: str, ordered: Sequence[str]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 
+import numpy as np
 from torch import Tensor
 
 from meldkit import kernels
@@ -48,6 +49,17 @@ class OpenFiles:
         with self._failures(path, offset):
             done = kernels.read_bfloat16(self._descriptor(path), offset, out)
         self._account(path, offset, done, 2 * len(out))
+
+    def read_runs(self, path: Path, offsets: np.ndarray, out: Tensor) -> None:
+        """Fill the rows of `out`, uint8 `[n, bytes]`, with those that lie in `path` from `offsets` on, int64.
+
+        Raises:
+            CheckpointError: the file ends early or cannot be read.
+        """
+        first = int(offsets[0])
+        with self._failures(path, first):
+            done = kernels.read_runs(self._descriptor(path), offsets, out)
+        self._account(path, first, done, out.numel())
 
     @contextmanager
     def _failures(self, path: Path, offset: int) -> Generator[None]:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from meldkit.checkpoint.adapter import Adapter, open_adapter
+from meldkit.checkpoint.adapter import Adapter, open_adapter, other_base
+from meldkit.checkpoint.config import read_config
 from meldkit.checkpoint.files import OpenFiles
-from meldkit.checkpoint.json_file import read_json, shown
+from meldkit.checkpoint.json_file import shown
 from meldkit.checkpoint.quantised import dequantised, digest_of_settings
 from meldkit.checkpoint.tensor import StoredTensor, TensorInfo, TileSource
-from meldkit.checkpoint.weights import read_weights
+from meldkit.checkpoint.weights import parts_with_weights, read_weights
 from meldkit.errors import CheckpointError
 
 
@@ -29,6 +30,8 @@ class Checkpoint(Mapping[str, TensorInfo]):
         tokenizer: folder of an adapter that brings a tokenizer for tokens of its own; None for the model's.
         adapters: LoRA adapters laid over the stored tensors, in order.
         fingerprint: hex hash of everything the headers say.
+        notes: what adapters do besides changing values, in words.
+        warnings: what may not be as it was meant, in words.
     """
 
     label: str
@@ -38,6 +41,8 @@ class Checkpoint(Mapping[str, TensorInfo]):
     tokenizer: Path | None
     adapters: tuple[Adapter, ...]
     fingerprint: str
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> TensorInfo:
         return self.tensors[name]
@@ -71,23 +76,28 @@ class Checkpoint(Mapping[str, TensorInfo]):
         return self.tensors[name].open(files)
 
 
-def open_checkpoint(label: str, folder: Path, adapter_folders: tuple[Path, ...] = ()) -> Checkpoint:
-    """Read the headers and configuration of a model folder (or of one .safetensors file).
+def open_checkpoint(
+    label: str, folder: Path, adapter_folders: tuple[Path, ...] = (), *, alone: bool = False
+) -> Checkpoint:
+    """Read the headers and configuration of a model folder (or of one weight file).
 
     Args:
         label: the model as the recipe names it, for messages.
         folder: folder or file.
         adapter_folders: LoRA adapters to lay over it.
+        alone: leave aside what lies beside a weight file.
 
     Raises:
         CheckpointError: anything missing, damaged or contradictory.
         MismatchError: an adapter of another base.
-        NotSupportedError: a storage format that is not read.
+        FormatError: a storage format that is not read.
     """
     try:
         headers = read_weights(label, folder)
-        root = folder if folder.is_dir() else folder.parent
-        has_config = (root / "config.json").exists()
+        whole = folder.is_dir()
+        root = folder if whole else folder.parent
+        has_config = (whole or not alone) and (root / "config.json").exists()
+        parts = parts_with_weights(folder)
     except OSError as e:
         raise CheckpointError(f"model '{label}': cannot look into {folder}: {e.strerror}") from e
     tensors: dict[str, TensorInfo] = {}
@@ -103,12 +113,20 @@ def open_checkpoint(label: str, folder: Path, adapter_folders: tuple[Path, ...] 
     if not tensors:
         raise CheckpointError(f"model '{label}' has no tensors", hint=f"check how {folder} was written")
     # A file that tells its own configuration may lie beside that of another model.
-    stored_config = headers[0].config or (read_json(root / "config.json") if has_config else {})
+    stored_config = headers[0].config or (read_config(root / "config.json") if has_config else {})
     tensors, config = dequantised(label, tensors, stored_config)
+    warnings: list[str] = []
+    if parts:
+        warnings.append(
+            f"model '{label}': the weights in {', '.join(parts)} are not merged; the output gets those of "
+            "the model that gives configuration and tokenizer"
+        )
     adapters: list[Adapter] = []
     tokenizer: Path | None = None
     for path in adapter_folders:
         adapter = open_adapter(path, tensors, config)
+        if other := other_base(path, [folder, *(below.folder for below in adapters)], stored_config):
+            warnings.append(f"model '{label}': {other}")
         adapters.append(adapter)
         if _num_tokens(adapter.config) != _num_tokens(config) and (path / "tokenizer_config.json").is_file():
             tokenizer = path
@@ -123,6 +141,8 @@ def open_checkpoint(label: str, folder: Path, adapter_folders: tuple[Path, ...] 
         tokenizer=tokenizer,
         adapters=tuple(adapters),
         fingerprint=hashlib.sha256("".join(digests).encode()).hexdigest(),
+        notes=tuple(note for adapter in adapters for note in adapter.notes),
+        warnings=tuple(warnings),
     )
 
 

@@ -68,7 +68,7 @@ def download(repo: str, revision: str | None, cache: Path | None, file: str | No
             if isinstance(e, RevisionNotFoundError):
                 raise
             wanted = [file] if file else ["config.json", "adapter_config.json"]
-            folder = _cached(lambda: fetch(wanted, local=True), failures, e)
+            folder = _cached(lambda: fetch(wanted, local=True), e)
         else:
             names = [sibling.rfilename for sibling in siblings]
             chosen = needed(repo, names, read, file)
@@ -76,21 +76,19 @@ def download(repo: str, revision: str | None, cache: Path | None, file: str | No
     except failures as e:
         raise CheckpointError(
             f"model '{repo}' is neither a local path nor to be had from the Hugging Face Hub: "
-            + _reason(e, revision),
+            + _reason(e, revision, cache),
             hint=_hint(e, repo),
         ) from e
     return folder / file if file else folder
 
 
-def _cached(look: Callable[[], Path], failures: tuple[type[Exception], ...], reason: Exception) -> Path:
+def _cached(look: Callable[[], Path], reason: Exception) -> Path:
     """What an earlier run has left, now that the hub does not answer; else the reason why it does not."""
-    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         return look()
-    except failures:
-        if isinstance(reason, OfflineModeIsEnabled):
-            raise
+    except LocalEntryNotFoundError:
         raise reason from None
 
 
@@ -177,9 +175,18 @@ def _parts(names: Sequence[str], read: Callable[[str], Any]) -> set[str]:
     return {PurePosixPath(path).parts[0] for path in paths if isinstance(path, str) and path.strip("/.")}
 
 
-def _reason(error: Exception, revision: str | None) -> str:
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+def _reason(error: Exception, revision: str | None, cache: Path | None) -> str:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
+    if isinstance(error, OfflineModeIsEnabled):
+        what = f"its revision {shown(revision)}" if revision else "it"
+        return f"HF_HUB_OFFLINE is set, and {what} is not in {cache or constants.HF_HUB_CACHE}"
     if isinstance(error, GatedRepoError):
         return "access to it must be asked for"
     if isinstance(error, RepositoryNotFoundError):
@@ -191,8 +198,13 @@ def _reason(error: Exception, revision: str | None) -> str:
 
 
 def _hint(error: Exception, repo: str) -> str:
-    from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RevisionNotFoundError
 
+    if isinstance(error, OfflineModeIsEnabled):
+        return (
+            "unset HF_HUB_OFFLINE to download it, or name the folder that it was downloaded to with "
+            "--transformers-cache or HF_HOME"
+        )
     if isinstance(error, GatedRepoError):
         return f"ask for access at https://huggingface.co/{repo}, and set HF_TOKEN to a token of yours"
     if isinstance(error, RevisionNotFoundError):

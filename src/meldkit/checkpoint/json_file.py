@@ -49,14 +49,14 @@ def parse_mapping(what: str, raw: bytes, hint: str, *, unique: bool = False) -> 
 
     def pairs_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
-        if unique and len(result) < len(pairs):
+        if len(result) < len(pairs):
             seen: set[str] = set()
             twice = next(key for key, _ in pairs if key in seen or seen.add(key))
             raise CheckpointError(f"{what} has {shown(twice)} twice", hint=hint)
         return result
 
     try:
-        data = json.loads(raw.decode(), object_pairs_hook=pairs_once)
+        data = json.loads(raw.decode(), object_pairs_hook=pairs_once if unique else None)
     except UnicodeDecodeError as e:
         raise CheckpointError(f"{what} is not text in UTF-8 (byte {e.start:,})", hint=hint) from e
     except json.JSONDecodeError as e:

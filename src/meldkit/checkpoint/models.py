@@ -23,12 +23,13 @@ _HUB_FILE = re.compile(
 )
 
 
-def open_model(ref: ModelRef, *, cache: Path | None = None) -> Checkpoint:
+def open_model(ref: ModelRef, *, cache: Path | None = None, alone: bool = False) -> Checkpoint:
     """Open the model that a recipe refers to, downloading it first if it is not a local path.
 
     Args:
         ref: the reference.
         cache: where downloads are kept; None for the hub's own cache.
+        alone: leave aside what lies beside a weight file.
 
     Raises:
         CheckpointError: there is no such path, or the hub has no such model or cannot be reached.
@@ -43,7 +44,7 @@ def open_model(ref: ModelRef, *, cache: Path | None = None) -> Checkpoint:
             )
         adapters.insert(0, folder)
         folder = _locate_base(str(ref), folder, cache)
-    return open_checkpoint(str(ref), folder, tuple(adapters))
+    return open_checkpoint(str(ref), folder, tuple(adapters), alone=alone)
 
 
 def _is_adapter(folder: Path) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -131,6 +132,15 @@ class StoredTensor:
         raw = scratch.take((stop - start) * self._itemsize)
         self.read_bytes(start, raw.numpy().data)
         out.copy_(raw.view(self._dtype))
+
+    def read_rows(self, rows: np.ndarray, out: Float32[Tensor, "rows columns"], scratch: Scratch) -> None:
+        """Fill `out` with rows of a matrix, as float32; `rows` says which, int64."""
+        length = out.shape[1] * self._itemsize
+        exact = self._dtype is torch.float32
+        raw = (out.view(torch.uint8) if exact else scratch.take(len(out) * length)).view(-1, length)
+        self._files.read_runs(self._info.file, self._info.offset + rows * length, raw)
+        if not exact:
+            out.copy_(raw.view(self._dtype))
 
     def read_bytes(self, start: int, buffer: memoryview) -> None:
         """Fill `buffer` with the stored bytes from element `start` on."""

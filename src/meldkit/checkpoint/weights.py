@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path, PurePosixPath
 from typing import cast
 
@@ -14,6 +15,8 @@ from meldkit.errors import CheckpointError
 #: The names that transformers gives to whole models, in the order in which it looks for them.
 _SINGLES = ("model.safetensors", "pytorch_model.bin")
 _INDEX = ".index.json"
+#: Lists the parts of a sentence-transformers model, with their folders.
+_PARTS = "modules.json"
 #: Endings of weight files, all formats.
 SUFFIXES = (".safetensors", ".gguf", *pickled.SUFFIXES)
 
@@ -27,7 +30,7 @@ def read_weights(label: str, folder: Path) -> list[Header]:
 
     Raises:
         CheckpointError: anything missing, damaged or contradictory.
-        NotSupportedError: a storage format that is not read.
+        FormatError: a storage format that is not read.
     """
     if not folder.exists():
         raise CheckpointError(
@@ -54,9 +57,12 @@ def read_weights(label: str, folder: Path) -> list[Header]:
     stray = sorted(path.name for path in folder.iterdir() if path.name.endswith(SUFFIXES))
     wanted = f"neither {_SINGLES[0]} nor {_SINGLES[0]}{_INDEX}"
     ggufs = [name for name in stray if name.endswith(".gguf")]
-    if len(ggufs) == len(stray) == 1:
-        return [read_file(folder / ggufs[0])]
     if stray and ggufs == stray:
+        from meldkit.checkpoint.gguf import one_model
+
+        whole = one_model(ggufs)
+        if whole is not None:
+            return [read_file(folder / whole)]
         raise CheckpointError(
             f"model '{label}': {folder} has {len(ggufs)} GGUF files: {', '.join(ggufs[:3])}",
             hint=f"each of them is a model; name one, such as {label}/{ggufs[0]}",
@@ -77,7 +83,7 @@ def read_file(path: Path) -> Header:
 
     Raises:
         CheckpointError: missing, damaged or contradictory.
-        NotSupportedError: a storage format that is not read.
+        FormatError: a storage format that is not read.
     """
     if path.suffix == ".safetensors":
         return read_header(path)
@@ -91,6 +97,23 @@ def read_file(path: Path) -> Header:
         f"{path} is no weight file that is known by its ending '{path.suffix}'",
         hint="name a model folder, or a file that ends in " + ", ".join(SUFFIXES),
     )
+
+
+def parts_with_weights(folder: Path) -> list[str]:
+    """The folders below a model's that hold weights of parts of it, as in sentence-transformers."""
+    try:
+        listed: object = json.loads((folder / _PARTS).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return []
+    entries = cast("list[object]", listed) if isinstance(listed, list) else []
+    paths = [cast("dict[str, object]", entry).get("path") for entry in entries if isinstance(entry, dict)]
+    return [
+        path
+        for path in paths
+        if isinstance(path, str)
+        and _stays_inside(path)
+        and any((folder / path / name).is_file() for name in _SINGLES)
+    ]
 
 
 def _indexed(label: str, folder: Path, name_of_index: str) -> list[Header]:

@@ -60,7 +60,7 @@ def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("out", type=click.Path(path_type=Path))
 @with_options
 def command(recipe: Path, out: Path, **given: Any) -> None:
-    """Merge models as RECIPE (a YAML file) says, into the new folder OUT.
+    """Merge models as RECIPE (a YAML file, or - for standard input) says, into the new folder OUT.
 
     Interrupted, it leaves nothing that looks like a model; the same command continues.
     """

@@ -38,7 +38,10 @@ def command(
     plugin: tuple[str, ...],
     verbose: bool,
 ) -> None:
-    """Show what RECIPE would do, from the headers of its models; no weight is read and nothing written."""
+    """Show what RECIPE (a YAML file, or - for standard input) would do.
+
+    It is found out from the headers of the models; no weight is read and nothing written.
+    """
     from meldkit.api import plan
     from meldkit.options import MergeOptions
 

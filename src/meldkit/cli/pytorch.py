@@ -19,9 +19,10 @@ from meldkit.options import MergeOptions
 def command(recipe: Path, out: Path, **given: Any) -> None:
     """Merge weight files of any PyTorch program as RECIPE says, into the file or folder OUT.
 
-    The recipe's models are .pt, .pth, .bin, .ckpt or .safetensors files; no config.json is needed. OUT is a
-    .safetensors file, a folder, or a .pt file: that one keeps what else the base (else the first) model's
-    file holds, such as hyperparameters, without the state of its training.
+    RECIPE is a YAML file, or - for standard input. Its models are .pt, .pth, .bin, .ckpt or .safetensors
+    files; no config.json is needed. OUT is a .safetensors file, a folder, or a .pt file: that one keeps what
+    else the base (else the first) model's file holds, such as hyperparameters, without the state of its
+    training.
     """
     from meldkit.raw import check_out, merge_raw, plan_raw
 

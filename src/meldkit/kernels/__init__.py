@@ -62,11 +62,44 @@ def read_bfloat16(descriptor: int, offset: int, out: Float32[Tensor, " n"]) -> i
             raise OSError(-got, os.strerror(-got))
         return got
     raw = _rooms.take("raw", np.uint8, 2 * len(out))[: 2 * len(out)]
-    done = 0
-    while done < len(raw) and (got := os.preadv(descriptor, [raw[done:].data], offset + done)):
-        done += got
+    done = _read_bytes(descriptor, offset, raw.data)
     out.copy_(torch.from_numpy(raw).view(torch.bfloat16))
     return done
+
+
+def _read_bytes(descriptor: int, offset: int, room: memoryview) -> int:
+    done = 0
+    while done < len(room) and (got := os.preadv(descriptor, [room[done:]], offset + done)):
+        done += got
+    return done
+
+
+def read_runs(descriptor: int, offsets: np.ndarray, out: Tensor) -> int:
+    """Read runs of bytes of a file, one after the other into `out`.
+
+    Args:
+        descriptor: of the file.
+        offsets: where each run begins, `[n]`.
+        out: uint8 `[n, bytes of a run]`, without gaps.
+
+    Returns:
+        How many bytes there were, fewer than asked for where a run reaches past the end of the file.
+
+    Raises:
+        OSError: they cannot be read.
+    """
+    length = out.shape[1]
+    if _LIBRARY is not None:
+        offsets = np.ascontiguousarray(offsets, np.int64)
+        got = _LIBRARY.read_runs(descriptor, address(offsets), len(offsets), length, out.data_ptr())
+        if got < 0:
+            raise OSError(-got, os.strerror(-got))
+        return got
+    for i, (offset, room) in enumerate(zip(offsets.tolist(), out.numpy(), strict=True)):
+        got = _read_bytes(descriptor, offset, room.data)
+        if got < length:
+            return i * length + got
+    return out.numel()
 
 
 def products(x: Float32[Tensor, "m n"]) -> list[float]:

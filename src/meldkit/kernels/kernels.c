@@ -41,22 +41,40 @@ LOOP void widen(const uint16_t *restrict from, uint32_t *restrict to, long n) {
     for (long i = 0; i < n; i++) to[i] = (uint32_t)from[i] << 16;
 }
 
-/* Reads n bfloat16 numbers as float32. Returns how many bytes there were, at most 2 n; or -errno. */
+/* Returns how many bytes there were, fewer than wanted at the end of the file; or -errno. */
+static long read_bytes(int file, long offset, long wanted, char *out) {
+    long got = 0;
+    while (got < wanted) {
+        ssize_t count = pread(file, out + got, wanted - got, offset + got);
+        if (count < 0 && errno == EINTR) continue;
+        if (count < 0) return -errno;
+        if (count == 0) break;
+        got += count;
+    }
+    return got;
+}
+
+/* Reads n bfloat16 numbers as float32. Returns as read_bytes. */
 long meldkit_read_bf16(int file, long offset, long n, void *out) {
     uint16_t piece[16 * BLOCK];
     for (long done = 0; done < n;) {
-        long wanted = 2 * smaller(n - done, 16 * BLOCK), got = 0;
-        while (got < wanted) {
-            ssize_t count = pread(file, (char *)piece + got, wanted - got, offset + 2 * done + got);
-            if (count < 0 && errno == EINTR) continue;
-            if (count < 0) return -errno;
-            if (count == 0) return 2 * done + got;
-            got += count;
-        }
+        long wanted = 2 * smaller(n - done, 16 * BLOCK);
+        long got = read_bytes(file, offset + 2 * done, wanted, (char *)piece);
+        if (got < wanted) return got < 0 ? got : 2 * done + got;
         widen(piece, (uint32_t *)out + done, wanted / 2);
         done += wanted / 2;
     }
     return 2 * n;
+}
+
+/* Reads n runs of bytes that begin at these offsets; those that follow each other at once. As read_bytes. */
+long meldkit_read_runs(int file, const int64_t *offsets, long n, long bytes, char *out) {
+    for (long i = 0, next; i < n; i = next) {
+        for (next = i + 1; next < n && offsets[next] == offsets[next - 1] + bytes;) next++;
+        long wanted = (next - i) * bytes, got = read_bytes(file, offsets[i], wanted, out + i * bytes);
+        if (got < wanted) return got < 0 ? got : i * bytes + got;
+    }
+    return n * bytes;
 }
 
 /* --- inner products --------------------------------------------------------------------------------------- */

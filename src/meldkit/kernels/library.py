@@ -16,6 +16,7 @@ PATH = Path(__file__).with_name("kernels.so")
 
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "read_bf16": (c_long, [c_int, c_long, c_long, c_void_p]),
+    "read_runs": (c_long, [c_int, c_void_p, c_long, c_long, c_void_p]),
     "gram": (None, [c_void_p, c_long, c_long, c_long, c_void_p, c_void_p]),
     "count": (c_long, [c_void_p, c_long, c_float, c_float, c_void_p, c_void_p]),
     "elect": (

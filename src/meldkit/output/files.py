@@ -12,6 +12,13 @@ from meldkit.checkpoint.gguf import write_generation_config, write_tokenizer
 from meldkit.errors import RunError
 from meldkit.output.card import model_card
 from meldkit.plan import Plan
+from meldkit.vocab import (
+    FILES,
+    copy_tokenizer,
+    write_generation_settings,
+    write_output_tokenizer,
+    write_templates,
+)
 
 #: Kinds of files beside the weights that belong to a model: tokenizer, templates, processors, custom code.
 _CARRIED = (".json", ".txt", ".model", ".jinja", ".py", ".tiktoken", ".vocab", ".bpe", ".merges")
@@ -34,18 +41,6 @@ _ABOUT_TRAINING = (
     "quantize_config",
     "quant_config",
 )
-_TOKENIZER = (
-    "tokenizer",
-    "special_tokens_map",
-    "added_tokens",
-    "vocab",
-    "merges",
-    "spiece",
-    "sentencepiece",
-    "tekken",
-    "chat_template",
-    "additional_chat_templates",
-)
 _SETTINGS = ("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json")
 #: Lists the parts of a sentence-transformers model, with their folders.
 _PARTS = "modules.json"
@@ -54,14 +49,14 @@ RECORD = "meldkit.json"
 
 
 def write_side_files(
-    folder: Path, plan: Plan, *, copy_tokenizer: bool = True, card: bool = True, name: str, version: str
+    folder: Path, plan: Plan, *, with_tokenizer: bool = True, card: bool = True, name: str, version: str
 ) -> None:
     """Write configuration, index, tokenizer, card, recipe and record.
 
     Args:
         folder: where the weight files are.
         plan: what was merged.
-        copy_tokenizer: carry the donor's tokenizer and chat template.
+        with_tokenizer: write tokenizer and chat template.
         card: write README.md.
         name: of the new model, for the card.
         version: of meldkit, for the record.
@@ -70,20 +65,24 @@ def write_side_files(
         RunError: a file cannot be read or written.
     """
     donor = plan.checkpoints[plan.donor]
+    as_it_is = with_tokenizer and plan.tokenizer is None
     try:
         if donor.gguf is not None:
             write_generation_config(donor.gguf, folder)
-            if copy_tokenizer:
+            if as_it_is:
                 write_tokenizer(donor.gguf, folder)
         else:
-            for path in carried(donor.folder, copy_tokenizer=copy_tokenizer):
+            for path in carried(donor.folder, copy_tokenizer=as_it_is):
                 target = folder / path.relative_to(donor.folder)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
-        if copy_tokenizer and donor.tokenizer is not None:
-            for path in donor.tokenizer.iterdir():
-                if path.is_file() and path.name.startswith(_TOKENIZER):
-                    shutil.copyfile(path, folder / path.name)
+        if as_it_is and donor.tokenizer is not None:
+            copy_tokenizer(donor.tokenizer, folder)
+        if with_tokenizer and plan.tokenizer is not None:
+            write_output_tokenizer(plan.tokenizer, folder)
+        if with_tokenizer and plan.templates is not None:
+            write_templates(plan.templates, folder)
+        write_generation_settings(plan.tokenizer, plan.ends, plan.config or {}, folder)
         if plan.config is not None:
             _write_json(folder / "config.json", plan.config)
         if len(plan.files) > 1:
@@ -112,7 +111,7 @@ def record(plan: Plan, version: str) -> dict[str, Any]:
 def describes_model(name: str) -> bool:
     """Whether readers of a model folder look for a file of that name."""
     weights = name.endswith((".safetensors", ".bin", ".gguf", ".index.json"))
-    return weights or name in (*_SETTINGS, _PARTS) or name.startswith(_TOKENIZER)
+    return weights or name in (*_SETTINGS, _PARTS) or name.startswith(FILES)
 
 
 def carried(donor: Path, *, copy_tokenizer: bool) -> Iterator[Path]:
@@ -134,7 +133,7 @@ def carried(donor: Path, *, copy_tokenizer: bool) -> Iterator[Path]:
     for path, inside in relative.items():
         top = inside.parts[0]
         whole = len(inside.parts) > 1 and top in parts
-        wanted = copy_tokenizer or not top.startswith(_TOKENIZER)
+        wanted = copy_tokenizer or not top.startswith(FILES)
         if whole or (wanted and top not in foreign and _belongs(inside)):
             yield path
 

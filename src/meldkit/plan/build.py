@@ -15,9 +15,7 @@ from meldkit.plan.checks import (
     check_depths,
     check_fit,
     check_missing,
-    check_supported,
     check_uniform,
-    check_vocabulary,
     lint_models,
 )
 from meldkit.plan.fp8 import in_blocks, with_quantisation
@@ -32,7 +30,9 @@ from meldkit.plan.pieces import (
 )
 from meldkit.plan.shards import lay_out_jobs
 from meldkit.plan.slots import Slot, left_out, recipe_slots
+from meldkit.plan.templates import check_setting, settle_templates
 from meldkit.plan.values import lint_names, lint_values, resolve_values
+from meldkit.plan.vocabulary import settle_vocabulary
 from meldkit.recipe import ModelRef, Recipe
 
 #: Bytes of tensors per file if the user names no size; the Hub's own tools write files of 5 GB.
@@ -45,6 +45,8 @@ def build_plan(
     *,
     shard_size: int = DEFAULT_SHARD_SIZE,
     allow_crimes: bool = False,
+    allow_crop: bool = False,
+    trust_remote_code: bool = False,
     seed: int = 0,
 ) -> Plan:
     """Decide everything about a merge; reads headers and configurations only.
@@ -54,6 +56,8 @@ def build_plan(
         open_model: opens the checkpoint that a reference names.
         shard_size: most bytes of tensors per output file.
         allow_crimes: accept models whose architecture names differ, if names and shapes fit.
+        allow_crop: merge rows of embeddings by number, cut to as many as all models have.
+        trust_remote_code: run a model's own code where its tokenizer cannot be read otherwise.
         seed: of random methods.
 
     Raises:
@@ -62,7 +66,7 @@ def build_plan(
     """
     method = get_method(recipe.merge_method, recipe.lines.get("merge_method", recipe.origin))
     # Everything that the recipe alone tells comes first: opening a model may mean downloading it.
-    check_supported(recipe)
+    check_setting(recipe)
     for module in recipe.modules:
         for part in module.slices:
             cast_sources(method, part, recipe, whole_models=module.from_models)
@@ -71,9 +75,20 @@ def build_plan(
     checkpoints = _in_one_layout({ref: open_model(ref) for ref in recipe.models()}, recipe, notes)
     models = open_layouts(checkpoints)
     donor = models[recipe.base_model or next(iter(models))]
-    notes += check_vocabulary(recipe, models)
-    warnings += lint_models(recipe, models, donor)
+    warnings += lint_models(donor)
     check_architectures(list(models.values()), donor, allow_crimes=allow_crimes)
+    vocabulary = settle_vocabulary(
+        recipe,
+        models,
+        donor,
+        open_model,
+        notes,
+        warnings,
+        allow_crop=allow_crop,
+        trust_remote_code=trust_remote_code,
+    )
+    models, donor = vocabulary.models, vocabulary.models[donor.ref]
+    templates, ends = settle_templates(recipe, models, donor, vocabulary.tokenizer, notes, warnings)
     pieces = open_pieces(recipe, method, models, donor)
     check_depths(pieces, models, donor)
     slots = list(recipe_slots(recipe, pieces, models, donor, notes))
@@ -81,24 +96,29 @@ def build_plan(
     slots = _without_tied_head(slots, donor, notes)
     check_missing(slots, models)
     warnings += lint_values(method, slots)
-    infos = [c.tensors for c in checkpoints.values()]
-    labels = [c.label for c in checkpoints.values()]
+    infos = [model.checkpoint.tensors for model in models.values()]
+    labels = [model.checkpoint.label for model in models.values()]
     check_fit(slots, infos, labels)
     drafts = [_draft(slot, method, recipe, infos, labels, notes) for slot in slots]
     check_uniform(method, drafts)
     drafts = in_blocks(drafts, slots, recipe, donor, infos, notes)
     jobs, files = lay_out_jobs(drafts, shard_size)
     config = _config(recipe, pieces, models, donor, jobs)
+    if config is not None:
+        config = with_quantisation(vocabulary.configured(config), jobs)
     if any(not piece.module.from_models and piece.num_blocks == 0 for piece in pieces):
         warnings.append("no layer is left in the output")
     return Plan(
         recipe=recipe,
         method=method,
-        checkpoints=tuple(checkpoints.values()),
+        checkpoints=tuple(model.checkpoint for model in models.values()),
         donor=donor.index,
         jobs=jobs,
         files=tuple(files),
-        config=with_quantisation(config, jobs),
+        config=config,
+        tokenizer=vocabulary.tokenizer,
+        templates=templates,
+        ends=ends,
         notes=tuple(notes),
         warnings=tuple(dict.fromkeys(warnings)),
         seed=seed,

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 
-from meldkit.checkpoint import Checkpoint, TensorInfo
-from meldkit.errors import MismatchError, NotSupportedError, RecipeError
+from meldkit.checkpoint import TensorInfo
+from meldkit.errors import MismatchError, RecipeError
 from meldkit.methods import Method
 from meldkit.plan.model import TensorJob
-from meldkit.plan.pieces import Model, Piece, at, piece_of
+from meldkit.plan.pieces import Model, Piece, piece_of
 from meldkit.plan.slots import Slot
-from meldkit.recipe import ModelRef, Recipe
+from meldkit.recipe import ModelRef
 
 #: A model is taken for another architecture when it lacks this share of the tensors.
 _MAX_MISSING = 0.5
@@ -19,39 +18,7 @@ _MAX_MISSING = 0.5
 _SHOWN = 3
 
 
-def check_supported(recipe: Recipe) -> None:
-    """What cannot be done yet is refused before any file is opened."""
-    lines = recipe.lines
-
-    def refuse(key: str, what: str, hint: str = "") -> NotSupportedError:
-        return NotSupportedError(f"{at(lines.get(key, recipe.origin))}not supported yet: {what}", hint=hint)
-
-    if recipe.chat_template is not None:
-        raise refuse("chat_template", "chat_template", "leave it out to keep the template of the base model")
-    if recipe.tokenizer is not None and (recipe.tokenizer.tokens or recipe.tokenizer.pad_to_multiple_of):
-        raise refuse("tokenizer", "tokenizer settings for single tokens and padding")
-
-
-def check_vocabulary(recipe: Recipe, models: Mapping[ModelRef, Model]) -> Iterator[str]:
-    """A tokenizer setting is carried out where it asks for nothing: all models have the same tokenizer."""
-    spec = recipe.tokenizer
-    if spec is None:
-        return
-    foreign = isinstance(spec.source, ModelRef) and spec.source not in models
-    contents = {_tokenizer_bytes(m.checkpoint) for m in models.values()}
-    if foreign or len(contents) > 1 or None in contents:
-        what = "a tokenizer setting for models whose tokenizers differ"
-        if foreign:
-            what = f"the tokenizer of '{spec.source}', which is not one of the merged models"
-        raise NotSupportedError(
-            f"{at(spec.where)}not supported yet: {what}",
-            hint="without the setting the output gets the tokenizer of base_model, else of the first model; "
-            "that is right where the vocabularies are the same",
-        )
-    yield f"{at(spec.where)}all models have the same tokenizer, which is kept"
-
-
-def lint_models(recipe: Recipe, models: Mapping[ModelRef, Model], donor: Model) -> Iterator[str]:
+def lint_models(donor: Model) -> Iterator[str]:
     """What does not keep models from being merged, but the result from being of use."""
     if not donor.checkpoint.config:
         yield f"model '{donor.ref}' has no config.json, so the output has none either"
@@ -62,40 +29,6 @@ def lint_models(recipe: Recipe, models: Mapping[ModelRef, Model], donor: Model) 
             f"config.json of '{donor.ref}' speaks of {' or '.join(map(str, sorted(layout.depths)))} layers, "
             f"its weights have {stacks}"
         )
-    if recipe.tokenizer is not None:
-        return
-    expected = _vocabulary(donor.checkpoint)
-    for model in models.values():
-        found = _vocabulary(model.checkpoint)
-        if found is not None and expected is not None and found != expected:
-            yield (
-                f"the tokenizers of '{donor.ref}' and '{model.ref}' give tokens different numbers: rows of "
-                f"their embeddings do not belong together; the output gets the tokenizer of '{donor.ref}'"
-            )
-
-
-def _vocabulary(checkpoint: Checkpoint) -> object:
-    """Something that is equal for equal vocabularies; None if there is none to be had."""
-    try:
-        raw = _tokenizer_bytes(checkpoint)
-    except OSError:  # copying it will say so
-        return None
-    try:
-        content = json.loads(raw or b"")
-        # Tokens by number, whatever else a tokenizer.json says.
-        return content["model"]["vocab"] if "model" in content else content
-    except (ValueError, LookupError, TypeError):
-        return raw
-
-
-def _tokenizer_bytes(checkpoint: Checkpoint) -> bytes | None:
-    if checkpoint.gguf is not None:  # its tokenizer is in the file; what lies beside it is another model's
-        return None
-    for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"):
-        path = checkpoint.folder / name
-        if path.is_file():
-            return path.read_bytes()
-    return None
 
 
 def check_architectures(models: Sequence[Model], donor: Model, *, allow_crimes: bool) -> None:

@@ -13,6 +13,7 @@ from meldkit.checkpoint import DTYPES, Checkpoint
 from meldkit.layout.infer import DEPTH_KEYS
 from meldkit.methods import Method, Noise, Values, Whole
 from meldkit.recipe import Recipe
+from meldkit.vocab import ChatTemplates, OutputTokenizer
 
 #: Raised whenever the same plan would give other bytes than before; older partial work is not reused.
 NUMERIC_VERSION = 3
@@ -119,6 +120,9 @@ class Plan:
         jobs: one per output tensor, in the order of the output.
         files: weight files; jobs tile them without holes.
         config: config.json of the output; None if the donor has none.
+        tokenizer: of the output; None for the donor's as it is.
+        templates: chat templates of the output; None for those that come with the tokenizer.
+        ends: numbers of tokens that end a text besides those that the donor's settings name.
         notes: what is treated otherwise than by the method, in words.
         warnings: what the user should look at.
         seed: of random methods.
@@ -131,6 +135,9 @@ class Plan:
     jobs: tuple[TensorJob, ...]
     files: tuple[OutputFile, ...]
     config: Mapping[str, Any] | None
+    tokenizer: OutputTokenizer | None
+    templates: ChatTemplates | None
+    ends: tuple[int, ...]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
     seed: int

@@ -14,7 +14,7 @@ from meldkit.methods import Base, Method
 from meldkit.recipe import ModelRef, Module, Recipe, Slice, Source
 
 #: Embeddings of something else than tokens.
-_NOT_VOCABULARY = re.compile(r"pos|type", re.I)
+NOT_TOKENS = re.compile(r"pos|type|wpe", re.I)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Model:
             name
             for name, place in self.layout.places.items()
             if place.role == "embedding"
-            and not _NOT_VOCABULARY.search(name)
+            and not NOT_TOKENS.search(name)
             and place.stack is None
             and len(self.checkpoint[name].shape) == 2
         ]

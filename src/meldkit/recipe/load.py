@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -17,18 +18,18 @@ if TYPE_CHECKING:
 
 
 def load_recipe(path: str | PathLike[str]) -> Recipe:
-    """The recipe in a file.
+    """The recipe in a file; `-` is standard input.
 
     Raises:
         RecipeError: the file cannot be read or is not a recipe; every problem is listed with its line.
         NotSupportedError: the file holds several recipes.
     """
-    return parse_recipe(_read_text(path), origin=str(path))
+    return parse_recipe(*_read_text(path))
 
 
 def load_recipes(path: str | PathLike[str]) -> tuple[Recipe, ...]:
     """The recipes of a file, which `---` separates, in file order."""
-    return parse_recipes(_read_text(path), origin=str(path))
+    return parse_recipes(*_read_text(path))
 
 
 def parse_recipe(text: str, origin: str = "recipe.yml") -> Recipe:
@@ -63,19 +64,22 @@ def recipe_from_data(data: Mapping[str, object]) -> Recipe:
     return _recipe(Document(data))
 
 
-def _read_text(path: str | PathLike[str]) -> str:
+def _read_text(path: str | PathLike[str]) -> tuple[str, str]:
+    """The text of a recipe's file, and what messages call the file."""
+    piped = str(path) == "-"
+    origin = "<stdin>" if piped else str(path)
     try:
-        with Path(path).open("rb") as file:
+        with os.fdopen(0, "rb", closefd=False) if piped else Path(path).open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise RecipeError(f"cannot read recipe '{path}': {reason}") from None
+        raise RecipeError(f"cannot read recipe '{origin}': {reason}") from None
     if len(raw) > MAX_BYTES:
-        raise RecipeError(f"{path}: more than {MAX_BYTES // 2**20} MiB is too much for a recipe")
+        raise RecipeError(f"{origin}: more than {MAX_BYTES // 2**20} MiB is too much for a recipe")
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig"), origin
     except UnicodeDecodeError as error:
-        message = f"{path}: not UTF-8 text: byte {raw[error.start]:#04x} at position {error.start}"
+        message = f"{origin}: not UTF-8 text: byte {raw[error.start]:#04x} at position {error.start}"
         raise RecipeError(message, hint="save the file as UTF-8") from None
 
 

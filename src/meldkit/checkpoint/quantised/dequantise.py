@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from meldkit.checkpoint.json_file import shown
-from meldkit.checkpoint.quantised_model import (
+from meldkit.checkpoint.quantised.model import (
     ORIGINAL,
     QuantisedModel,
     dtype_of,
     settings_of,
     without_settings,
 )
-from meldkit.checkpoint.quantised_weights import CODE_TYPES, F8, WEIGHT, decode, scale_names
+from meldkit.checkpoint.quantised.weights import CODE_TYPES, F8, WEIGHT, decode, scale_names
 from meldkit.checkpoint.tensor import TensorInfo
 
 #: What configurations call the methods whose tensors are read.
@@ -107,7 +107,7 @@ def dequantised(
 
     Raises:
         CheckpointError: scales that are missing or do not fit their weights.
-        NotSupportedError: a format that is not read.
+        FormatError: a format that is not read.
     """
     model = QuantisedModel(label, tensors, settings_of(config), dtype_of(config))
     _refuse_foreign(model)

@@ -9,7 +9,7 @@ from typing import Any, cast
 from meldkit.checkpoint.dtypes import BY_TORCH_NAME
 from meldkit.checkpoint.json_file import shown
 from meldkit.checkpoint.tensor import TensorInfo
-from meldkit.errors import CheckpointError, NotSupportedError
+from meldkit.errors import CheckpointError, FormatError
 
 #: Where configurations say how a model is quantised; the second is that of early compressed-tensors.
 _KEYS = ("quantization_config", "compression_config")
@@ -49,9 +49,9 @@ class QuantisedModel:
             f"model '{self.label}': {what}", hint=f"download the model again, or {ORIGINAL}"
         )
 
-    def refusal(self, what: str, hint: str = ORIGINAL) -> NotSupportedError:
+    def refusal(self, what: str, hint: str = ORIGINAL) -> FormatError:
         """Something is not read."""
-        return NotSupportedError(f"not supported: model '{self.label}' {what}", hint=hint)
+        return FormatError(f"not supported: model '{self.label}' {what}", hint=hint)
 
     def misfit(self, part: TensorInfo, of: TensorInfo) -> CheckpointError:
         """A tensor that belongs to another has a shape or type that cannot be right."""

@@ -11,7 +11,7 @@ An adapter is a set of tensors named after the modules they belong to, and adapt
     anything else                                       tensors that were trained as a whole
 
 Source: `peft.utils.save_and_load` and `peft.tuners.lora` (PEFT 0.21); what each does to a tensor stands in
-`adapter_overlay`. In two places the result is what the model with the adapter computes, and not what
+`overlay`. In two places the result is what the model with the adapter computes, and not what
 `merge_and_unload` makes of it: an embedding and a head that are tied come apart if only one of them changes,
 and an embedding or a head of another vocabulary size brings its size along.
 """
@@ -28,15 +28,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from meldkit.checkpoint.adapter_fit import HALF_HINT, OTHER_BASE_HINT, Fit
-from meldkit.checkpoint.adapter_names import Experts, Names
-from meldkit.checkpoint.adapter_overlay import Change, Dora, LowRank, Overlay, Replacement, Rows, Shift
-from meldkit.checkpoint.adapter_settings import Settings
-from meldkit.checkpoint.adapter_vocabulary import EMBEDDING, HEAD, Vocabulary
-from meldkit.checkpoint.json_file import read_json, shown
+from meldkit.checkpoint.adapter.fit import HALF_HINT, OTHER_BASE_HINT, Fit
+from meldkit.checkpoint.adapter.names import Experts, Names
+from meldkit.checkpoint.adapter.overlay import Change, Dora, LowRank, Overlay, Replacement, Rows, Shift
+from meldkit.checkpoint.adapter.settings import Settings
+from meldkit.checkpoint.adapter.vocabulary import EMBEDDING, HEAD, Vocabulary
+from meldkit.checkpoint.experts import as_stored_by, one_by_one
+from meldkit.checkpoint.json_file import shown
 from meldkit.checkpoint.tensor import TensorInfo
 from meldkit.checkpoint.weights import read_file
-from meldkit.errors import CheckpointError, MismatchError, NotSupportedError
+from meldkit.errors import CheckpointError, FormatError, MismatchError
 
 _PREFIX = "base_model.model."
 _SAFETENSORS, _PICKLED = "adapter_model.safetensors", "adapter_model.bin"
@@ -60,12 +61,14 @@ class Adapter:
         tensors: those that it changes or adds, as they are under it.
         config: the model's configuration under it.
         digest: hex hash of everything that decides what it does.
+        notes: what it does besides changing values, in words.
     """
 
     folder: Path
     tensors: Mapping[str, TensorInfo]
     config: Mapping[str, Any]
     digest: str
+    notes: tuple[str, ...]
 
 
 def open_adapter(
@@ -81,26 +84,22 @@ def open_adapter(
     Raises:
         CheckpointError: missing or damaged files, or a factor without its partner.
         MismatchError: the adapter belongs to another base.
-        NotSupportedError: a kind of adapter that is understood but not merged.
+        FormatError: a kind of adapter that is understood but not merged.
     """
     settings = Settings.read(folder)
     header = read_file(_weights_file(folder))
-    laying = _Laying(settings, weights, config or {})
+    # transformers before version 5 had a module for each expert, so that its adapters change single ones.
+    factors = (_FACTOR.fullmatch(name.removeprefix(_PREFIX)) for name in header.tensors)
+    apart = one_by_one(weights, [match["module"].replace(".base_layer", "") for match in factors if match])
+    laying = _Laying(settings, apart, config or {})
     laying.lay(header.tensors)
+    changed = laying.changed
+    if apart is not weights:
+        together = as_stored_by(laying.weights, weights)
+        changed = {name: info for name, info in together.items() if weights.get(name) != info}
     says = json.dumps([settings.values, laying.model_type], sort_keys=True)
     digest = hashlib.sha256((header.digest + says).encode()).hexdigest()
-    return Adapter(folder, laying.changed, laying.model_config, digest)
-
-
-def base_of(folder: Path) -> tuple[str, str | None]:
-    """The model that an adapter was trained on, and its revision; the name is empty if nothing says it.
-
-    Raises:
-        CheckpointError: the adapter's configuration cannot be read.
-    """
-    settings = read_json(folder / "adapter_config.json")
-    name, revision = settings.get("base_model_name_or_path"), settings.get("revision")
-    return name if isinstance(name, str) else "", revision if isinstance(revision, str) else None
+    return Adapter(folder, changed, laying.model_config, digest, tuple(laying.notes))
 
 
 def _weights_file(folder: Path) -> Path:
@@ -118,29 +117,32 @@ class _Laying:
         config: the model's config.json.
 
     Attributes:
-        changed: tensors that differ from the model's, or that it does not have.
+        weights: the model's tensors under the adapter.
+        changed: those that differ from the model's, or that it does not have.
         model_config: the model's configuration under the adapter.
         model_type: what the model calls itself.
+        notes: about embedding and head.
     """
 
     def __init__(
         self, settings: Settings, weights: Mapping[str, TensorInfo], config: Mapping[str, Any]
     ) -> None:
+        self.weights = dict(weights)
         self.changed: dict[str, TensorInfo] = {}
+        self.notes: list[str] = []
         self.model_config = dict(config)
         self.model_type = str(config.get("model_type", ""))
         self._folder = settings.folder
         self._settings = settings
         self._fit = Fit(settings, self.model_type)
-        self._weights = dict(weights)
-        self._names = Names(self._weights)
-        self._vocabulary = Vocabulary(settings, self._weights, self.model_config)
+        self._names = Names(self.weights)
+        self._vocabulary = Vocabulary(settings, self.weights, self.model_config)
         self._made: set[tuple[str, type[Change]]] = set()
         self._resized = False
 
     @cached_property
     def _experts(self) -> Experts:
-        return Experts(self._weights)
+        return Experts(self.weights)
 
     def lay(self, tensors: Mapping[str, TensorInfo]) -> None:
         """Match every tensor of the adapter. Those that replace others come first, changes go on top."""
@@ -181,7 +183,7 @@ class _Laying:
         if part in _IDLE_PARTS:
             return
         if part not in _PARTS:
-            raise NotSupportedError(
+            raise FormatError(
                 f"not supported yet: adapter {self._folder} has tensor {shown(match[0])}, "
                 "which is no part of LoRA or DoRA"
             )
@@ -199,12 +201,12 @@ class _Laying:
         if name is None and self._vocabulary.tied and HEAD.fullmatch(wanted):
             return self._untie()
         if name is None:
-            near = difflib.get_close_matches(wanted, self._weights, n=1)
+            near = difflib.get_close_matches(wanted, self.weights, n=1)
             raise MismatchError(
                 f"adapter {self._folder} changes {shown(wanted)} {list(shape)}, "
                 "which its base model does not have",
                 hint=OTHER_BASE_HINT
-                + "".join(f"; it has {shown(name)} {list(self._weights[name].shape)}" for name in near),
+                + "".join(f"; it has {shown(name)} {list(self.weights[name].shape)}" for name in near),
             )
         if self._vocabulary.tied and (name == self._vocabulary.tied or HEAD.fullmatch(name)):
             self._untie()
@@ -212,7 +214,9 @@ class _Laying:
 
     def _untie(self) -> str:
         """Give the model a head of its own; its name."""
+        tied = self._vocabulary.tied
         name, info = self._vocabulary.untie()
+        self.notes.append(f"adapter {self._folder}: {name} comes apart from {tied}, to which it was tied")
         if info is not None:
             self._put(name, info)
         return name
@@ -238,7 +242,7 @@ class _Laying:
             # A head for another task, such as a classifier: the base model has none.
             self._put(wanted, replace(info, name=wanted))
             return
-        weight = self._weights[name]
+        weight = self.weights[name]
         if info.shape != weight.shape:
             resized = EMBEDDING.fullmatch(name) or HEAD.fullmatch(name)
             if not resized or len(info.shape) != 2 or info.shape[1:] != weight.shape[1:]:
@@ -248,19 +252,22 @@ class _Laying:
                     hint=OTHER_BASE_HINT,
                 )
             self._resized = True
+            self.notes.append(
+                f"adapter {self._folder}: {name} has {info.shape[0]} tokens, instead of {weight.shape[0]}"
+            )
         if info.floating and weight.floating and info.dtype != weight.dtype:
             info = replace(info, dtype=weight.dtype, encoding=Replacement(info))
         self._put(name, replace(info, name=name))
 
     def _put(self, name: str, info: TensorInfo) -> None:
-        self._weights[name] = self.changed[name] = info
+        self.weights[name] = self.changed[name] = info
 
     # ---- changes on top
 
     def _change(self, name: str, change: Change) -> None:
-        under = self._weights[name]
+        under = self.weights[name]
         if not under.floating:
-            raise NotSupportedError(
+            raise FormatError(
                 f"not supported yet: adapter {self._folder} changes {shown(name)}, "
                 f"which is stored as {under.dtype}",
                 hint="lay it over the base model's original, unquantised weights",
@@ -277,13 +284,13 @@ class _Laying:
         a, b = self._fit.pair(module, parts, "lora_embedding_" if embedding else "lora_")
         wanted = f"{module}.weight"
         if self._names.find(wanted) is None and self._names.find(f"{module}.in_proj_weight"):
-            raise NotSupportedError(
+            raise FormatError(
                 f"not supported yet: adapter {self._folder} changes {shown(module)}, "
                 "which is a torch.nn.MultiheadAttention",
                 hint="PEFT adds the product of its output projection twice; merge it with PEFT",
             )
         name = self._find(wanted, (a.shape[1], b.shape[0]) if embedding else (b.shape[0], *a.shape[1:]))
-        transposed = self._fit.orientation(name, self._weights[name], a, b, embedding=embedding)
+        transposed = self._fit.orientation(name, self.weights[name], a, b, embedding=embedding)
         product = LowRank(a, b, self._settings.scale(module, a.shape[0]), transposed)
         magnitude = parts.get("lora_magnitude_vector")
         if bool(self._settings.values.get("use_dora")) != (magnitude is not None):
@@ -302,8 +309,8 @@ class _Laying:
         if "lora_B.bias" in parts:
             shift = parts["lora_B.bias"]
             bias = self._find(f"{module}.bias", shift.shape)
-            if shift.shape != self._weights[bias].shape or not shift.floating:
-                raise self._fit.unfit(bias, f"lora_B.bias {list(shift.shape)}", self._weights[bias].shape)
+            if shift.shape != self.weights[bias].shape or not shift.floating:
+                raise self._fit.unfit(bias, f"lora_B.bias {list(shift.shape)}", self.weights[bias].shape)
             self._change(bias, Shift(shift, product.scale))
 
     def _change_tokens(self, module: str, values: TensorInfo) -> None:
@@ -312,7 +319,7 @@ class _Laying:
         if isinstance(indices, dict):
             own = cast("dict[str, object]", indices)
             indices = next((own[key] for key in own if f".{module}".endswith(f".{key}")), None)
-        rows = self._weights[name].shape[0]
+        rows = self.weights[name].shape[0]
         places = cast("list[object]", indices) if isinstance(indices, list) else [None]
         if not all(type(i) is int and 0 <= i < rows for i in places):
             raise CheckpointError(
@@ -320,7 +327,7 @@ class _Laying:
                 f"{shown(module)} {shown(cast('object', indices))}, "
                 f"which are not rows of {shown(name)} with its {rows}"
             )
-        wanted = (len(places), *self._weights[name].shape[1:])
+        wanted = (len(places), *self.weights[name].shape[1:])
         if values.shape != wanted or len(wanted) != 2 or not values.floating:
             raise self._fit.unfit(name, f"trainable_tokens_delta {list(values.shape)}", wanted)
         self._change(name, Rows(values, tuple(cast("list[int]", places))))
@@ -340,7 +347,7 @@ class _Laying:
             return ()
         known = [parameter for parameter in _PARAMETERS if parameter in found]
         if len(found) != count or (count > 1 and len(known) != count):
-            raise NotSupportedError(
+            raise FormatError(
                 f"not supported yet: adapter {self._folder} has factors for {count} of the parameters "
                 f"{', '.join(sorted(found))} of {shown(module)}, and nothing says which are whose"
             )
@@ -355,7 +362,7 @@ class _Laying:
         path = f"{module}.{parameter}"
         a, b = self._fit.pair(path, parts, "lora_")
         if len(parts) > 2:
-            raise NotSupportedError(
+            raise FormatError(
                 f"not supported yet: adapter {self._folder} has more than factors for {shown(path)}: "
                 + ", ".join(parts)
             )
@@ -363,7 +370,7 @@ class _Laying:
         if name is None:
             self._change_experts(path, self._stored_apart(module, parameter) or [], a, b)
             return
-        weight = self._weights[name]
+        weight = self.weights[name]
         if len(weight.shape) == 3:
             experts = weight.shape[0]
             transposed = self._fit.expert_orientation(path, weight.shape, a, b)
@@ -377,7 +384,7 @@ class _Laying:
         self, path: str, experts: list[tuple[str, ...]], a: TensorInfo, b: TensorInfo
     ) -> None:
         """Change the matrices that are joined in a parameter: each takes its rows of its expert's product."""
-        shapes = [self._weights[leaf].shape for leaf in experts[0]]
+        shapes = [self.weights[leaf].shape for leaf in experts[0]]
         if any(len(shape) != 2 for shape in shapes):
             raise self._fit.unfit(experts[0][0], "matrices of experts", shapes[0])
         joined = (len(experts), sum(shape[0] for shape in shapes), shapes[0][1])
@@ -386,8 +393,8 @@ class _Laying:
         for index, leaves in enumerate(experts):
             first = 0
             for leaf, shape in zip(leaves, shapes, strict=True):
-                if self._weights[leaf].shape != shape or shape[1] != joined[2]:
-                    raise self._fit.unfit(leaf, f"other experts' {list(shape)}", self._weights[leaf].shape)
+                if self.weights[leaf].shape != shape or shape[1] != joined[2]:
+                    raise self._fit.unfit(leaf, f"other experts' {list(shape)}", self.weights[leaf].shape)
                 rows = (first, first + shape[0])
                 self._change(leaf, LowRank(a, b, scale, transposed, len(experts), index, rows))
                 first += shape[0]

@@ -24,10 +24,16 @@ import torch
 from meldkit.checkpoint.dtypes import DTYPES
 from meldkit.checkpoint.files import OpenFiles
 from meldkit.checkpoint.json_file import shown
-from meldkit.checkpoint.state_dict import find_weights
+from meldkit.checkpoint.pickled.state_dict import find_weights
+from meldkit.checkpoint.pickled.unpickler import (
+    MalformedError,
+    RefusedError,
+    Unpickler,
+    UnreadableError,
+    View,
+)
 from meldkit.checkpoint.tensor import Header, HeldTensor, TensorInfo, TileSource
-from meldkit.checkpoint.unpickler import RefusedError, Unpickler, UnreadableError, View
-from meldkit.errors import CheckpointError, NotSupportedError
+from meldkit.errors import CheckpointError, FormatError
 
 #: Endings of such files.
 SUFFIXES = (".bin", ".pt", ".pth", ".tar", ".ckpt")
@@ -48,7 +54,7 @@ def read_pickled(path: Path) -> Header:
 
     Raises:
         CheckpointError: missing, damaged, without weights, or a program that does more than describe tensors.
-        NotSupportedError: a format that is not read.
+        FormatError: a format that is not read.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a named pipe would be waited for without end
@@ -80,10 +86,10 @@ def _bad(path: Path, what: str, hint: str = _HINT) -> CheckpointError:
     return CheckpointError(f"{path} {what}", hint=hint)
 
 
-def _unknown_format(path: Path, start: bytes, f: BinaryIO) -> CheckpointError | NotSupportedError:
+def _unknown_format(path: Path, start: bytes, f: BinaryIO) -> CheckpointError:
     f.seek(257)
     if f.read(5) == b"ustar":
-        return NotSupportedError(
+        return FormatError(
             f"not supported: {path} is a tar archive, as torch wrote before version 0.1.10",
             hint="load it with an old torch and save it again",
         )
@@ -102,22 +108,25 @@ def _load(path: Path, unpickler: Unpickler) -> Any:
             "use it only if you trust its origin: load it with its own program and save the state_dict",
         ) from None
     except UnreadableError as e:
-        raise NotSupportedError(
+        raise FormatError(
             f"not supported: {path} has tensors of a kind that is not read: {shown(str(e))}",
             hint="make ordinary tensors of them and save them again",
         ) from None
     except OSError:
         raise
-    except Exception as e:  # a damaged pickle may raise anything
-        reason = shown(str(e) or type(e).__name__)
-        raise _bad(path, f"cannot be read as torch wrote it: {reason}") from e
+    except MalformedError as e:
+        raise _bad(path, f"is damaged, or not written by torch: it describes {e}") from e
+    except EOFError as e:
+        raise _bad(path, "is damaged: the pickle in it ends too early") from e
+    except Exception as e:  # whatever its bytes, taken for instructions, lead to
+        raise _bad(path, "is damaged: the pickle in it makes no sense") from e
 
 
 def _read_zip(path: Path, f: BufferedReader) -> tuple[Any, _Places, str]:
     try:
         infos = zipfile.ZipFile(f).infolist()
     except (zipfile.BadZipFile, struct.error, ValueError, OverflowError, NotImplementedError) as e:
-        raise _bad(path, f"is a damaged zip archive: {shown(str(e))}") from e
+        raise _bad(path, "is a damaged zip archive: its table of contents cannot be read") from e
     members = {info.filename: info for info in infos}
     if len(members) < len(infos):
         raise _bad(path, "is a damaged zip archive: it has two members of the same name")
@@ -141,8 +150,8 @@ def _read_zip(path: Path, f: BufferedReader) -> tuple[Any, _Places, str]:
     return _load(path, Unpickler(BytesIO(raw))), places, digest.hexdigest()
 
 
-def _big_endian(path: Path) -> NotSupportedError:
-    return NotSupportedError(
+def _big_endian(path: Path) -> FormatError:
+    return FormatError(
         f"not supported: {path} holds big-endian numbers", hint="load it with torch and save it again"
     )
 

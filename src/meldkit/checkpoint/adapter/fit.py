@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from meldkit.checkpoint.adapter_settings import Settings
+from meldkit.checkpoint.adapter.settings import Settings
 from meldkit.checkpoint.json_file import shown
 from meldkit.checkpoint.tensor import TensorInfo
-from meldkit.errors import CheckpointError, MeldError, MismatchError, NotSupportedError
+from meldkit.errors import CheckpointError, FormatError, MeldError, MismatchError
 
 #: Models whose layers of these names keep their weight as [in, out].
 _CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
@@ -76,7 +76,7 @@ class Fit:
 
     def _check_convolution(self, name: str, weight: TensorInfo, a: TensorInfo, b: TensorInfo) -> None:
         if a.shape[2:] == weight.shape[2:] and a.shape[1] > weight.shape[1]:
-            raise NotSupportedError(
+            raise FormatError(
                 f"not supported yet: adapter {self._folder} changes {shown(name)}, "
                 "which is a convolution in groups"
             )

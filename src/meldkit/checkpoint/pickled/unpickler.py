@@ -49,6 +49,10 @@ class UnreadableError(Exception):
     """The pickle names a kind of tensors that is not read; the text is that name."""
 
 
+class MalformedError(Exception):
+    """The pickle describes something that cannot be; the text says what."""
+
+
 @dataclass(frozen=True, slots=True)
 class Storage:
     """Bytes of the file that tensors are views of."""
@@ -105,13 +109,13 @@ class _Mapping(OrderedDict[Any, Any]):
         pairs = cast("list[Any] | tuple[Any, ...]", items) if isinstance(items, list | tuple) else ()
         for key, value in pairs:
             if not _simple(key):
-                raise pickle.UnpicklingError("a key that is not simple")
+                raise MalformedError("a key that is not simple")
             self[key] = value
 
 
 def _rebuild_v2(storage: object, offset: object, shape: object, stride: object, *_: object) -> View:
     if not isinstance(storage, Storage):
-        raise pickle.UnpicklingError("a tensor without storage")
+        raise MalformedError("a tensor without storage")
     return _view(storage, storage.dtype, offset, shape, stride)
 
 
@@ -126,27 +130,27 @@ def _rebuild_v3(
     *_: object,
 ) -> View:
     if not isinstance(storage, Storage) or not isinstance(dtype, _Named) or dtype.name not in BY_TORCH_NAME:
-        raise pickle.UnpicklingError("a tensor of unknown type")
+        raise MalformedError("a tensor of unknown type")
     return _view(storage, BY_TORCH_NAME[dtype.name].name, offset, shape, stride)
 
 
 def _view(storage: Storage, dtype: str, offset: object, shape: object, stride: object) -> View:
     sizes, strides = _naturals(shape), _naturals(stride)
     if type(offset) is not int or not 0 <= offset < _TOO_LARGE or len(sizes) != len(strides):
-        raise pickle.UnpicklingError(f"a tensor of shape {shown(shape)} and strides {shown(stride)}")
+        raise MalformedError(f"a tensor of shape {shown(shape)} and strides {shown(stride)}")
     view = View(storage, dtype, offset, sizes, strides)
     # Views may repeat elements, so that the shape alone can promise more than there is in the file.
     if math.prod(max(n, 1) for n in sizes) >= _TOO_LARGE:
-        raise pickle.UnpicklingError(f"a tensor of shape {shown(sizes)}, more than any file can hold")
+        raise MalformedError(f"a tensor of shape {shown(sizes)}, more than any file can hold")
     if view.extent and (offset + view.extent) * DTYPES[dtype].itemsize > storage.nbytes:
-        raise pickle.UnpicklingError(f"a tensor of shape {shown(sizes)} that reaches beyond its storage")
+        raise MalformedError(f"a tensor of shape {shown(sizes)} that reaches beyond its storage")
     return view
 
 
 def _naturals(value: object) -> tuple[int, ...]:
     numbers = cast("tuple[object, ...]", value) if isinstance(value, tuple | list) else (None,)
     if len(numbers) > _MAX_DIMENSIONS or not all(type(n) is int and 0 <= n < _TOO_LARGE for n in numbers):
-        raise pickle.UnpicklingError(f"sizes {shown(cast('object', value))}")
+        raise MalformedError(f"sizes {shown(cast('object', value))}")
     return cast("tuple[int, ...]", tuple(numbers))
 
 
@@ -156,7 +160,7 @@ def _parameter(data: object = None, *_: object) -> object:
 
 def _of_type(function: object, _type: object, arguments: object, *_: object) -> object:
     if function not in _REBUILDERS or not isinstance(arguments, tuple):
-        raise pickle.UnpicklingError("a tensor of a class of its own")
+        raise MalformedError("a tensor of a class of its own")
     return cast("Callable[..., object]", function)(*cast("tuple[object, ...]", arguments))
 
 
@@ -166,7 +170,7 @@ def _size(sizes: object = ()) -> object:
 
 def _encode(text: object, encoding: object = "latin1", *_: object) -> bytes:
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError("text in an encoding")
+        raise MalformedError("text in an encoding")
     return text.encode("latin1")
 
 
@@ -239,18 +243,18 @@ class Unpickler(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
         """The storage that a pickle refers to."""
         parts = cast("tuple[object, ...]", pid) if isinstance(pid, tuple) else ()
         if len(parts) < 5 or parts[0] != "storage":
-            raise pickle.UnpicklingError("a reference to something else than a storage")
+            raise MalformedError("a reference to something else than a storage")
         kind, key, numel = parts[1], parts[2], parts[4]
         name = kind.name if isinstance(kind, _Named) else ""
         if name not in _STORAGES or not isinstance(key, str):
-            raise pickle.UnpicklingError(f"elements of type {shown(name or kind)}")
+            raise MalformedError(f"elements of type {shown(name or kind)}")
         if type(numel) is not int or not 0 <= numel < _TOO_LARGE:
-            raise pickle.UnpicklingError(f"a storage of {shown(numel)} elements")
+            raise MalformedError(f"a storage of {shown(numel)} elements")
         if len(parts) > 5 and parts[5] is not None:
-            raise pickle.UnpicklingError("a storage that is part of another one")
+            raise MalformedError("a storage that is part of another one")
         storage = Storage(key, _STORAGES[name], numel * DTYPES[_STORAGES[name]].itemsize)
         if self.storages.setdefault(key, storage) != storage:
-            raise pickle.UnpicklingError(f"two storages with the key {shown(key)}")
+            raise MalformedError(f"two storages with the key {shown(key)}")
         return storage
 
 
@@ -265,7 +269,7 @@ def _checked(load: Callable[[Any], None], first: int | None = None, step: int = 
     def load_checked(machine: Any) -> None:
         for key in machine.stack[first::step]:
             if not _simple(key):
-                raise pickle.UnpicklingError("a key that is not simple")
+                raise MalformedError("a key that is not simple")
         load(machine)
 
     return load_checked

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from meldkit.checkpoint.adapter_settings import Settings
+from meldkit.checkpoint.adapter.settings import Settings
 from meldkit.checkpoint.json_file import shown
 from meldkit.checkpoint.tensor import TensorInfo
 from meldkit.errors import MismatchError

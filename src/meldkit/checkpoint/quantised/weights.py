@@ -22,8 +22,8 @@ from dataclasses import replace
 from typing import cast
 
 from meldkit.checkpoint.json_file import shown
-from meldkit.checkpoint.quantised_model import QuantisedModel
-from meldkit.checkpoint.scaled import Grid, PackedRows, PowersOfTwo, Scaled, TransposedFp4
+from meldkit.checkpoint.quantised.model import QuantisedModel
+from meldkit.checkpoint.quantised.scaled import Grid, PackedRows, PowersOfTwo, Scaled, TransposedFp4
 from meldkit.checkpoint.tensor import TensorInfo
 
 F8 = ("F8_E4M3", "F8_E5M2")

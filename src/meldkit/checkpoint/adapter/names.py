@@ -13,8 +13,8 @@ from functools import cached_property
 
 from meldkit.errors import MismatchError
 
-#: What transformers 5 renames inside of names as it reads them: (module, checkpoint).
-_RENAMED = ((".mlp.", ".block_sparse_moe."),)
+#: What transformers 5 renames inside of names as it reads them; adapters and checkpoints may have either.
+_RENAMED = ((".mlp.", ".block_sparse_moe."), (".block_sparse_moe.", ".mlp."))
 _EXPERT = re.compile(r"(?P<experts>.+\.experts)\.(?P<index>0|[1-9]\d{0,5})\.(?P<leaf>\w+)\.weight")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from meldkit.checkpoint.json_file import read_json, shown
-from meldkit.errors import CheckpointError, NotSupportedError
+from meldkit.errors import CheckpointError, FormatError
 
 #: Settings under which an adapter is something else than tensors that change tensors, and what to do then.
 _OTHER_KINDS = {
@@ -45,7 +45,7 @@ class Settings:
 
         Raises:
             CheckpointError: missing or damaged file.
-            NotSupportedError: another kind of adapter.
+            FormatError: another kind of adapter.
         """
         path = folder / "adapter_config.json"
         if folder.is_dir() and not path.exists():
@@ -56,19 +56,19 @@ class Settings:
         values = read_json(path)
         kind = str(values.get("peft_type", "LORA")).upper()
         if kind != "LORA":
-            raise NotSupportedError(
+            raise FormatError(
                 f"not supported yet: adapter {folder} is of type {shown(kind)}; only 'LORA' is",
                 hint="merge it into its base model with PEFT, and name the result instead",
             )
         used = [key for key in _OTHER_KINDS if values.get(key)]
         if used:
             settings = ", ".join(f"{key} ({shown(values[key])})" for key in used)
-            raise NotSupportedError(
+            raise FormatError(
                 f"not supported yet: adapter {folder} uses {settings}", hint=_OTHER_KINDS[used[0]]
             )
         init = values.get("init_lora_weights")
         if isinstance(init, str) and init.lower().startswith(_CHANGED_BASE):
-            raise NotSupportedError(
+            raise FormatError(
                 f"not supported yet: adapter {folder} has init_lora_weights {shown(init)}, "
                 "which changes the base model too",
                 hint="save it with PEFT's path_initial_model_for_weight_conversion: "

@@ -1,0 +1,292 @@
+"""Models with different tokenizers, brought to the vocabulary that a recipe asks for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from meldkit.checkpoint import AlignedRows, Checkpoint, MeanRow, RowMap, TensorInfo, read_json
+from meldkit.errors import MismatchError, RecipeError
+from meldkit.plan.pieces import Model, at
+from meldkit.plan.tables import SHOWN, lint_rows, num_rows, token_tables, with_tables
+from meldkit.recipe import ModelRef, ModelToken, Recipe, TokenEntry, TokenizerSpec
+from meldkit.vocab import (
+    GENERATION,
+    ZERO,
+    Explicit,
+    OutputTokenizer,
+    Tokenizer,
+    align,
+    own_rows,
+    read_tokenizer,
+    tokenizer_of_folder,
+    unite,
+)
+
+OpenModel = Callable[[ModelRef], Checkpoint]
+
+
+class Alignment:
+    """Brings the tables of models to one vocabulary; arguments as of `settle_vocabulary`."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        spec: TokenizerSpec,
+        models: dict[ModelRef, Model],
+        donor: Model,
+        trust_remote_code: bool,
+    ) -> None:
+        self._base = recipe.base_model
+        self._spec = spec
+        self._models = models
+        self._donor = donor
+        self._trust = trust_remote_code
+        self._tokenizers: dict[ModelRef, Tokenizer] = {}
+
+    def carried_out(
+        self, open_model: OpenModel, notes: list[str], warnings: list[str]
+    ) -> tuple[dict[ModelRef, Model], OutputTokenizer, int]:
+        """The models in the new vocabulary, the tokenizer to write, and the number of rows of its tables."""
+        self._read(notes, warnings)
+        source, output = self._source(open_model)
+        others = [t for t in self._tokenizers.values() if t is not source and self._spec.source == "union"]
+        usable = {str(ref): num_rows(model) for ref, model in self._models.items()}
+        union = unite(source, others, usable, self._listed())
+        for label, tokens in union.added.items():
+            notes.append(
+                f"{len(tokens):,} tokens of '{label}' are added to the vocabulary of '{source.label}'"
+            )
+            if missed := union.unreachable.get(label):
+                examples = ", ".join(map(repr, missed[:SHOWN])) + ", …" * (len(missed) > SHOWN)
+                warnings.append(
+                    f"{len(missed):,} of the {len(tokens):,} tokens that '{label}' adds will not occur in "
+                    f"texts, because the tokenizer of '{source.label}' cuts these otherwise: {examples}"
+                )
+        if union.tokenizer is not source:
+            output = replace(output, changed=union.tokenizer)
+        models, rows = self._aligned(union.tokenizer, keeps_numbers=output.donor is None, notes=notes)
+        return models, output, rows
+
+    def _read(self, notes: list[str], warnings: list[str]) -> None:
+        """Read the tokenizer of each model."""
+        donor = read_tokenizer(self._donor.checkpoint, trust_remote_code=self._trust)
+        if donor is None:
+            raise MismatchError(
+                f"{at(self._spec.where)}'{self._donor.ref}' has no tokenizer",
+                hint="copy the model's tokenizer into its folder, or leave out the tokenizer setting",
+            )
+        for ref, model in self._models.items():
+            own = donor
+            if model is not self._donor:
+                found = read_tokenizer(model.checkpoint, trust_remote_code=self._trust)
+                if found is None:
+                    notes.append(f"'{ref}' has no tokenizer; it is taken to have that of '{self._donor.ref}'")
+                own = found or replace(donor, label=str(ref))
+            _check_numbers(own)
+            warnings += lint_rows(model, own)
+            self._tokenizers[ref] = own
+
+    def _source(self, open_model: OpenModel) -> tuple[Tokenizer, OutputTokenizer]:
+        """The tokenizer that the output's is made from."""
+        wanted = self._spec.source
+        ref = wanted if isinstance(wanted, ModelRef) else self._donor.ref
+        local = Path(ref.path).expanduser()
+        if ref not in self._models and local.is_dir() and not ref.adapters:
+            # It need not hold a model.
+            tokenizer, folder, gguf = tokenizer_of_folder(str(ref), local, self._trust), local, None
+            settings = _json(local / "config.json")
+        else:
+            checkpoint = self._models[ref].checkpoint if ref in self._models else open_model(ref)
+            folder, gguf = checkpoint.tokenizer or checkpoint.folder, checkpoint.gguf
+            settings = checkpoint.config
+            tokenizer = self._tokenizers.get(ref) or read_tokenizer(checkpoint, trust_remote_code=self._trust)
+        if tokenizer is None:
+            raise RecipeError(
+                f"{at(self._spec.where)}'{ref}' has no tokenizer", hint="name a model that has one"
+            )
+        _check_numbers(tokenizer)
+        output = OutputTokenizer(
+            source=tokenizer,
+            folder=folder,
+            gguf=gguf,
+            donor=None if ref == self._donor.ref else self._tokenizers[self._donor.ref],
+            settings=settings,
+            generation=_json(folder / GENERATION),
+        )
+        return tokenizer, output
+
+    def _listed(self) -> dict[str, Mapping[str, bool]]:
+        """The tokens that the recipe lists, with the flags of the first model that has them."""
+        result: dict[str, Mapping[str, bool]] = {}
+        none: Mapping[str, bool] = {}
+        for token in self._spec.tokens:
+            owners = (t.added[token].flags for t in self._tokenizers.values() if token in t.added)
+            result[token] = next(owners, none)
+        return result
+
+    def _aligned(
+        self, tokenizer: Tokenizer, *, keeps_numbers: bool, notes: list[str]
+    ) -> tuple[dict[ModelRef, Model], int]:
+        multiple = self._spec.pad_to_multiple_of or 1
+        padded = -(-tokenizer.size // multiple) * multiple
+        tables = {ref: token_tables(model) for ref, model in self._models.items()}
+        names = list(dict.fromkeys(name for own in tables.values() for name in own))
+        if not names:
+            raise MismatchError(
+                f"{at(self._spec.where)}'{self._donor.ref}' has no embedding with a row per token",
+                hint="leave out the tokenizer setting",
+            )
+        aligned: dict[ModelRef, dict[str, TensorInfo]] = {ref: {} for ref in self._models}
+        digests: dict[ModelRef, list[str]] = {ref: [] for ref in self._models}
+        maps: dict[tuple[tuple[ModelRef, int], ...], list[RowMap]] = {}
+        for name in names:
+            owners: dict[ModelRef, TensorInfo] = {}
+            for ref, model in self._models.items():
+                stored = model.stored_name(name)
+                if stored is not None and stored in tables[ref]:
+                    owners[ref] = tables[ref][stored]
+            _check_columns(name, owners)
+            key = tuple((ref, info.shape[0]) for ref, info in owners.items())
+            if key not in maps:
+                maps[key] = self._maps(dict(key), tokenizer, keeps_numbers=keeps_numbers)
+            for place, (ref, rows) in enumerate(zip(owners, maps[key], strict=True)):
+                if name in tables[ref]:
+                    aligned[ref][name] = _in_rows(tuple(owners.values()), place, rows, padded)
+                    digests[ref].append(rows.digest)
+        notes.append(
+            f"{', '.join(names[:SHOWN])}{', …' * (len(names) > SHOWN)}: a row for each of "
+            f"{len(tokenizer.tokens):,} tokens, {padded:,} rows"
+        )
+        together = [model.checkpoint.fingerprint for model in self._models.values()]
+        models = {
+            ref: with_tables(model, aligned[ref], f"{digests[ref]} {together}")
+            for ref, model in self._models.items()
+        }
+        return models, padded
+
+    def _maps(
+        self, owners: Mapping[ModelRef, int], tokenizer: Tokenizer, *, keeps_numbers: bool
+    ) -> list[RowMap]:
+        """The rows of the tables of these models, which have so many rows."""
+        refs = list(owners)
+        size = tokenizer.size
+        own = [own_rows(tokenizer.tokens, self._tokenizers[ref].tokens, size, owners[ref]) for ref in refs]
+        if keeps_numbers and self._donor.ref in owners:
+            # Numbers without a token keep what the donor has there.
+            numbers = np.arange(min(size, owners[self._donor.ref]))
+            used = np.zeros(size, bool)
+            used[np.fromiter(tokenizer.tokens.values(), np.int64)] = True
+            holes = numbers[~used[: len(numbers)]]
+            own[refs.index(self._donor.ref)][holes] = holes
+        base = refs.index(self._base) if self._base is not None and self._base in owners else None
+        explicit = [
+            entry
+            for token, said in self._spec.tokens.items()
+            if (entry := self._explicit(token, said, tokenizer.tokens[token], owners, own)) is not None
+        ]
+        return align(own, base, explicit)
+
+    def _explicit(
+        self,
+        token: str,
+        entry: TokenEntry,
+        number: int,
+        owners: Mapping[ModelRef, int],
+        own: Sequence[np.ndarray],
+    ) -> Explicit | None:
+        """What the recipe says of a token's row.
+
+        Raises:
+            RecipeError: there is no such row.
+        """
+        where = f"{at(self._spec.where)}token {token!r}"
+        refs = list(owners)
+        source = entry.source
+        if source == "zero":
+            return Explicit(number, ZERO, 0, entry.force)
+        if source is None:
+            if all(rows[number] < 0 for rows in own):
+                raise RecipeError(
+                    f"{where} is in no model's vocabulary",
+                    hint="correct its spelling, or say where its embedding comes from: "
+                    "'source: {kind: zero}' or 'source: {kind: model_token, model: …, token: …}'",
+                )
+            return None
+        ref = source.model if isinstance(source, ModelToken) else source
+        if ref not in owners:
+            raise RecipeError(
+                f"{where}: its embedding is to come from '{ref}', which is not merged",
+                hint="choose one of " + ", ".join(f"'{known}'" for known in refs),
+            )
+        model = refs.index(ref)
+        if not isinstance(source, ModelToken):
+            row = int(own[model][number])
+        elif source.token_id is not None:
+            row = source.token_id if 0 <= source.token_id < owners[ref] else -1
+        else:
+            row = self._tokenizers[ref].tokens.get(source.token or "", -1)
+            row = row if row < owners[ref] else -1
+        if row < 0:
+            wanted = token
+            if isinstance(source, ModelToken):
+                wanted = source.token if source.token is not None else source.token_id
+            raise RecipeError(
+                f"{where}: '{ref}' has no row for {wanted!r}",
+                hint=f"its embedding has {owners[ref]:,} rows; see 'meldkit tokenizers' for what it has",
+            )
+        return Explicit(number, model, row, entry.force)
+
+
+def _json(path: Path) -> Mapping[str, object]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _check_numbers(tokenizer: Tokenizer) -> None:
+    """Raise MismatchError if two tokens have one number."""
+    tokens = tokenizer.tokens
+    if len(set(tokens.values())) == len(tokens):
+        return
+    number, _ = Counter(tokens.values()).most_common(1)[0]
+    one, other, *_ = (token for token, own in tokens.items() if own == number)
+    raise MismatchError(
+        f"the tokenizer of '{tokenizer.label}' gives the number {number} to {one!r} and to {other!r}",
+        hint="their rows cannot be told apart; repair the model's tokenizer",
+    )
+
+
+def _check_columns(name: str, owners: Mapping[ModelRef, TensorInfo]) -> None:
+    """Raise MismatchError unless rows of these tables can stand in each other's place."""
+    first, *others = owners.items()
+    for ref, info in others:
+        if info.shape[1:] != first[1].shape[1:]:
+            raise MismatchError(
+                f"tensor '{name}' has shape {list(first[1].shape)} in '{first[0]}' "
+                f"and {list(info.shape)} in '{ref}'",
+                hint="tokenizers can be brought together only where rows are equally long",
+            )
+
+
+def _in_rows(tables: tuple[TensorInfo, ...], own: int, rows: RowMap, padded: int) -> TensorInfo:
+    """The table of one model in a new vocabulary; rows behind its end are the mean of the others."""
+    info = tables[own]
+    size = len(rows)
+    unchanged = (
+        size == padded == info.shape[0] == len(rows.rows)
+        and bool((rows.tables == own).all())
+        and bool((rows.rows == np.arange(size)).all())
+    )
+    if unchanged:
+        return info
+    aligned = replace(info, shape=(size, *info.shape[1:]), encoding=AlignedRows(tables, rows))
+    if size == padded:
+        return aligned
+    mean = replace(info, shape=(1, *info.shape[1:]), encoding=MeanRow(aligned))
+    numbers = np.arange(padded)
+    behind = numbers >= size
+    with_mean = RowMap(np.arange(padded + 1), behind.astype(np.int16), np.where(behind, 0, numbers))
+    return replace(info, shape=(padded, *info.shape[1:]), encoding=AlignedRows((aligned, mean), with_mean))

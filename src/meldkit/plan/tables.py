@@ -1,0 +1,97 @@
+"""The tensors of a model that have an entry per token: embeddings, heads, and what belongs to them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from meldkit.checkpoint import Checkpoint, TensorInfo
+from meldkit.errors import MismatchError
+from meldkit.layout import infer_layout
+from meldkit.plan.pieces import NOT_TOKENS, Model
+from meldkit.recipe import ModelRef
+from meldkit.vocab import Tokenizer
+
+#: Heads and what else may have an entry per token, besides embeddings.
+_TABLE = re.compile(
+    r"lm_head|embed_out|output_projection|shared_head|cls\.predictions|pred_layer|vocab", re.I
+)
+#: A tokenizer belongs to another model if more than this share of its tokens has no row.
+_MAX_WITHOUT_ROW = 0.5
+#: Tokens that a message names.
+SHOWN = 3
+
+
+def token_tables(model: Model) -> dict[str, TensorInfo]:
+    """Those tensors by name, in the model's order; found by their names and by how many entries they have."""
+    sizes = set(num_tokens(model))
+    return {
+        name: model.checkpoint[name]
+        for name, place in model.layout.places.items()
+        if not NOT_TOKENS.search(name)
+        and (shape := model.checkpoint[name].shape)
+        and shape[0] in sizes
+        and ((place.role == "embedding" and len(shape) > 1) or _TABLE.search(name))
+    }
+
+
+def num_tokens(model: Model) -> list[int]:
+    """How many entries such a tensor may have: as many as the embedding, or as the configuration says."""
+    embeddings = [model.checkpoint[name].shape[0] for name in model.token_embeddings()]
+    return list(dict.fromkeys((*sorted(embeddings, reverse=True), *_sizes_in(model.checkpoint.config))))
+
+
+def _sizes_in(config: Mapping[str, Any]) -> Iterator[int]:
+    for key, value in config.items():
+        if key.startswith("vocab_size") and type(value) is int:
+            yield value
+        elif isinstance(value, dict):
+            yield from _sizes_in(value)  # pyright: ignore[reportUnknownArgumentType]
+
+
+def num_rows(model: Model) -> int:
+    """Rows of the embedding; 0 if there is none."""
+    return next(iter(num_tokens(model)), 0)
+
+
+def embedding_rows(checkpoint: Checkpoint) -> int:
+    """Rows of a model's embedding; 0 if there is none."""
+    return num_rows(
+        Model(0, ModelRef(checkpoint.label), checkpoint, infer_layout(checkpoint, checkpoint.config))
+    )
+
+
+def with_tables(model: Model, tables: Mapping[str, TensorInfo], identity: str) -> Model:
+    """The model with other tables, which follow from its own and from what `identity` stands for."""
+    checkpoint = model.checkpoint
+    shapes = [(name, info.shape) for name, info in tables.items()]
+    fingerprint = hashlib.sha256(f"{checkpoint.fingerprint} {shapes} {identity}".encode()).hexdigest()
+    changed = replace(checkpoint, tensors={**checkpoint.tensors, **tables}, fingerprint=fingerprint)
+    return replace(model, checkpoint=changed)
+
+
+def lint_rows(model: Model, tokenizer: Tokenizer) -> Iterator[str]:
+    """A warning about tokens that the embedding has no row for.
+
+    Raises:
+        MismatchError: these are most of them.
+    """
+    rows = num_rows(model)
+    tokens = {token: number for token, number in tokenizer.tokens.items() if number >= rows}
+    if not tokens or not rows:
+        return
+    count = len(tokenizer.tokens)
+    if len(tokens) > _MAX_WITHOUT_ROW * count:
+        raise MismatchError(
+            f"the tokenizer of '{model.ref}' has {count:,} tokens, its embedding {rows:,} rows",
+            hint="the tokenizer is that of another model; copy the right one into the model's folder",
+        )
+    names = [f"{token!r} ({number})" for token, number in list(tokens.items())[:SHOWN]]
+    yield (
+        f"{len(tokens):,} tokens of '{model.ref}' have no row in its embedding of {rows:,} rows: "
+        + ", ".join(names)
+        + ", …" * (len(tokens) > SHOWN)
+    )

@@ -1,0 +1,154 @@
+"""What becomes of models whose tokenizers differ: they are brought to one vocabulary, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from meldkit.checkpoint import DTYPES, AlignedRows, RowMap, TensorInfo
+from meldkit.errors import CheckpointError, MeldError, MismatchError
+from meldkit.plan.alignment import Alignment, OpenModel
+from meldkit.plan.pieces import Model
+from meldkit.plan.tables import lint_rows, num_rows, num_tokens, token_tables, with_tables
+from meldkit.recipe import ModelRef, Recipe
+from meldkit.vocab import FAST, OutputTokenizer, Tokenizer, compare, read_tokenizer, with_num_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The vocabulary of the output.
+
+    Attributes:
+        models: the input models, each with the output's tokens in its tables.
+        tokenizer: what is written; None for the donor's as it is.
+        old_sizes: numbers of tokens that the donor's configuration may speak of.
+        size: rows of the output's tables; None if they are the donor's.
+    """
+
+    models: dict[ModelRef, Model]
+    tokenizer: OutputTokenizer | None = None
+    old_sizes: Sequence[int] = ()
+    size: int | None = None
+
+    def configured(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The donor's configuration with the output's numbers of tokens."""
+        translated = dict(config) if self.tokenizer is None else self.tokenizer.translated(config)
+        return translated if self.size is None else with_num_tokens(translated, self.old_sizes, self.size)
+
+
+def settle_vocabulary(
+    recipe: Recipe,
+    models: dict[ModelRef, Model],
+    donor: Model,
+    open_model: OpenModel,
+    notes: list[str],
+    warnings: list[str],
+    *,
+    allow_crop: bool,
+    trust_remote_code: bool,
+) -> Vocabulary:
+    """Bring the models to one vocabulary, as the recipe says.
+
+    Args:
+        recipe: its `tokenizer` decides; without one, the vocabularies must be the same.
+        models: the input models, in order.
+        donor: the one whose tokenizer the output gets if nothing else is said.
+        open_model: opens a model whose tokenizer is wanted and which is not merged.
+        notes, warnings: are added to.
+        allow_crop: without a setting, merge rows by number, cut to as many as all models have.
+        trust_remote_code: run a model's own code where its tokenizer needs it.
+
+    Raises:
+        RecipeError: the embedding of a token is to come from where there is none.
+        MismatchError: the vocabularies differ and nothing says what to do about it.
+        CheckpointError: a tokenizer cannot be read.
+    """
+    if recipe.tokenizer is not None:
+        alignment = Alignment(recipe, recipe.tokenizer, models, donor, trust_remote_code)
+        aligned, output, size = alignment.carried_out(open_model, notes, warnings)
+        return Vocabulary(aligned, output, num_tokens(donor), size)
+    if allow_crop:
+        return _cropped(models, donor, warnings)
+    _check_same(models, donor, warnings)
+    return Vocabulary(models)
+
+
+def _check_same(models: Mapping[ModelRef, Model], donor: Model, warnings: list[str]) -> None:
+    """Raise MismatchError where models give other numbers to tokens than the donor does."""
+    content = _stored(donor)
+    others = [m for m in models.values() if m is not donor and (content is None or _stored(m) != content)]
+    if content is None and not others:
+        return
+    expected = _if_readable(donor, warnings)
+    if expected is None:
+        return
+    warnings += lint_rows(donor, expected)
+    differing: list[str] = []
+    for model in others:
+        # A model without a tokenizer is taken to have the donor's.
+        if found := _if_readable(model, warnings):
+            differing += compare(expected, found).words(str(donor.ref), str(model.ref))
+    if differing:
+        raise MismatchError(
+            "the models have different vocabularies, so that rows of their embeddings do not belong "
+            f"together: {'; '.join(differing)}",
+            hint="add to the recipe the two lines\n"
+            "    tokenizer:\n"
+            "      source: union\n"
+            "  to keep the tokens of all models (or 'source: base' for those of the base model only); "
+            "--allow-crop merges rows of equal number",
+        )
+
+
+def _if_readable(model: Model, warnings: list[str]) -> Tokenizer | None:
+    """The tokenizer of a model; None if it has none, or one that is carried along but not understood."""
+    try:
+        tokenizer = read_tokenizer(model.checkpoint)
+        return tokenizer if tokenizer is not None and tokenizer.tokens else None
+    except MeldError as e:
+        warnings.append(f"{e.message}, so its tokens are not compared with those of other models")
+        return None
+
+
+def _stored(model: Model) -> bytes | None:
+    """The tokenizer.json of a model, if that is how its tokenizer is stored."""
+    checkpoint = model.checkpoint
+    path = (checkpoint.tokenizer or checkpoint.folder) / FAST
+    try:
+        return path.read_bytes() if checkpoint.gguf is None and path.is_file() else None
+    except OSError as e:
+        raise CheckpointError(f"cannot read {path}: {e.strerror}") from e
+
+
+def _cropped(models: dict[ModelRef, Model], donor: Model, warnings: list[str]) -> Vocabulary:
+    """Cut every table to the rows that all models have of it."""
+    tables = {ref: token_tables(model) for ref, model in models.items()}
+    rows: dict[str, int] = {}
+    for own in tables.values():
+        for name, info in own.items():
+            rows[name] = min(rows.get(name, info.shape[0]), info.shape[0])
+    result: dict[ModelRef, Model] = {}
+    for ref, model in models.items():
+        cut = {n: _cut(i, rows[n]) for n, i in tables[ref].items() if i.shape[0] != rows[n]}
+        result[ref] = with_tables(model, cut, "") if cut else model
+        if cut:
+            warnings.append(
+                f"the embeddings of '{ref}' are cut from {num_rows(model):,} to {num_rows(result[ref]):,} "
+                "rows; the tokens behind are lost"
+            )
+    size = num_rows(result[donor.ref])
+    if size == num_rows(donor):
+        return Vocabulary(result)
+    return Vocabulary(result, None, [num_rows(donor)], size)
+
+
+def _cut(info: TensorInfo, rows: int) -> TensorInfo:
+    shape = (rows, *info.shape[1:])
+    if info.encoding is None:
+        smaller = replace(info, shape=shape)
+        return replace(smaller, nbytes=smaller.numel * DTYPES[info.dtype].itemsize)
+    same = RowMap(np.arange(rows + 1), np.zeros(rows, np.int16), np.arange(rows))
+    return replace(info, shape=shape, encoding=AlignedRows((info,), same))

@@ -1,0 +1,64 @@
+"""Tokenizers: whose the output gets, and which row of which embedding belongs to which of its tokens."""
+
+from __future__ import annotations
+
+from meldkit.vocab.align import ZERO, Explicit, align, own_rows
+from meldkit.vocab.compare import Difference, compare
+from meldkit.vocab.jinja import missing_tokens
+from meldkit.vocab.output import (
+    FILES,
+    GENERATION,
+    OutputTokenizer,
+    copy_tokenizer,
+    with_num_tokens,
+    write_generation_settings,
+    write_output_tokenizer,
+)
+from meldkit.vocab.templates import (
+    AUTO,
+    ChatTemplates,
+    choose_templates,
+    ends_of,
+    read_templates,
+    write_templates,
+)
+from meldkit.vocab.tokenizer import (
+    FAST,
+    Tokenizer,
+    read_tokenizer,
+    special_tokens,
+    tokenizer_files,
+    tokenizer_of_folder,
+)
+from meldkit.vocab.union import Union, unite
+
+__all__ = [
+    "AUTO",
+    "FAST",
+    "FILES",
+    "GENERATION",
+    "ZERO",
+    "ChatTemplates",
+    "Difference",
+    "Explicit",
+    "OutputTokenizer",
+    "Tokenizer",
+    "Union",
+    "align",
+    "choose_templates",
+    "compare",
+    "copy_tokenizer",
+    "ends_of",
+    "missing_tokens",
+    "own_rows",
+    "read_templates",
+    "read_tokenizer",
+    "special_tokens",
+    "tokenizer_files",
+    "tokenizer_of_folder",
+    "unite",
+    "with_num_tokens",
+    "write_generation_settings",
+    "write_output_tokenizer",
+    "write_templates",
+]

@@ -1,0 +1,204 @@
+"""The tokenizer that the output gets: whose files, with which changes, and what else follows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from meldkit.checkpoint import read_json
+from meldkit.checkpoint.gguf import write_tokenizer
+from meldkit.vocab.tokenizer import CONFIG, FAST, OTHERS, Token, Tokenizer, special_tokens
+
+GENERATION = "generation_config.json"
+#: What belongs to a tokenizer, by the beginnings of its names.
+FILES = (
+    "tokenizer",
+    "special_tokens_map",
+    "added_tokens",
+    "vocab",
+    "merges",
+    "spiece",
+    "sentencepiece",
+    "tekken",
+    "chat_template",
+    "additional_chat_templates",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputTokenizer:
+    """A tokenizer to be written, and the settings that speak of its numbers.
+
+    Attributes:
+        source: the tokenizer whose files are taken.
+        folder: where they lie.
+        gguf: the GGUF file that it is in, if it is in one.
+        changed: the tokenizer with what is changed in it; None if nothing is.
+        donor: the tokenizer whose numbers the output's configuration has before it is translated; None if
+            these are the source's.
+        settings: configuration of the model that the source belongs to.
+        generation: its generation_config.json.
+    """
+
+    source: Tokenizer
+    folder: Path
+    gguf: Path | None = None
+    changed: Tokenizer | None = None
+    donor: Tokenizer | None = None
+    settings: Mapping[str, Any]
+    generation: Mapping[str, Any]
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """As it is written."""
+        return self.changed or self.source
+
+    def translated(self, config: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """A configuration whose numbers of tokens are the output's; those without a token become None.
+
+        Args:
+            config: of the donor.
+            own: the same of the source's model, whose word on a key counts for more.
+        """
+        donor = self.donor
+        if donor is None:
+            return dict(config)
+        own = self.settings if own is None else own
+        names = {number: token for token, number in donor.tokens.items()}
+        roles = self._roles()
+
+        def translate(number: int) -> int | None:
+            # Negative ones stand for no token.
+            return number if number < 0 else self.tokenizer.tokens.get(names.get(number, ""))
+
+        def translated_section(section: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+            result: dict[str, Any] = {}
+            for key, value in section.items():
+                inner = theirs.get(key)
+                if isinstance(value, dict):
+                    inner = cast("dict[str, Any]", inner if isinstance(inner, dict) else {})
+                    result[key] = translated_section(cast("dict[str, Any]", value), inner)
+                elif not _is_id(key, value):
+                    result[key] = value
+                elif inner is not None:
+                    result[key] = inner
+                else:
+                    result[key] = _each(value, translate)
+                    if result[key] is None:
+                        result[key] = roles.get(key)
+            return result
+
+        return translated_section(config, own)
+
+    def _roles(self) -> dict[str, int]:
+        """Numbers of special tokens by the keys that configurations have for them."""
+        special = special_tokens(self.folder) if self.gguf is None else {}
+        tokens = self.tokenizer.tokens
+        return {f"{role}_token_id": tokens[token] for role, token in special.items() if token in tokens}
+
+
+def _is_id(key: str, value: object) -> bool:
+    """Whether a setting is the number of a token, or several of them."""
+    if not key.endswith(("token_id", "token_ids", "token_index", "tokens_ids")):
+        return False
+    many = cast("list[object]", value) if isinstance(value, list) else [value]
+    return bool(many) and all(type(number) is int for number in many)
+
+
+def _each(value: Any, translate: Callable[[int], int | None]) -> Any:
+    if not isinstance(value, list):
+        return translate(value)
+    found = [translate(number) for number in cast("list[int]", value)]
+    kept = [number for number in found if number is not None]
+    return kept or None
+
+
+def with_num_tokens(config: Mapping[str, Any], sizes: Sequence[int], size: int) -> dict[str, Any]:
+    """A configuration whose numbers of tokens are `size` where they were one of `sizes`."""
+    result: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            result[key] = with_num_tokens(cast("dict[str, Any]", value), sizes, size)
+        else:
+            wanted = key.startswith("vocab_size") and type(value) is int and value in sizes
+            result[key] = size if wanted else value
+    return result
+
+
+def write_output_tokenizer(output: OutputTokenizer, folder: Path) -> None:
+    """Put the tokenizer's files into a folder that has none."""
+    if output.gguf is not None:
+        write_tokenizer(output.gguf, folder)
+    else:
+        copy_tokenizer(output.folder, folder)
+    if output.changed is not None:
+        _write_changed(output.changed, output.source, folder)
+
+
+def write_generation_settings(
+    output: OutputTokenizer | None, ends: Sequence[int], config: Mapping[str, Any], folder: Path
+) -> None:
+    """Bring the numbers of tokens in a folder's generation_config.json up to date.
+
+    Args:
+        output: the tokenizer that the donor's numbers are translated to, if it is another one.
+        ends: further tokens that end a text.
+        config: the output's config.json, which says what ends one if there is no generation_config.json.
+        folder: where the donor's generation_config.json is, if it has one.
+    """
+    path = folder / GENERATION
+    stored = read_json(path) if path.is_file() else None
+    settings = stored
+    if settings is not None and output is not None:
+        settings = output.translated(settings, {**output.settings, **output.generation})
+    if ends:
+        settings = dict(settings or {})
+        said = settings.get("eos_token_id", config.get("eos_token_id"))
+        known = cast("list[Any]", said) if isinstance(said, list) else [] if said is None else [said]
+        settings["eos_token_id"] = list(dict.fromkeys([*known, *ends]))
+    if settings is not None and settings != stored:
+        _write_json(path, settings)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the files and folders of a tokenizer."""
+    for path in sorted(source.iterdir()):
+        if path.name.startswith(FILES):
+            if path.is_dir():
+                shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(path, folder / path.name)
+
+
+def _write_changed(changed: Tokenizer, source: Tokenizer, folder: Path) -> None:
+    assert changed.content is not None
+    text = json.dumps(changed.content, ensure_ascii=False, separators=(",", ":"))
+    (folder / FAST).write_text(text, "utf-8")
+    # The other forms of the vocabulary lack the new tokens, and some readers prefer them.
+    for name in OTHERS:
+        (folder / name).unlink(missing_ok=True)
+    path = folder / CONFIG
+    if not path.is_file():
+        return
+    config = read_json(path)
+    entries = config.get("added_tokens_decoder")
+    new = [token for content, token in changed.added.items() if content not in source.added]
+    if isinstance(entries, dict) and new:
+        config["added_tokens_decoder"] = {
+            **entries,
+            **{str(token.id): _decoder_entry(token) for token in new},
+        }
+        _write_json(path, config)
+
+
+def _decoder_entry(token: Token) -> dict[str, Any]:
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": False}
+    return {"content": token.content, **flags, **token.flags}
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")

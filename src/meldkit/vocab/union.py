@@ -1,0 +1,222 @@
+"""A tokenizer with the tokens of others added to its own.
+
+Tokens keep the numbers that the first tokenizer gives them; new ones follow, those that texts are cut into
+before those that are looked for. How texts come to contain a new token depends on the kind of tokenizer:
+
+    BPE         the other tokenizer's merges that make new tokens are appended to the list, so that they apply
+                after all merges of the first; a token that two tokens make in the end gets a merge of these
+    Unigram     the token gets its own log probability
+    WordPiece   the longest token that fits is taken, so that there is nothing else to do
+    added       is looked for in texts, with its own flags
+
+What a tokenizer of another kind cuts its texts into is in the vocabulary and can be decoded, but texts may
+never be cut into it: such tokens are counted. They are not made added tokens, which would be found in the
+middle of words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from meldkit.errors import MismatchError
+from meldkit.vocab.tokenizer import FAST, Token, Tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers.models import BPE
+
+#: How often tokens that are not made yet are looked at again, after merges were added for others.
+_ROUNDS = 4
+#: Log probability, beside the lowest one, of pieces that stand in the vocabulary for their number only.
+_NEVER = -10.0
+
+Merge = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Union:
+    """A tokenizer and what became of the tokens that were added to it.
+
+    Attributes:
+        tokenizer: the new one.
+        added: for each other tokenizer, the tokens that it contributed.
+        unreachable: for each of them, those of its tokens that no text is cut into.
+    """
+
+    tokenizer: Tokenizer
+    added: Mapping[str, Sequence[str]]
+    unreachable: Mapping[str, Sequence[str]]
+
+
+def unite(
+    base: Tokenizer,
+    others: Sequence[Tokenizer],
+    usable: Mapping[str, int],
+    extra: Mapping[str, Mapping[str, bool]],
+) -> Union:
+    """Add to a tokenizer the tokens that others have and it lacks.
+
+    Args:
+        base: keeps its numbers.
+        others: in order of precedence.
+        usable: for each label, rows of the model's embedding; tokens behind these are left out.
+        extra: further tokens to look for in texts, with their flags.
+
+    Raises:
+        MismatchError: the base is described by Python code only, and there is something to add.
+    """
+    numbers = dict(base.tokens)
+    following = base.size
+    core: dict[str, Tokenizer] = {}
+    looked_for: dict[str, tuple[str, Mapping[str, bool]]] = {}
+    for other in others:
+        limit = usable[other.label]
+        for token, number in sorted(other.core.items(), key=lambda entry: entry[1]):
+            if token not in numbers and token not in core and token not in other.added and number < limit:
+                core[token] = other
+    for other in others:
+        for token in sorted(other.added.values(), key=lambda token: token.id):
+            known = token.content in numbers or token.content in core or token.content in looked_for
+            if not known and token.id < usable[other.label]:
+                looked_for[token.content] = (other.label, token.flags)
+    for content, flags in extra.items():
+        if content not in numbers and content not in core and content not in looked_for:
+            looked_for[content] = ("", flags)
+    if not core and not looked_for:
+        return Union(base, {}, {})
+    if base.content is None:
+        raise MismatchError(
+            f"the tokenizer of '{base.label}' has no {FAST}, so no tokens can be added to it",
+            hint="save it as a fast tokenizer, or choose another 'tokenizer: {source: …}'",
+        )
+    new = {token: following + place for place, token in enumerate((*core, *looked_for))}
+    entries = [Token(content, new[content], flags) for content, (_, flags) in looked_for.items()]
+    extended = _Extended(base, new, entries)
+    unreachable = extended.make_reachable(core)
+    added: dict[str, list[str]] = {}
+    for token, other in core.items():
+        added.setdefault(other.label, []).append(token)
+    for content, (label, _) in looked_for.items():
+        if label:
+            added.setdefault(label, []).append(content)
+    missed: dict[str, list[str]] = {}
+    for token in unreachable:
+        missed.setdefault(core[token].label, []).append(token)
+    return Union(Tokenizer(base.label, extended.content()), added, missed)
+
+
+class _Extended:
+    """A tokenizer.json with more tokens."""
+
+    def __init__(self, base: Tokenizer, new: Mapping[str, int], entries: Sequence[Token]) -> None:
+        self._base = base
+        self._new = new
+        self._entries = entries
+        # Numbers of added tokens that are not in the vocabulary are counted from its end when a file is read.
+        self._numbers = {**base.tokens, **new}
+        self._merges = _merges(base) if base.kind == "BPE" else []
+        self._scores: dict[str, float] = {}
+
+    def make_reachable(self, core: Mapping[str, Tokenizer]) -> list[str]:
+        """Let texts be cut into tokens, given with the tokenizers they are from; those that never are."""
+        kind = self._base.kind
+        others = {id(other): other for other in core.values()}
+        if kind == "BPE":
+            for other in others.values():
+                self._append_merges({token for token in core if core[token] is other}, other)
+            return self._join_pairs(list(core))
+        if kind == "Unigram":
+            for other in others.values():
+                if other.kind == "Unigram":
+                    self._scores |= {
+                        str(p): float(s) for p, s in other.model["vocab"] if core.get(p) is other
+                    }
+            # The scores of another kind of vocabulary say nothing; its pieces are there for their numbers.
+            return [token for token, other in core.items() if other.kind != "Unigram"]
+        if kind == "WordPiece":
+            prefix = self._base.model.get("continuing_subword_prefix", "##")
+            longest = self._base.model.get("max_input_chars_per_word", 100)
+            return [t for t in core if len(t.removeprefix(prefix)) > longest]
+        return []
+
+    def _append_merges(self, tokens: set[str], other: Tokenizer) -> None:
+        if other.kind != "BPE":
+            return
+        known = set(self._merges)
+        self._merges += [
+            (left, right)
+            for left, right in _merges(other)
+            if left + right in tokens
+            and left in self._numbers
+            and right in self._numbers
+            and (left, right) not in known
+        ]
+
+    def _join_pairs(self, tokens: list[str]) -> list[str]:
+        """Add a merge for each token that its characters are merged into two tokens of."""
+        waiting = sorted(tokens, key=len)
+        for _ in range(_ROUNDS):
+            model = self._bpe()
+            parts = {token: [p.value for p in model.tokenize(token)] for token in waiting}
+            waiting = [token for token in waiting if parts[token] != [token]]
+            pairs = [
+                (parts[token][0], parts[token][1])
+                for token in waiting
+                if len(parts[token]) == 2 and "".join(parts[token]) == token
+            ]
+            if not pairs:
+                break
+            self._merges += pairs
+        return waiting
+
+    def _bpe(self) -> BPE:
+        from tokenizers.models import BPE
+
+        # Not `ignore_merges`: it finds a token only where it is a whole word.
+        keys = ("unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk")
+        settings = {key: value for key in keys if (value := self._base.model.get(key))}
+        return BPE(vocab=dict(self._numbers), merges=self._merges, **settings)
+
+    def content(self) -> dict[str, Any]:
+        """What tokenizer.json says."""
+        base = self._base
+        assert base.content is not None
+        model = dict(base.model)
+        if base.kind == "Unigram":
+            model["vocab"] = self._pieces()
+        else:
+            model["vocab"] = self._numbers
+        if base.kind == "BPE":
+            stored = cast("list[Any]", base.model.get("merges") or [])
+            joined = bool(stored) and isinstance(stored[0], str)
+            model["merges"] = [f"{a} {b}" if joined else [a, b] for a, b in self._merges]
+        added = [*base.content.get("added_tokens", []), *map(_entry, self._entries)]
+        return {**base.content, "added_tokens": added, "model": model}
+
+    def _pieces(self) -> list[list[Any]]:
+        """All pieces in the order of their numbers, each with its log probability."""
+        stored = cast("list[Any]", self._base.model["vocab"])
+        lowest = min((float(score) for _, score in stored), default=0.0) + _NEVER
+        pieces = [list(piece) for piece in stored]
+        by_number = {number: token for token, number in self._numbers.items()}
+        for number in range(len(stored), max(by_number) + 1):
+            token = by_number.get(number, f"<unused {number}>")
+            pieces.append([token, self._scores.get(token, lowest)])
+        return pieces
+
+
+def _entry(token: Token) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    return {"id": token.id, "content": token.content, **flags, **token.flags}
+
+
+def _merges(tokenizer: Tokenizer) -> list[Merge]:
+    stored = cast("list[Any]", tokenizer.model.get("merges") or [])
+    return list(_pairs(stored))
+
+
+def _pairs(stored: Sequence[Any]) -> Iterator[Merge]:
+    for merge in stored:
+        left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+        yield left, right

@@ -1,0 +1,432 @@
+"""Models with different tokenizers: each token of the output gets the row that the rule says."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import tiny
+import word_tokenizers as words
+from command import run
+from meldkit import merge, plan
+from meldkit.checkpoint import AlignedRows, MeanRow, RowMap, Scratch, open_checkpoint, open_files
+from meldkit.errors import CheckpointError, MismatchError, RecipeError
+from meldkit.merge import MergeOptions
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+QUIET = MergeOptions(write_model_card=False)
+
+# ---- rows of tables
+
+
+@st.composite
+def row_maps(draw: st.DrawFn, sizes: Sequence[int]) -> RowMap:
+    """Rows of tables of these sizes: none, one or several for each new row, many of them neighbours."""
+    counts: list[int] = []
+    entries: list[tuple[int, int]] = []
+    for _ in range(draw(st.integers(1, 30))):
+        count = draw(st.sampled_from([0, 1, 1, 1, 1, 2, 3]))
+        counts.append(count)
+        for _ in range(count):
+            last = entries[-1] if entries else (0, -1)
+            follows = last[1] + 1 < sizes[last[0]] and draw(st.booleans())
+            table = last[0] if follows else draw(st.integers(0, len(sizes) - 1))
+            entries.append((table, last[1] + 1 if follows else draw(st.integers(0, sizes[table] - 1))))
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    tables = np.array([table for table, _ in entries], np.int16)
+    return RowMap(starts, tables, np.array([row for _, row in entries], np.int64))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_part_of_a_table_is_made_of_the_rows_that_its_map_says(data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=3))
+    columns = data.draw(st.integers(1, 5))
+    dtypes = [data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16])) for _ in sizes]
+    rows = data.draw(row_maps(sizes))
+    values = [torch.randn(size, columns).to(dtype) for size, dtype in zip(sizes, dtypes, strict=True)]
+    expected = torch.zeros(len(rows), columns)
+    for i in range(len(rows)):
+        entries = [values[table][row].float() for table, row in rows.entries(i)]
+        if entries:
+            expected[i] = sum(entries[1:], entries[0]) / len(entries)
+    with tempfile.TemporaryDirectory() as temporary, open_files() as files:
+        named = {f"t{i}": value for i, value in enumerate(values)}
+        checkpoint = open_checkpoint("m", tiny.stored(Path(temporary), named))
+        tables = tuple(checkpoint[name] for name in named)
+        from dataclasses import replace
+
+        info = replace(tables[0], shape=(len(rows), columns), encoding=AlignedRows(tables, rows))
+        source = info.open(files)
+        for _ in range(5):
+            start = data.draw(st.integers(0, info.numel))
+            stop = data.draw(st.integers(start, info.numel))
+            out = torch.full((stop - start,), float("nan"))
+            source.read(start, stop, out, Scratch())
+            assert torch.equal(out, expected.flatten()[start:stop])
+        mean = replace(tables[0], shape=(1, columns), encoding=MeanRow(info)).open(files)
+        out = torch.empty(columns)
+        mean.read(0, columns, out, Scratch())
+        assert torch.allclose(out, expected.mean(0), atol=1e-6)
+
+
+# ---- which row a token gets, against a rule without arrays
+
+
+def expected_row(
+    token: str,
+    model: int,
+    tokens: Sequence[Mapping[str, int]],
+    tables: Sequence[Tensor],
+    base: int | None,
+    said: tuple[Any, bool] | None,
+) -> Tensor:
+    """The row of a token in a model, from the rule of docs/tokenizers.md word by word."""
+    has = [token in known and known[token] < len(table) for known, table in zip(tokens, tables, strict=True)]
+    source, force = said or (None, False)
+    if has[model] and not force:
+        return tables[model][tokens[model][token]]
+    if source == "zero":
+        return torch.zeros(tables[0].shape[1])
+    if isinstance(source, tuple):
+        return tables[source[0]][source[1]]
+    if isinstance(source, int):
+        return tables[source][tokens[source][token]]
+    owners = [m for m in range(len(tokens)) if has[m]]
+    if len(owners) == 1:
+        return tables[owners[0]][tokens[owners[0]][token]]
+    if base is not None and has[base]:
+        return tables[base][tokens[base][token]]
+    rows = [tables[m][tokens[m][token]] for m in owners]
+    return sum(rows[1:], rows[0]) / len(rows) if rows else torch.zeros(tables[0].shape[1])
+
+
+WORDS = ["a", "b", "c", "d", "e", "f", "g", "h"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_every_token_gets_the_row_that_the_rule_says(data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, 3), "models")
+    vocabularies: list[dict[str, Any]] = []
+    for m in range(count):
+        own = data.draw(st.permutations(WORDS), f"words of {m}")[: data.draw(st.integers(2, 7))]
+        added = data.draw(st.lists(st.sampled_from(["<x>", "<y>", "a"]), unique=True), f"added to {m}")
+        extra = [token for token in added if token not in own]
+        vocabularies.append(words.content({w: i for i, w in enumerate(own)}, extra))
+    tied = data.draw(st.booleans(), "tied")
+    base = data.draw(st.none() | st.integers(0, count - 1), "base")
+    source = data.draw(st.sampled_from(["union", "base", *range(count)]), "source")
+    multiple = data.draw(st.sampled_from([None, 1, 4, 7]), "multiple")
+    weights = [data.draw(st.sampled_from([0.25, 1.0, 2.0])) for _ in range(count)]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        paths = [
+            words.model(folder / f"m{m}", vocabulary, seed=m, tied=tied)
+            for m, vocabulary in enumerate(vocabularies)
+        ]
+        tokens = [words.numbers(path) for path in paths]
+        said: dict[str, tuple[Any, bool]] = {}
+        listed: dict[str, Any] = {}
+        for token in data.draw(st.lists(st.sampled_from([*WORDS, "<x>", "<new>"]), unique=True, max_size=2)):
+            model = data.draw(st.integers(0, count - 1))
+            kinds = ["zero", "token_id", *(["model"] if token in tokens[model] else [])]
+            kind, force = data.draw(st.sampled_from(kinds)), data.draw(st.booleans())
+            row = data.draw(st.integers(0, len(tokens[model]) - 1))
+            said[token] = {"zero": "zero", "token_id": (model, row), "model": model}[kind], force
+            listed[token] = {
+                "source": {
+                    "zero": {"kind": "zero"},
+                    "token_id": {"kind": "model_token", "model": str(paths[model]), "token_id": row},
+                    "model": str(paths[model]),
+                }[kind],
+                "force": force,
+            }
+        recipe: dict[str, Any] = {
+            "merge_method": "linear",
+            "models": [
+                {"model": str(path), "parameters": {"weight": weight}}
+                for path, weight in zip(paths, weights, strict=True)
+            ],
+            "parameters": {"normalize": False},
+            "tokenizer": {
+                "source": source if isinstance(source, str) else str(paths[source]),
+                "tokens": listed,
+                "pad_to_multiple_of": multiple,
+            },
+        }
+        if base is not None:
+            recipe["base_model"] = str(paths[base])
+        out = merge(recipe, folder / "out", QUIET).path
+        new, result = words.numbers(out), tiny.tensors(out)
+        donor = base or 0
+        kept = tokens[donor] if isinstance(source, str) else tokens[source]
+        assert {token: new[token] for token in kept} == kept
+        others = set().union(*tokens) if source == "union" else set[str]()
+        assert set(new) == kept.keys() | others | said.keys()
+        size = max(new.values()) + 1
+        rows = -(-size // (multiple or 1)) * (multiple or 1)
+        config = json.loads((out / "config.json").read_text())
+        assert config["vocab_size"] == rows
+        assert (HEAD in result) is (not tied)
+        for name in [EMBEDDING] if tied else [EMBEDDING, HEAD]:
+            tables = [tiny.tensors(path)[name] for path in paths]
+            assert result[name].shape == (rows, words.HIDDEN)
+            by_model = [
+                {t: expected_row(t, m, tokens, tables, base, said.get(t)) for t in new} for m in range(count)
+            ]
+            for token, number in new.items():
+                wanted = sum(w * own[token] for w, own in zip(weights, by_model, strict=True))
+                assert torch.allclose(result[name][number], wanted, atol=1e-5), token
+            if rows > size:
+                means = [torch.stack(list(own.values())).mean(0) for own in by_model]
+                wanted = sum(w * mean for w, mean in zip(weights, means, strict=True))
+                assert torch.allclose(result[name][size:], wanted.expand(rows - size, -1), atol=1e-5)
+
+
+# ---- without a setting
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    """Two models, one of which has a token more and two that changed places."""
+    one = words.content({"a": 0, "b": 1, "c": 2})
+    other = words.content({"a": 0, "c": 1, "b": 2}, ["<new>"])
+    return words.model(tmp_path / "one", one, seed=1), words.model(tmp_path / "other", other, seed=2)
+
+
+def linear(*paths: Path, **more: Any) -> dict[str, Any]:
+    models = [{"model": str(path), "parameters": {"weight": 0.5}} for path in paths]
+    return {"merge_method": "linear", "models": models, **more}
+
+
+def test_different_vocabularies_are_an_error_that_says_what_to_add(pair: tuple[Path, Path]) -> None:
+    with pytest.raises(MismatchError) as error:
+        plan(linear(*pair))
+    other = pair[1]
+    assert str(error.value) == (
+        "the models have different vocabularies, so that rows of their embeddings do not belong together: "
+        f"1 tokens only in '{other}': '<new>' (3); "
+        "2 of 3 shared tokens have other numbers: 'b' (1 and 2), 'c' (2 and 1)\n"
+        "  add to the recipe the two lines\n"
+        "    tokenizer:\n"
+        "      source: union\n"
+        "  to keep the tokens of all models (or 'source: base' for those of the base model only); "
+        "--allow-crop merges rows of equal number"
+    )
+
+
+@pytest.mark.parametrize("flag", ["allow_crop", "unsafe_truncate_embeddings"])
+def test_cropping(pair: tuple[Path, Path], flag: str, tmp_path: Path) -> None:
+    result = merge(linear(*pair), tmp_path / "out", MergeOptions(**{flag: True}))
+    assert any("are cut from 4 to 3 rows" in warning for warning in result.plan.warnings)
+    one, other = map(tiny.tensors, pair)
+    for name in (EMBEDDING, HEAD):
+        assert torch.equal(tiny.tensors(result.path)[name], (one[name] + other[name][:3]) / 2)
+    assert json.loads((result.path / "config.json").read_text())["vocab_size"] == 3
+
+
+def test_rows_behind_the_last_token_are_kept(tmp_path: Path) -> None:
+    tokenizer = words.content({"a": 0, "b": 1})
+    paths = [words.model(tmp_path / f"m{seed}", tokenizer, seed=seed, rows=8) for seed in range(2)]
+    result = tiny.tensors(merge(linear(*paths), tmp_path / "out", QUIET).path)
+    assert torch.equal(result[EMBEDDING], sum(tiny.tensors(path)[EMBEDDING] for path in paths) / 2)
+
+
+def test_equal_vocabularies_written_differently_are_equal(tmp_path: Path) -> None:
+    one, other = words.content({"a": 0, "b": 1}), words.content({"b": 1, "a": 0})
+    other["truncation"] = {"direction": "Right", "max_length": 9, "strategy": "LongestFirst", "stride": 0}
+    paths = [words.model(tmp_path / f"m{m}", t, seed=m) for m, t in enumerate([one, other])]
+    assert plan(linear(*paths)).tokenizer is None
+
+
+# ---- what follows from the vocabulary
+
+
+def test_settings_speak_of_the_new_numbers(tmp_path: Path) -> None:
+    one = words.model(
+        tmp_path / "one",
+        words.content({"a": 0, "</s>": 1, "b": 2}, ["<pad>"]),
+        eos_token_id=[1, 2],
+        pad_token_id=3,
+        forced_bos_token_id=2,
+        unk_token_id=-1,
+        text_config={"bos_token_id": 0, "vocab_size": 4},
+    )
+    generation = {"eos_token_id": 1, "pad_token_id": 3, "temperature": 0.5}
+    (one / "generation_config.json").write_text(json.dumps(generation))
+    other = words.model(
+        tmp_path / "other",
+        words.content({"<end>": 0, "b": 1, "a": 2}),
+        eos_token_id=0,
+        settings={"pad_token": "<end>"},
+    )
+    out = merge(linear(one, other, tokenizer={"source": str(other)}), tmp_path / "out", QUIET).path
+    config = json.loads((out / "config.json").read_text())
+    assert config["eos_token_id"] == 0  # the tokenizer's own model says so
+    assert config["pad_token_id"] == 0  # its tokenizer_config.json says so
+    assert config["forced_bos_token_id"] == 1  # "b"
+    assert config["unk_token_id"] == -1
+    assert config["text_config"] == {"bos_token_id": 2, "vocab_size": 3}
+    assert config["vocab_size"] == 3
+    generation = json.loads((out / "generation_config.json").read_text())
+    assert generation == {"eos_token_id": 0, "pad_token_id": 0, "temperature": 0.5}
+    assert words.numbers(out) == words.numbers(other)
+
+
+def test_a_tokenizer_that_belongs_to_no_merged_model(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    third = tmp_path / "third"
+    third.mkdir()
+    (third / "tokenizer.json").write_text(json.dumps(words.content({"c": 0, "<new>": 1, "z": 2})))
+    out = merge(linear(*pair, tokenizer_source=str(third)), tmp_path / "out", QUIET).path
+    one, other = (tiny.tensors(path)[EMBEDDING] for path in pair)
+    expected = torch.stack([(one[2] + other[1]) / 2, other[3], torch.zeros(words.HIDDEN)])
+    assert torch.allclose(tiny.tensors(out)[EMBEDDING], expected)
+
+
+def test_added_tokens_keep_their_flags(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    one, other = pair
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["added_tokens"][0] |= {"lstrip": True, "special": False, "normalized": True}
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "added_tokens_decoder": {"0": {"content": "a"}}}
+    (one / "tokenizer_config.json").write_text(json.dumps(config))
+    (one / "tokenizer.model").write_bytes(b"of another vocabulary")
+    out = merge(linear(one, other, tokenizer={}), tmp_path / "out", QUIET).path
+    assert not (out / "tokenizer.model").exists()
+    added = json.loads((out / "tokenizer.json").read_text())["added_tokens"]
+    assert added == tokenizer["added_tokens"]
+    decoder = json.loads((out / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+    assert decoder["0"] == {"content": "a"}
+    assert decoder["3"]["content"] == "<new>"
+    assert decoder["3"]["lstrip"]
+
+
+def test_partial_work_of_another_alignment_is_not_continued(pair: tuple[Path, Path]) -> None:
+    digests = {
+        plan(linear(*pair, tokenizer=spec)).digest()
+        for spec in (
+            {},
+            {"tokens": {"<new>": {"source": {"kind": "zero"}, "force": True}}},
+            {"tokens": {"<new>": {"source": {"kind": "model_token", "model": str(pair[0]), "token": "a"}}}},
+            {"tokens": {"<new>": {"source": {"kind": "model_token", "model": str(pair[0]), "token": "b"}}}},
+        )
+    }
+    assert len(digests) == 4
+
+
+def test_a_model_without_tokenizer_is_taken_to_have_the_donors(tmp_path: Path) -> None:
+    one = words.model(tmp_path / "one", words.content({"a": 0, "b": 1}), seed=1)
+    other = words.model(tmp_path / "other", None, seed=2, rows=2)
+    result = plan(linear(one, other, tokenizer={"pad_to_multiple_of": 4}))
+    assert any("it is taken to have that of" in note for note in result.notes)
+    assert plan(linear(one, other)).tokenizer is None
+
+
+# ---- bad input
+
+
+def broken(tmp_path: Path, tokenizer: object, text: str | None = None) -> dict[str, Any]:
+    good = words.model(tmp_path / "good", words.content({"a": 0, "b": 1}), seed=1)
+    bad = words.model(tmp_path / "bad", words.content({"a": 0, "b": 1, "c": 2}), seed=2)
+    (bad / "tokenizer.json").write_text(json.dumps(tokenizer) if text is None else text)
+    return linear(good, bad, tokenizer={"source": "union"})
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        ({"model": {"vocab": {"a": 0, "b": 1, "c": 1}}}, "gives the number 1 to 'b' and to 'c'"),
+        ({"model": {"type": "BPE", "vocab": 3}}, "has no vocabulary in its tokenizer.json"),
+        ({"model": {"vocab": {"a": "0"}}}, "has no vocabulary in its tokenizer.json"),
+        ({"model": []}, "has no vocabulary in its tokenizer.json"),
+        ({"model": {"vocab": {}}, "added_tokens": [{"id": 1}]}, "has an added token without content or id"),
+        ({"model": {"vocab": {}}, "added_tokens": ["x"]}, "has an added token without content or id"),
+        ({"model": {"vocab": {}}, "added_tokens": 7}, "has an added token without content or id"),
+        (
+            {"model": {"vocab": {str(i): i for i in range(9)}}},
+            "has 9 tokens, its embedding 3 rows",
+        ),
+    ],
+)
+def test_broken_tokenizers(tokenizer: object, message: str, tmp_path: Path) -> None:
+    with pytest.raises((MismatchError, CheckpointError), match=message):
+        plan(broken(tmp_path, tokenizer))
+
+
+def test_a_tokenizer_that_is_no_json(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is not valid JSON"):
+        plan(broken(tmp_path, None, "{"))
+
+
+def test_a_tokenizer_that_only_others_can_read(tmp_path: Path) -> None:
+    recipe = broken(tmp_path, None, "")
+    (tmp_path / "bad" / "tokenizer.json").unlink()
+    (tmp_path / "bad" / "tokenizer.model").write_bytes(b"\x00nonsense")
+    with pytest.raises(CheckpointError, match=r"the tokenizer of '.*bad' in .* cannot be read"):
+        plan(recipe)
+
+
+def test_tokens_without_a_row_are_named(tmp_path: Path) -> None:
+    tokenizer = words.content({"a": 0, "b": 1, "c": 2}, ["<pad>"])
+    path = words.model(tmp_path / "m", tokenizer, rows=3)
+    warnings = plan(linear(path, path)).warnings
+    assert f"1 tokens of '{path}' have no row in its embedding of 3 rows: '<pad>' (3)" in warnings
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({}, "token '<q>' is in no model's vocabulary"),
+        ({"source": "ONE"}, "token '<q>': '.*one' has no row for '<q>'"),
+        (
+            {"source": {"kind": "model_token", "model": "ONE", "token": "zz"}},
+            "'<q>': '.*one' has no row for 'zz'",
+        ),
+        (
+            {"source": {"kind": "model_token", "model": "ONE", "token_id": 3}},
+            "'<q>': '.*one' has no row for 3",
+        ),
+        ({"source": "ELSE"}, "is to come from '.*else', which is not merged"),
+    ],
+)
+def test_tokens_from_where_there_are_none(
+    pair: tuple[Path, Path], entry: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    text = json.dumps({"<q>": entry}).replace("ONE", str(pair[0])).replace("ELSE", str(tmp_path / "else"))
+    with pytest.raises(RecipeError, match=message):
+        plan(linear(*pair, tokenizer={"tokens": json.loads(text)}))
+
+
+def test_rows_of_different_length(tmp_path: Path) -> None:
+    one = words.model(tmp_path / "one", words.content({"a": 0, "b": 1}))
+    other = words.model(tmp_path / "other", words.content({"a": 0, "b": 1}), seed=1)
+    values = tiny.tensors(other)
+    tiny.stored(other, {name: t.repeat(1, 2) if t.ndim == 2 else t for name, t in values.items()})
+    with pytest.raises(MismatchError, match=r"has shape \[2, 4\] in '.*one' and \[2, 8\] in '.*other'"):
+        plan(linear(one, other, tokenizer={}))
+
+
+# ---- the command
+
+
+def test_command_compares_vocabularies(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    done = run(capsys, "tokenizers", *pair)
+    assert done.status == 0
+    assert "'<new>' (3)" in done.out
+    data = json.loads(run(capsys, "tokenizers", *pair, "--json").out)
+    assert [model["tokens"] for model in data["models"]] == [3, 4]
+    (difference,) = data["differences"]
+    assert difference["shared"] == 3
+    assert difference["moved"] == {"b": [1, 2], "c": [2, 1]}
+    assert difference["only_second"] == {"<new>": 3}
