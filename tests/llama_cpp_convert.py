@@ -49,6 +49,7 @@ MORE: dict[str, dict[str, Any]] = {
     },
     "mimo2": {
         "hybrid_layer_pattern": [0, 1, 1],
+        "topk_method": "noaux_tc",
         "swa_num_key_value_heads": 2,
         "swa_head_dim": 32,
         "swa_num_attention_heads": 4,

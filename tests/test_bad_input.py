@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import struct
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import command
 import tiny
@@ -276,6 +278,32 @@ def test_values_that_are_no_numbers(capsys: pytest.CaptureFixture[str], value: f
     assert (done.status, done.out) == (4, "")
     assert done.err.startswith(f"error: tensor 'model.norm.weight' of 'b' has the value {value} at element 0")
     assert [p.name for p in Path("out").iterdir()] == [".meldkit-partial"]
+
+
+@pytest.mark.parametrize("where", ["inputs", "outputs"])
+def test_too_many_open_files(capsys: pytest.CaptureFixture[str], where: str) -> None:
+    shards = {f"model-{i}.safetensors": {f"w{i}": torch.ones(4)} for i in range(60)}
+    for model in ("a", "b"):
+        if where == "inputs":
+            for name, content in shards.items():
+                save_file(content, Path(model) / name)
+            Path(model, "model.safetensors").unlink()
+            weight_map = {tensor: name for name, content in shards.items() for tensor in content}
+            Path(model, Path(INDEX).name).write_text(json.dumps({"weight_map": weight_map}))
+        else:
+            tiny.stored(Path(model), {name: t for content in shards.values() for name, t in content.items()})
+    Path("recipe.yml").write_text(LINEAR)
+    flags = ["--out-shard-size", "1" if where == "outputs" else "5B", "-j", "1"]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 30, hard))
+    try:
+        done = command.run(capsys, "merge", "recipe.yml", "out", *flags)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (done.status, done.out) == (4, "")
+    assert "Too many open files\n  raise the limit with 'ulimit -n', and run the same command" in done.err
+    done = command.run(capsys, "merge", "recipe.yml", "out", *flags)
+    assert done.status == 0, done.err
 
 
 def test_weights_cut_off_while_they_are_read(

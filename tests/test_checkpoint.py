@@ -334,22 +334,26 @@ def test_fingerprint_changes_with_what_headers_say(tmp_path: Path) -> None:
 MODULES = [{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}, {"path": "3_Dense"}, {"path": "../a"}, 3]
 
 
-def test_parts_that_are_not_merged(tmp_path: Path) -> None:
+def test_parts_below(tmp_path: Path) -> None:
     folder = tiny.decoder(tmp_path / "m")
-    assert open_checkpoint("m", folder).warnings == ()
+    alone = open_checkpoint("m", folder)
+    assert alone.parts == ()
     for content in ("no json", "[" * 100_000, "{}", json.dumps(MODULES[:2])):
         (folder / "modules.json").write_text(content)
-        assert open_checkpoint("m", folder).warnings == ()
+        assert open_checkpoint("m", folder).fingerprint == alone.fingerprint
     (folder / "modules.json").write_text(json.dumps(MODULES))
     tiny.stored(tmp_path / "a", {"w": torch.ones(1)})
     tiny.stored(folder / "2_Dense", {"linear.weight": torch.ones(2, 2)})
     (folder / "3_Dense").mkdir()
+    torch.save({"bias": torch.ones(3)}, folder / "3_Dense" / "pytorch_model.bin")
+    checkpoint = open_checkpoint("m", folder)
+    assert checkpoint.parts == ("2_Dense", "3_Dense")
+    assert checkpoint.keys() - alone.keys() == {"2_Dense/linear.weight", "3_Dense/bias"}
+    assert checkpoint["3_Dense/bias"].name == "3_Dense/bias"
+    assert checkpoint.fingerprint != alone.fingerprint
+    assert open_checkpoint("m", folder / "model.safetensors").keys() == alone.keys()
     (folder / "3_Dense" / "pytorch_model.bin").write_bytes(b"")
-    assert open_checkpoint("m", folder).warnings == (
-        "model 'm': the weights in 2_Dense, 3_Dense are not merged; the output gets those of the model that "
-        "gives configuration and tokenizer",
-    )
-    assert open_checkpoint("m", folder / "model.safetensors").warnings == ()
+    assert refusal(folder).startswith(f"{folder}/3_Dense/pytorch_model.bin is empty")
 
 
 # ---- reading

@@ -182,10 +182,10 @@ DONATED = {
     "modeling_custom.py": "x = 1",
     "LICENSE": "free",
     "Notice.txt": "x",
-    "modules.json": '[{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}, 3]',
+    "modules.json": '[{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}, {"path": "3_More"}, 3]',
     "1_Pooling/config.json": "{}",
     "2_Dense/config.json": "{}",
-    "2_Dense/model.safetensors": "part of the model",
+    "3_More/weights.pt": "something of its own",
 }
 NOT_CARRIED = {
     "README.md": "old",
@@ -216,6 +216,76 @@ def donate() -> None:
         path = Path("a") / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+
+
+DENSE = json.dumps([{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}])
+
+
+def sentence_transformers() -> None:
+    """Make models a and b encoders with a layer of their own on top."""
+    for value, name in ((1.0, "a"), (2.0, "b")):
+        weights = {"linear.weight": torch.full((2, 3), value), "linear.bias": torch.full((2,), value)}
+        tiny.stored(Path(name, "2_Dense"), weights, {"in_features": 3, "of": name})
+        Path(name, "modules.json").write_text(DENSE)
+        Path(name, "2_Dense", "pytorch_model.bin").write_text("the same in another format")
+
+
+def test_parts_are_merged_too() -> None:
+    sentence_transformers()
+    plan = merge(LINEAR, "out").plan
+    assert [file.name for file in plan.files] == ["model.safetensors", "2_Dense/model.safetensors"]
+    dense = tiny.tensors(Path("out/2_Dense"))
+    assert dense.keys() == {"linear.weight", "linear.bias"}
+    assert all((tensor == 1.5).all() for tensor in dense.values())
+    assert tiny.tensors(Path("out")).keys() == tiny.tensors(Path("a")).keys()
+    assert {p.name for p in Path("out/2_Dense").iterdir()} == {"config.json", "model.safetensors"}
+    assert json.loads(Path("out/2_Dense/config.json").read_text())["of"] == "a"
+    merge({"merge_method": "passthrough", "models": [{"model": "out"}]}, "again")
+    assert (
+        content(Path("again"))["2_Dense/model.safetensors"]
+        == content(Path("out"))["2_Dense/model.safetensors"]
+    )
+
+
+def test_parts_in_several_files() -> None:
+    sentence_transformers()
+    merge(LINEAR, "out", MergeOptions(out_shard_size="24"))
+    index = json.loads(Path("out/2_Dense/model.safetensors.index.json").read_text())
+    assert index["metadata"] == {"total_size": 32}
+    assert (
+        "2_Dense/linear.bias"
+        not in json.loads(Path("out/model.safetensors.index.json").read_text())["weight_map"]
+    )
+    merge({"merge_method": "passthrough", "models": [{"model": "out"}]}, "one")
+    assert all((tensor == 1.5).all() for tensor in tiny.tensors(Path("one/2_Dense")).values())
+
+
+def test_parts_that_only_one_model_has() -> None:
+    sentence_transformers()
+    Path("b/modules.json").unlink()
+    assert merge({**LINEAR, "base_model": "a"}, "out").plan.notes == (
+        "2_Dense/linear.bias: copied from 'a'; missing in 'b'",
+        "2_Dense/linear.weight: copied from 'a'; missing in 'b'",
+    )
+    assert all((tensor == 1).all() for tensor in tiny.tensors(Path("out/2_Dense")).values())
+
+
+def test_interrupted_merges_of_parts_continue(monkeypatch: pytest.MonkeyPatch) -> None:
+    import meldkit.api as api
+
+    sentence_transformers()
+    real = api.run_jobs
+
+    def stop(jobs: Any, *args: Any, **options: Any) -> None:
+        real(jobs[-1:], *args, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "run_jobs", stop)
+    with pytest.raises(KeyboardInterrupt):
+        merge(LINEAR, "out")
+    monkeypatch.setattr(api, "run_jobs", real)
+    assert merge(LINEAR, "out").num_resumed == 1
+    assert all((tensor == 1.5).all() for tensor in tiny.tensors(Path("out/2_Dense")).values())
 
 
 def test_donors_files_come_along_and_others_do_not() -> None:

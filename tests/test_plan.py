@@ -243,6 +243,23 @@ def test_header_is_padded_and_names_the_framework() -> None:
     )
 
 
+def test_what_checkpoints_say_is_passed_on() -> None:
+    tiny.decoder(Path("tied"), without=("lm_head.weight",), tie_word_embeddings=True)
+    tiny.adapter(Path("head"), {"lm_head": (6, 4)})
+    settings = json.loads(Path("head/adapter_config.json").read_text())
+    Path("head/adapter_config.json").write_text(
+        json.dumps({**settings, "base_model_name_or_path": "x/other"})
+    )
+    made = plan({"merge_method": "passthrough", "models": [{"model": "tied+head"}]})
+    assert made.notes == (
+        "adapter head: lm_head.weight comes apart from model.embed_tokens.weight, to which it was tied",
+    )
+    assert made.warnings == (
+        "model 'tied+head': adapter head was trained on 'x/other', says its adapter_config.json; "
+        "it is laid over tied, which may be another model",
+    )
+
+
 def test_config_that_does_not_fit_the_weights_is_a_warning() -> None:
     recipe = {"merge_method": "passthrough", "models": [{"model": "a"}]}
     config = json.loads(Path("a/config.json").read_text())

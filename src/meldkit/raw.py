@@ -64,16 +64,15 @@ def plan_raw(recipe: api.RecipeLike, out: Path, options: MergeOptions | None = N
     def opened(ref: ModelRef) -> Checkpoint:
         checkpoint = open_model(ref, cache=cache, alone=True)
         # No model's folder, but a file of weights.
-        return replace(checkpoint, config={}, folder=next(iter(checkpoint.values())).file)
+        return replace(checkpoint, config={}, parts=(), folder=next(iter(checkpoint.values())).file)
 
-    plan = build_plan(
+    return build_plan(
         api.read_recipe(recipe),
         opened,
         shard_size=_ONE_FILE if _is_file(out) else options.shard_bytes(),
         allow_crimes=options.allow_crimes,
         seed=options.random_seed or 0,
     )
-    return replace(plan, warnings=tuple(w for w in plan.warnings if "has no config.json" not in w))
 
 
 def merge_raw(

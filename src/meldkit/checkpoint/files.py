@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from meldkit import kernels
-from meldkit.errors import CheckpointError
+from meldkit.errors import CheckpointError, RunError
 from meldkit.shapes import Float32
 
 
@@ -66,10 +67,11 @@ class OpenFiles:
         try:
             yield
         except OSError as e:
-            raise CheckpointError(
-                f"cannot read {path} at byte {offset:,}: {e.strerror}",
-                hint="what is done is kept; run the same command again to continue",
-            ) from e
+            message = f"cannot read {path} at byte {offset:,}: {e.strerror}"
+            again = "run the same command again to continue"
+            if e.errno in (errno.EMFILE, errno.ENFILE):
+                raise RunError(message, hint=f"raise the limit with 'ulimit -n', and {again}") from e
+            raise CheckpointError(message, hint=f"what is done is kept; {again}") from e
 
     def _account(self, path: Path, offset: int, done: int, wanted: int) -> None:
         if done < wanted:

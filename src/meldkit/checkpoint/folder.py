@@ -14,7 +14,7 @@ from meldkit.checkpoint.files import OpenFiles
 from meldkit.checkpoint.json_file import shown
 from meldkit.checkpoint.quantised import dequantised, digest_of_settings
 from meldkit.checkpoint.tensor import StoredTensor, TensorInfo, TileSource
-from meldkit.checkpoint.weights import parts_with_weights, read_weights
+from meldkit.checkpoint.weights import parts, read_weights
 from meldkit.errors import CheckpointError
 
 
@@ -30,6 +30,7 @@ class Checkpoint(Mapping[str, TensorInfo]):
         tokenizer: folder of an adapter that brings a tokenizer for tokens of its own; None for the model's.
         adapters: LoRA adapters laid over the stored tensors, in order.
         fingerprint: hex hash of everything the headers say.
+        parts: folders below, such as "2_Dense", with which the names of tensors in their weight files begin.
         notes: what adapters do besides changing values, in words.
         warnings: what may not be as it was meant, in words.
     """
@@ -41,6 +42,7 @@ class Checkpoint(Mapping[str, TensorInfo]):
     tokenizer: Path | None
     adapters: tuple[Adapter, ...]
     fingerprint: str
+    parts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -97,7 +99,6 @@ def open_checkpoint(
         whole = folder.is_dir()
         root = folder if whole else folder.parent
         has_config = (whole or not alone) and (root / "config.json").exists()
-        parts = parts_with_weights(folder)
     except OSError as e:
         raise CheckpointError(f"model '{label}': cannot look into {folder}: {e.strerror}") from e
     tensors: dict[str, TensorInfo] = {}
@@ -116,11 +117,6 @@ def open_checkpoint(
     stored_config = headers[0].config or (read_config(root / "config.json") if has_config else {})
     tensors, config = dequantised(label, tensors, stored_config)
     warnings: list[str] = []
-    if parts:
-        warnings.append(
-            f"model '{label}': the weights in {', '.join(parts)} are not merged; the output gets those of "
-            "the model that gives configuration and tokenizer"
-        )
     adapters: list[Adapter] = []
     tokenizer: Path | None = None
     for path in adapter_folders:
@@ -141,6 +137,7 @@ def open_checkpoint(
         tokenizer=tokenizer,
         adapters=tuple(adapters),
         fingerprint=hashlib.sha256("".join(digests).encode()).hexdigest(),
+        parts=parts(folder) if whole else (),
         notes=tuple(note for adapter in adapters for note in adapter.notes),
         warnings=tuple(warnings),
     )

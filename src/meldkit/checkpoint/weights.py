@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import cast
 
@@ -24,6 +26,8 @@ SUFFIXES = (".safetensors", ".gguf", *pickled.SUFFIXES)
 def read_weights(label: str, folder: Path) -> list[Header]:
     """What the weight files of a model folder hold, or one such file; headers only.
 
+    Names of tensors of `parts` begin with the part's folder, such as "2_Dense/linear.weight".
+
     Args:
         label: the model as the recipe names it, for messages.
         folder: folder or file.
@@ -38,6 +42,21 @@ def read_weights(label: str, folder: Path) -> list[Header]:
         )
     if not folder.is_dir():
         return [read_file(folder)]
+    headers = _in_folder(label, folder)
+    for part in parts(folder):
+        headers += [_named(header, f"{part}/") for header in _in_folder(label, folder / part)]
+    return headers
+
+
+def _named(header: Header, prefix: str) -> Header:
+    tensors = {prefix + name: replace(info, name=prefix + name) for name, info in header.tensors.items()}
+    return replace(
+        header, tensors=tensors, digest=hashlib.sha256((prefix + header.digest).encode()).hexdigest()
+    )
+
+
+def _in_folder(label: str, folder: Path) -> list[Header]:
+    """What the weight files that lie directly in a folder hold."""
     for name in (*_SINGLES, *(single + _INDEX for single in _SINGLES)):
         if (folder / name).is_symlink() and not (folder / name).exists():
             raise CheckpointError(
@@ -99,21 +118,21 @@ def read_file(path: Path) -> Header:
     )
 
 
-def parts_with_weights(folder: Path) -> list[str]:
+def parts(folder: Path) -> tuple[str, ...]:
     """The folders below a model's that hold weights of parts of it, as in sentence-transformers."""
     try:
         listed: object = json.loads((folder / _PARTS).read_bytes())
     except (OSError, ValueError, RecursionError):
-        return []
+        return ()
     entries = cast("list[object]", listed) if isinstance(listed, list) else []
     paths = [cast("dict[str, object]", entry).get("path") for entry in entries if isinstance(entry, dict)]
-    return [
-        path
+    return tuple(
+        path.rstrip("/")
         for path in paths
         if isinstance(path, str)
         and _stays_inside(path)
-        and any((folder / path / name).is_file() for name in _SINGLES)
-    ]
+        and any((folder / path / (name + end)).is_file() for name in _SINGLES for end in ("", _INDEX))
+    )
 
 
 def _indexed(label: str, folder: Path, name_of_index: str) -> list[Header]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any, cast
 
@@ -72,7 +72,7 @@ def write_side_files(
             if as_it_is:
                 write_tokenizer(donor.gguf, folder)
         else:
-            for path in carried(donor.folder, copy_tokenizer=as_it_is):
+            for path in carried(donor.folder, copy_tokenizer=as_it_is, merged=donor.parts):
                 target = folder / path.relative_to(donor.folder)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
@@ -85,8 +85,10 @@ def write_side_files(
         write_generation_settings(plan.tokenizer, plan.ends, plan.config or {}, folder)
         if plan.config is not None:
             _write_json(folder / "config.json", plan.config)
-        if len(plan.files) > 1:
-            _write_json(folder / "model.safetensors.index.json", _index(plan))
+        for part in dict.fromkeys(file.folder for file in plan.files):
+            files = [index for index, file in enumerate(plan.files) if file.folder == part]
+            if len(files) > 1:
+                _write_json(folder / part / "model.safetensors.index.json", _index(plan, files))
         (folder / RECIPE).write_text(plan.recipe.to_yaml(), "utf-8")
         _write_json(folder / RECORD, record(plan, version))
         if card:
@@ -108,13 +110,17 @@ def record(plan: Plan, version: str) -> dict[str, Any]:
     }
 
 
+def describes_weights(name: str) -> bool:
+    """Whether readers of a model folder take weights from a file of that name."""
+    return name.endswith((".safetensors", ".bin", ".gguf", ".index.json"))
+
+
 def describes_model(name: str) -> bool:
     """Whether readers of a model folder look for a file of that name."""
-    weights = name.endswith((".safetensors", ".bin", ".gguf", ".index.json"))
-    return weights or name in (*_SETTINGS, _PARTS) or name.startswith(FILES)
+    return describes_weights(name) or name in (*_SETTINGS, _PARTS) or name.startswith(FILES)
 
 
-def carried(donor: Path, *, copy_tokenizer: bool) -> Iterator[Path]:
+def carried(donor: Path, *, copy_tokenizer: bool, merged: Collection[str] = ()) -> Iterator[Path]:
     """Files of the donor's folder that go with the merged weights.
 
     Subfolders come along unless they hold weights, which are then other models or formats; those that
@@ -123,6 +129,7 @@ def carried(donor: Path, *, copy_tokenizer: bool) -> Iterator[Path]:
     Args:
         donor: the folder; without a config.json it is no model's, and nothing in it belongs to the weights.
         copy_tokenizer: whether tokenizer and chat template are wanted.
+        merged: parts whose weights are written anew.
     """
     if not (donor / "config.json").is_file():
         return
@@ -133,6 +140,8 @@ def carried(donor: Path, *, copy_tokenizer: bool) -> Iterator[Path]:
     for path, inside in relative.items():
         top = inside.parts[0]
         whole = len(inside.parts) > 1 and top in parts
+        if whole and inside.parent.as_posix() in merged and describes_weights(inside.name):
+            continue
         wanted = copy_tokenizer or not top.startswith(FILES)
         if whole or (wanted and top not in foreign and _belongs(inside)):
             yield path
@@ -159,11 +168,14 @@ def _parts(donor: Path) -> set[str]:
     return {PurePath(p).parts[0] for p in paths if isinstance(p, str) and PurePath(p).parts}
 
 
-def _index(plan: Plan) -> dict[str, Any]:
-    stored = [part for job in plan.jobs for part in job.stored]
+def _index(plan: Plan, files: Collection[int]) -> dict[str, Any]:
+    """The index of some weight files, which lie in the same folder."""
+    stored = [(part, plan.files[part.file]) for job in plan.jobs for part in job.stored if part.file in files]
     return {
-        "metadata": {"total_size": sum(part.nbytes for part in stored)},
-        "weight_map": {part.name: plan.files[part.file].name for part in stored},
+        "metadata": {"total_size": sum(part.nbytes for part, _ in stored)},
+        "weight_map": {
+            part.name.removeprefix(file.folder): file.name.removeprefix(file.folder) for part, file in stored
+        },
     }
 
 

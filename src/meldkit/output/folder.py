@@ -117,7 +117,7 @@ class OutputFolder:
                 hint="run that one again to finish it, name a new folder, or add --overwrite",
             )
         # Files beside the weights are written anew, as the options of this run say.
-        kept = {_JOURNAL, *(file.name for file in self._plan.files if usable)}
+        kept = {_JOURNAL, *(Path(file.name).parts[0] for file in self._plan.files if usable)}
         for path in self.partial.iterdir():
             if path.name not in kept:
                 _remove(path)
@@ -151,6 +151,7 @@ class OutputFolder:
         return self.partial / file.name
 
     def _open_file(self, file: OutputFile) -> WeightFile:
+        self._file(file).parent.mkdir(exist_ok=True, parents=True)
         weights = WeightFile(self._file(file), file.size)
         try:
             weights.write(0, memoryview(file.header))
@@ -266,7 +267,8 @@ class OutputFolder:
             )
         stored = [part for job in self._plan.jobs for part in job.stored]
         for index, file in enumerate(self._plan.files):
-            expected = {p.name: (p.dtype, p.shape, p.offset) for p in stored if p.file == index}
+            own = (p for p in stored if p.file == index)
+            expected = {p.name.removeprefix(file.folder): (p.dtype, p.shape, p.offset) for p in own}
             header = read_header(self._file(file))
             found = {t.name: (t.dtype, t.shape, t.offset) for t in header.tensors.values()}
             if found != expected:
@@ -283,6 +285,8 @@ def _failures(place: Path, *, usage: bool = False) -> Generator[None]:
         if e.errno == errno.EFBIG:
             hint = "the disk or 'ulimit -f' limits the size of a file; try a smaller --out-shard-size"
             raise RunError(message, hint=hint) from e
+        if e.errno in (errno.EMFILE, errno.ENFILE):
+            raise RunError(message, hint=f"raise the limit with 'ulimit -n', and {_AGAIN}") from e
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunError(message, hint=f"free some space and {_AGAIN}") from e
         raise (OutputError(message) if usage else RunError(message, hint=_AGAIN)) from e

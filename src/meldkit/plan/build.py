@@ -73,6 +73,9 @@ def build_plan(
     warnings = [*recipe.warnings, *lint_names(recipe, method)]
     notes: list[str] = []
     checkpoints = _in_one_layout({ref: open_model(ref) for ref in recipe.models()}, recipe, notes)
+    for checkpoint in checkpoints.values():
+        notes += checkpoint.notes
+        warnings += checkpoint.warnings
     models = open_layouts(checkpoints)
     donor = models[recipe.base_model or next(iter(models))]
     warnings += lint_models(donor)
@@ -102,7 +105,7 @@ def build_plan(
     drafts = [_draft(slot, method, recipe, infos, labels, notes) for slot in slots]
     check_uniform(method, drafts)
     drafts = in_blocks(drafts, slots, recipe, donor, infos, notes)
-    jobs, files = lay_out_jobs(drafts, shard_size)
+    jobs, files = lay_out_jobs(drafts, shard_size, donor.checkpoint.parts)
     config = _config(recipe, pieces, models, donor, jobs)
     if config is not None:
         config = with_quantisation(vocabulary.configured(config), jobs)

@@ -20,7 +20,8 @@ _SHOWN = 3
 
 def lint_models(donor: Model) -> Iterator[str]:
     """What does not keep models from being merged, but the result from being of use."""
-    if not donor.checkpoint.config:
+    # A file of weights that stands for itself, as in `meldkit pytorch`, has no configuration to be missed.
+    if not donor.checkpoint.config and donor.checkpoint.folder.is_dir():
         yield f"model '{donor.ref}' has no config.json, so the output has none either"
     layout = donor.layout
     if layout.stacks and layout.depths and not any(s.num_blocks in layout.depths for s in layout.stacks):

@@ -101,11 +101,19 @@ class TensorJob:
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """One weight file: its name, its bytes before the first tensor, and its total size in bytes."""
+    """One weight file.
+
+    Attributes:
+        name: with that of the folder that it lies in, if it is one of a part.
+        header: its bytes before the first tensor.
+        size: in bytes.
+        folder: with which names of its tensors begin, though not in the file itself: "2_Dense/".
+    """
 
     name: str
     header: bytes
     size: int
+    folder: str = ""
 
 
 @dataclass(frozen=True, slots=True)

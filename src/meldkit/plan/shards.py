@@ -18,11 +18,11 @@ Spec = tuple[str, str, tuple[int, ...], int]
 
 
 def lay_out_jobs(
-    drafts: Sequence[TensorJob], shard_size: int
+    drafts: Sequence[TensorJob], shard_size: int, parts: Sequence[str] = ()
 ) -> tuple[tuple[TensorJob, ...], list[OutputFile]]:
     """Give each job, and its scales, its file and its offset; see `lay_out`."""
     stored = [part for draft in drafts for part in draft.stored]
-    files, positions = lay_out([(p.name, p.dtype, p.shape, p.nbytes) for p in stored], shard_size)
+    files, positions = lay_out([(p.name, p.dtype, p.shape, p.nbytes) for p in stored], shard_size, parts)
 
     def placed(draft: TensorJob) -> TensorJob:
         file, offset = positions[draft.name]
@@ -32,7 +32,9 @@ def lay_out_jobs(
     return tuple(map(placed, drafts)), files
 
 
-def lay_out(specs: Sequence[Spec], shard_size: int) -> tuple[list[OutputFile], dict[str, tuple[int, int]]]:
+def lay_out(
+    specs: Sequence[Spec], shard_size: int, parts: Sequence[str] = ()
+) -> tuple[list[OutputFile], dict[str, tuple[int, int]]]:
     """Distribute tensors over files.
 
     Tensors keep their order, except that inside a file those of larger elements come first, so that
@@ -41,27 +43,34 @@ def lay_out(specs: Sequence[Spec], shard_size: int) -> tuple[list[OutputFile], d
     Args:
         specs: the tensors in output order.
         shard_size: most bytes of tensors per file; a larger tensor has a file of its own.
+        parts: folders; tensors whose names begin with one go into files of their own, in that folder.
 
     Returns:
         The files, and for each tensor name (file index, first byte in that file).
     """
-    shards = list(_fill(specs, shard_size))
     files: list[OutputFile] = []
     positions: dict[str, tuple[int, int]] = {}
-    for index, shard in enumerate(shards):
-        name = (
-            "model.safetensors"
-            if len(shards) == 1
-            else f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
-        )
-        ordered = sorted(shard, key=lambda spec: -DTYPES[spec[1]].itemsize)
-        header = header_bytes(ordered)
-        position = len(header)
-        for tensor, _, _, nbytes in ordered:
-            positions[tensor] = (index, position)
-            position += nbytes
-        files.append(OutputFile(name, header, position))
+    for folder, own in _by_folder(specs, parts).items():
+        shards = list(_fill(own, shard_size))
+        for number, shard in enumerate(shards, start=1):
+            name = "model" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}"
+            ordered = sorted(shard, key=lambda spec: -DTYPES[spec[1]].itemsize)
+            header = header_bytes((spec[0].removeprefix(folder), *spec[1:]) for spec in ordered)
+            position = len(header)
+            for tensor, _, _, nbytes in ordered:
+                positions[tensor] = (len(files), position)
+                position += nbytes
+            files.append(OutputFile(f"{folder}{name}.safetensors", header, position, folder))
     return files, positions
+
+
+def _by_folder(specs: Sequence[Spec], parts: Sequence[str]) -> dict[str, list[Spec]]:
+    """Tensors by the folder that their names begin with; those of the model itself come first."""
+    folders: dict[str, list[Spec]] = {"": []}
+    for spec in specs:
+        part = next((part for part in parts if spec[0].startswith(f"{part}/")), None)
+        folders.setdefault("" if part is None else f"{part}/", []).append(spec)
+    return folders
 
 
 def _fill(specs: Iterable[Spec], shard_size: int) -> Iterable[list[Spec]]:
