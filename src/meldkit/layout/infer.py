@@ -30,7 +30,7 @@ _ROLES = (
     ("expert", re.compile(r"experts?\.", re.I)),
     ("lm_head", re.compile(r"(^|\.)(lm_head|embed_out|output_projection)\.", re.I)),
     # Before "norm": the normalisation of embeddings belongs to them, not to what follows the layers.
-    ("embedding", re.compile(r"(embed|(^|\.)w[tp]e\.|^shared\.)", re.I)),
+    ("embedding", re.compile(r"(embed|(^|\.)w[tp]e\.|(^|\.)shared\.)", re.I)),
     ("norm", re.compile(r"(norm|(^|\.)ln_)", re.I)),
     ("attention", re.compile(r"att", re.I)),
     ("mlp", re.compile(r"(mlp|ffn|feed_forward|intermediate|output\.dense|DenseRelu|(^|\.)fc)", re.I)),

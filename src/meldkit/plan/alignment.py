@@ -12,7 +12,7 @@ import numpy as np
 from meldkit.checkpoint import AlignedRows, Checkpoint, MeanRow, RowMap, TensorInfo, read_json
 from meldkit.errors import MismatchError, RecipeError
 from meldkit.plan.pieces import Model, at
-from meldkit.plan.tables import SHOWN, lint_rows, num_rows, token_tables, with_tables
+from meldkit.plan.tables import SHOWN, Table, lint_rows, num_rows, token_tables, with_tables
 from meldkit.recipe import ModelRef, ModelToken, Recipe, TokenEntry, TokenizerSpec
 from meldkit.vocab import (
     GENERATION,
@@ -145,13 +145,13 @@ class Alignment:
         digests: dict[ModelRef, list[str]] = {ref: [] for ref in self._models}
         maps: dict[tuple[tuple[ModelRef, int], ...], list[RowMap]] = {}
         for name in names:
-            owners: dict[ModelRef, TensorInfo] = {}
+            owners: dict[ModelRef, Table] = {}
             for ref, model in self._models.items():
                 stored = model.stored_name(name)
                 if stored is not None and stored in tables[ref]:
                     owners[ref] = tables[ref][stored]
             _check_columns(name, owners)
-            key = tuple((ref, info.shape[0]) for ref, info in owners.items())
+            key = tuple((ref, table.rows) for ref, table in owners.items())
             if key not in maps:
                 maps[key] = self._maps(dict(key), tokenizer, keeps_numbers=keeps_numbers)
             for place, (ref, rows) in enumerate(zip(owners, maps[key], strict=True)):
@@ -259,34 +259,41 @@ def _check_numbers(tokenizer: Tokenizer) -> None:
     )
 
 
-def _check_columns(name: str, owners: Mapping[ModelRef, TensorInfo]) -> None:
+def _check_columns(name: str, owners: Mapping[ModelRef, Table]) -> None:
     """Raise MismatchError unless rows of these tables can stand in each other's place."""
     first, *others = owners.items()
-    for ref, info in others:
-        if info.shape[1:] != first[1].shape[1:]:
+    for ref, table in others:
+        if table.row_shape != first[1].row_shape:
             raise MismatchError(
-                f"tensor '{name}' has shape {list(first[1].shape)} in '{first[0]}' "
-                f"and {list(info.shape)} in '{ref}'",
+                f"tensor '{name}' has shape {list(first[1].info.shape)} in '{first[0]}' "
+                f"and {list(table.info.shape)} in '{ref}'",
                 hint="tokenizers can be brought together only where rows are equally long",
             )
 
 
-def _in_rows(tables: tuple[TensorInfo, ...], own: int, rows: RowMap, padded: int) -> TensorInfo:
-    """The table of one model in a new vocabulary; rows behind its end are the mean of the others."""
-    info = tables[own]
+def _in_rows(tables: tuple[Table, ...], own: int, rows: RowMap, padded: int) -> TensorInfo:
+    """The table of one model in a new vocabulary.
+
+    Rows of padding are the mean of those of tokens. What the model's table has behind the tokens of its
+    configuration, which are no tokens of texts (Mllama), comes last.
+    """
+    table = tables[own]
     size = len(rows)
     unchanged = (
-        size == padded == info.shape[0] == len(rows.rows)
+        size == padded == table.rows == len(rows.rows)
         and bool((rows.tables == own).all())
         and bool((rows.rows == np.arange(size)).all())
     )
     if unchanged:
-        return info
-    aligned = replace(info, shape=(size, *info.shape[1:]), encoding=AlignedRows(tables, rows))
-    if size == padded:
+        return table.info
+    aligned = table.with_rows(size, AlignedRows(tuple(each.info for each in tables), rows))
+    total = padded + table.surplus
+    if size == total:
         return aligned
-    mean = replace(info, shape=(1, *info.shape[1:]), encoding=MeanRow(aligned))
-    numbers = np.arange(padded)
-    behind = numbers >= size
-    with_mean = RowMap(np.arange(padded + 1), behind.astype(np.int16), np.where(behind, 0, numbers))
-    return replace(info, shape=(padded, *info.shape[1:]), encoding=AlignedRows((aligned, mean), with_mean))
+    mean = table.with_rows(1, MeanRow(aligned))
+    numbers = np.arange(total)
+    parts = np.where(numbers < size, 0, np.where(numbers < padded, 1, 2)).astype(np.int16)
+    behind = numbers - padded + table.rows - table.surplus
+    sources = np.where(parts == 0, numbers, np.where(parts == 1, 0, behind))
+    pieces = RowMap(np.arange(total + 1), parts, sources)
+    return table.with_rows(total, AlignedRows((aligned, mean, table.info), pieces))

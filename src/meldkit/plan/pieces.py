@@ -13,8 +13,8 @@ from meldkit.layout.quirks import STACKED_TENSORS, why_fixed
 from meldkit.methods import Base, Method
 from meldkit.recipe import ModelRef, Module, Recipe, Slice, Source
 
-#: Embeddings of something else than tokens.
-NOT_TOKENS = re.compile(r"pos|type|wpe", re.I)
+#: Embeddings of something else than tokens, and what they are turned into.
+NOT_TOKENS = re.compile(r"pos|type|wpe|mapping|project", re.I)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from meldkit.checkpoint import Checkpoint, TensorInfo
+from meldkit.checkpoint import Checkpoint, Encoding, TensorInfo
 from meldkit.errors import MismatchError
 from meldkit.layout import infer_layout
 from meldkit.plan.pieces import NOT_TOKENS, Model
@@ -17,7 +17,9 @@ from meldkit.vocab import Tokenizer
 
 #: Heads and what else may have an entry per token, besides embeddings.
 _TABLE = re.compile(
-    r"lm_head|embed_out|output_projection|shared_head|cls\.predictions|pred_layer|vocab", re.I
+    r"lm_head|lm_loss|embed_out|output_projection|shared_head|predictions\.(bias|decoder)|pred_layer|vocab|final_logits_bias"
+    r"|(^|\.)decoder\.(weight|bias)$",
+    re.I,
 )
 #: A tokenizer belongs to another model if more than this share of its tokens has no row.
 _MAX_WITHOUT_ROW = 0.5
@@ -25,17 +27,50 @@ _MAX_WITHOUT_ROW = 0.5
 SHOWN = 3
 
 
-def token_tables(model: Model) -> dict[str, TensorInfo]:
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A tensor that has an entry per token.
+
+    Attributes:
+        info: the tensor.
+        axis: which of its sizes counts tokens; those before it are 1.
+        surplus: entries behind the number of tokens that the configuration speaks of.
+    """
+
+    info: TensorInfo
+    axis: int
+    surplus: int
+
+    @property
+    def rows(self) -> int:
+        """How many entries it has."""
+        return self.info.shape[self.axis]
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Sizes of an entry."""
+        return self.info.shape[self.axis + 1 :]
+
+    def with_rows(self, rows: int, encoding: Encoding) -> TensorInfo:
+        """The tensor with other entries."""
+        shape = (*self.info.shape[: self.axis], rows, *self.row_shape)
+        return replace(self.info, shape=shape, encoding=encoding)
+
+
+def token_tables(model: Model) -> dict[str, Table]:
     """Those tensors by name, in the model's order; found by their names and by how many entries they have."""
     sizes = set(num_tokens(model))
-    return {
-        name: model.checkpoint[name]
-        for name, place in model.layout.places.items()
-        if not NOT_TOKENS.search(name)
-        and (shape := model.checkpoint[name].shape)
-        and shape[0] in sizes
-        and ((place.role == "embedding" and len(shape) > 1) or _TABLE.search(name))
-    }
+    declared = next(_sizes_in(model.checkpoint.config), None)
+    result: dict[str, Table] = {}
+    for name, place in model.layout.places.items():
+        info = model.checkpoint[name]
+        axis = 1 if info.shape[:1] == (1,) and len(info.shape) > 1 else 0
+        if NOT_TOKENS.search(name) or not info.shape or info.shape[axis] not in sizes:
+            continue
+        if _TABLE.search(name) or (place.role == "embedding" and len(info.shape) > 1):
+            surplus = 0 if declared is None else max(0, info.shape[axis] - declared)
+            result[name] = Table(info, axis, surplus)
+    return result
 
 
 def num_tokens(model: Model) -> list[int]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from meldkit.checkpoint import DTYPES, AlignedRows, RowMap, TensorInfo
+from meldkit.checkpoint import AlignedRows, RowMap, TensorInfo
 from meldkit.errors import CheckpointError, MeldError, MismatchError
 from meldkit.plan.alignment import Alignment, OpenModel
 from meldkit.plan.pieces import Model
-from meldkit.plan.tables import lint_rows, num_rows, num_tokens, token_tables, with_tables
+from meldkit.plan.tables import Table, lint_rows, num_rows, num_tokens, token_tables, with_tables
 from meldkit.recipe import ModelRef, Recipe
 from meldkit.vocab import FAST, OutputTokenizer, Tokenizer, compare, read_tokenizer, with_num_tokens
 
@@ -128,11 +128,11 @@ def _cropped(models: dict[ModelRef, Model], donor: Model, warnings: list[str]) -
     tables = {ref: token_tables(model) for ref, model in models.items()}
     rows: dict[str, int] = {}
     for own in tables.values():
-        for name, info in own.items():
-            rows[name] = min(rows.get(name, info.shape[0]), info.shape[0])
+        for name, table in own.items():
+            rows[name] = min(rows.get(name, table.rows), table.rows)
     result: dict[ModelRef, Model] = {}
     for ref, model in models.items():
-        cut = {n: _cut(i, rows[n]) for n, i in tables[ref].items() if i.shape[0] != rows[n]}
+        cut = {n: _cut(table, rows[n]) for n, table in tables[ref].items() if table.rows != rows[n]}
         result[ref] = with_tables(model, cut, "") if cut else model
         if cut:
             warnings.append(
@@ -145,10 +145,6 @@ def _cropped(models: dict[ModelRef, Model], donor: Model, warnings: list[str]) -
     return Vocabulary(result, None, [num_rows(donor)], size)
 
 
-def _cut(info: TensorInfo, rows: int) -> TensorInfo:
-    shape = (rows, *info.shape[1:])
-    if info.encoding is None:
-        smaller = replace(info, shape=shape)
-        return replace(smaller, nbytes=smaller.numel * DTYPES[info.dtype].itemsize)
+def _cut(table: Table, rows: int) -> TensorInfo:
     same = RowMap(np.arange(rows + 1), np.zeros(rows, np.int16), np.arange(rows))
-    return replace(info, shape=shape, encoding=AlignedRows((info,), same))
+    return table.with_rows(rows, AlignedRows((table.info,), same))
