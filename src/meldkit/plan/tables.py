@@ -65,9 +65,10 @@ def token_tables(model: Model) -> dict[str, Table]:
     for name, place in model.layout.places.items():
         info = model.checkpoint[name]
         axis = 1 if info.shape[:1] == (1,) and len(info.shape) > 1 else 0
-        if NOT_TOKENS.search(name) or not info.shape or info.shape[axis] not in sizes:
+        if not info.shape or info.shape[axis] not in sizes:
             continue
-        if _TABLE.search(name) or (place.role == "embedding" and len(info.shape) > 1):
+        embedding = place.role == "embedding" and len(info.shape) > 1 and not NOT_TOKENS.search(name)
+        if embedding or _TABLE.search(name):
             surplus = 0 if declared is None else max(0, info.shape[axis] - declared)
             result[name] = Table(info, axis, surplus)
     return result
