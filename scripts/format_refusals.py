@@ -15,6 +15,7 @@ import test_quantised
 import tiny
 from gguf_files import LLAMA_KEYS, llama_tensors, write_gguf
 from meldkit.checkpoint.adapter.settings import _CHANGED_BASE, _OTHER_KINDS
+from meldkit.checkpoint.gguf.architectures import REFUSED
 from meldkit.checkpoint.quantised import dequantise as quantised
 
 #: Makes a sample in a folder, and gives the reference of the model.
@@ -42,8 +43,11 @@ def refusals() -> Iterator[Refused]:
         yield Refused("quantised with", foreign.name, _foreign(foreign))
     yield Refused("", "any other `quant_method`", _coded({"quant_method": "bitnet"}))
     yield from _adapters()
-    yield Refused("", "a GGUF file that is a part of a model", _gguf("llama", {"split.count": 2}))
-    yield Refused("", "a GGUF file of another architecture", _gguf("rwkv7", {}))
+    part = _gguf("llama", {"split.count": 2}, "m-00001-of-00002.gguf")
+    yield Refused("", "a part of a GGUF model without the others", part)
+    for architecture, why in REFUSED.items():
+        yield Refused(f"GGUF files, because {why}:", f"`{architecture}`", _gguf(architecture, {}))
+    yield Refused("", "GGUF files of any other architecture", _gguf("another", {}))
     linear = torch.nn.Linear(2, 2)
     contents = {
         "a whole module": linear,
@@ -72,8 +76,8 @@ def _foreign(foreign: quantised._Foreign) -> Make:
     return lambda folder: test_quantised.written(folder / "m", case.stored, case.settings)
 
 
-def _gguf(architecture: str, keys: dict[str, Any]) -> Make:
-    return lambda folder: write_gguf(folder / "m.gguf", architecture, LLAMA_KEYS | keys, llama_tensors())
+def _gguf(architecture: str, keys: dict[str, Any], name: str = "m.gguf") -> Make:
+    return lambda folder: write_gguf(folder / name, architecture, LLAMA_KEYS | keys, llama_tensors())
 
 
 def _saved(content: object) -> Make:

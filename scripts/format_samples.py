@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import gguf
 import torch
@@ -21,11 +20,13 @@ from torch import Tensor
 import test_adapter
 import test_experts
 import test_gguf
-import test_gguf_models
 import test_pickled
 import test_quantised
 import tiny
+from gguf_conversion import llama_cpp_keys, llama_cpp_tensors
 from gguf_files import write_gguf
+from gguf_made import Made
+from gguf_samples import SAMPLES, SIZES
 from meldkit.checkpoint import DTYPES, pickled
 from meldkit.checkpoint.gguf.architectures import ARCHITECTURES
 from meldkit.checkpoint.gguf.blocks import KINDS
@@ -195,30 +196,16 @@ def quantised_rows() -> Iterator[Row]:
 # ---- GGUF
 
 
-def gguf_model(folder: Path, key: str) -> tuple[test_gguf_models.Sample, Any, Values]:
-    """A model that transformers makes: what it is, its configuration and its weights."""
-    sample = test_gguf_models.SAMPLES[key]
-    torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(sample.model_type, **sample.config)
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:  # norms of ones and biases of zeros would hide mistakes
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    model.save_pretrained(folder)
-    return sample, config, tiny.tensors(folder)
-
-
 def kind_rows() -> Iterator[Row]:
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1, "num_key_value_heads": 2}
-    config = transformers.LlamaConfig(**(test_gguf_models.SIZES | sizes))
-    sample = test_gguf_models.SAMPLES["llama"]
+    config = transformers.LlamaConfig(**(SIZES | sizes))
+    sample = SAMPLES["llama"]
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 1)
 
     def of(kind: gguf.GGMLQuantizationType) -> Make:
         def make(folder: Path) -> Iterator[Sample]:
             weights = transformers.LlamaForCausalLM(config).state_dict()
-            stored = test_gguf_models.llama_cpp_tensors(sample, config, weights)
+            stored = llama_cpp_tensors(sample, config, weights)
             kinds: dict[str, gguf.GGMLQuantizationType] = {}
             values: dict[str, Tensor] = {}
             for seed, (name, weight) in enumerate(weights.items()):
@@ -233,7 +220,7 @@ def kind_rows() -> Iterator[Row]:
                         # llama.cpp turns pairs of neighbouring rows, transformers a head's two halves.
                         value = value.view(count, -1, 2, 256).transpose(1, 2).reshape(weight.shape)
                 values[name] = value
-            keys = test_gguf_models.llama_cpp_keys(sample, config)
+            keys = llama_cpp_keys(sample, config, weights)
             yield Sample(write_gguf(folder / "m.gguf", "llama", keys, stored, kinds), values)
 
         return make
@@ -247,17 +234,15 @@ def architecture_rows() -> Iterator[Row]:
     def of(keys: Sequence[str]) -> Make:
         def make(folder: Path) -> Iterator[Sample]:
             for key in keys:
-                sample, config, values = gguf_model(folder / key, key)
-                settings = test_gguf_models.llama_cpp_keys(sample, config)
-                tensors = test_gguf_models.llama_cpp_tensors(sample, config, values)
-                path = folder / f"{key}.gguf"
-                yield Sample(write_gguf(path, sample.architecture, settings, tensors), values)
+                (folder / key).mkdir()
+                made = Made(key, folder / key)
+                yield Sample(made.file, made.weights)
 
         return make
 
     for architecture in ARCHITECTURES:
-        keys = [k for k, s in test_gguf_models.SAMPLES.items() if s.architecture == architecture]
-        types = dict.fromkeys(test_gguf_models.SAMPLES[key].model_type for key in keys)
+        keys = [k for k, s in SAMPLES.items() if s.architecture == architecture]
+        types = dict.fromkeys(SAMPLES[key].model_type for key in keys)
         yield Row((architecture, ", ".join(types)), of(keys))
 
 
@@ -379,10 +364,8 @@ def mixed_rows() -> Iterator[Row]:
         yield Sample(a, tied, b, own)
 
     def kinds(folder: Path) -> Iterator[Sample]:
-        sample, config, values = gguf_model(folder / "hf", "llama-biases")
-        tensors = test_gguf_models.llama_cpp_tensors(sample, config, values)
-        keys = test_gguf_models.llama_cpp_keys(sample, config)
-        path = write_gguf(folder / "m.gguf", sample.architecture, keys, tensors)
+        made = Made("llama-biases", folder)
+        path, values = made.file, made.weights
         fp8 = test_quantised.quantised(shutil.copytree(folder / "hf", folder / "fp8"))
         yield Sample(path, values, fp8, of_blocks(fp8))
         yield Sample(fp8, of_blocks(fp8), path, values)

@@ -20,6 +20,7 @@ def write_gguf(
     keys: Mapping[str, Any],
     tensors: Mapping[str, np.ndarray[Any, Any]],
     kinds: Mapping[str, gguf.GGMLQuantizationType] | None = None,
+    each: int = 0,
 ) -> Path:
     """A file made by the gguf package.
 
@@ -29,10 +30,16 @@ def write_gguf(
         keys: settings; those without a known first part get the architecture's.
         tensors: float32, by llama.cpp's names; raw bytes where `kinds` says so.
         kinds: of tensors that are given as raw bytes.
+        each: how many tensors are in a part, if the model is split.
+
+    Returns:
+        The file; the first one, if the model is split.
     """
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=each)
     for key, value in keys.items():
-        whole = key if key.startswith(("general.", "tokenizer.", "split.")) else f"{architecture}.{key}"
+        whole = (
+            key if key.startswith(("general.", "tokenizer.", "split.", "xielu.")) else f"{architecture}.{key}"
+        )
         if isinstance(value, list):
             writer.add_array(whole, value)
         elif isinstance(value, bool):
@@ -45,11 +52,11 @@ def write_gguf(
             writer.add_uint32(whole, value)
     for name, values in tensors.items():
         writer.add_tensor(name, np.ascontiguousarray(values), raw_dtype=(kinds or {}).get(name))
-    writer.write_header_to_file()
+    writer.write_header_to_file(path)
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return min(path.parent.glob(f"{path.stem}-*")) if each else path
 
 
 LLAMA_KEYS: dict[str, Any] = {

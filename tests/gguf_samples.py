@@ -504,6 +504,7 @@ SAMPLES = {
         DEEPSEEK_SIZES
         | {
             "head_dim": 32,
+            "routed_scaling_factor": 1.0,
             "v_head_dim": 16,
             "sliding_window": 8,
             "num_key_value_heads": 1,

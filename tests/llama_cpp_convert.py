@@ -121,13 +121,9 @@ def convert(folder: Path) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
-    failures: dict[str, str] = {}
     for folder in map(Path, FOLDERS):
-        try:
-            convert(folder)
-        except Exception as e:
-            failures[folder.name] = f"{type(e).__name__}: {e}"
-    print(json.dumps(failures))
+        print(folder.name, file=sys.stderr)
+        convert(folder)
 
 
 main()

@@ -23,7 +23,7 @@ from meldkit.api import merge
 from meldkit.checkpoint import Scratch, TensorInfo, open_checkpoint, open_files
 from meldkit.checkpoint.gguf import read_gguf
 from meldkit.checkpoint.gguf.blocks import KINDS
-from meldkit.errors import CheckpointError, MeldError, NotSupportedError
+from meldkit.errors import CheckpointError, FormatError, MeldError
 from meldkit.options import MergeOptions
 
 
@@ -213,7 +213,7 @@ def test_adapter_over_a_file(small: Path, tmp_path: Path) -> None:
 
 
 def refusal(path: Path) -> str:
-    with pytest.raises((CheckpointError, NotSupportedError)) as caught:
+    with pytest.raises(CheckpointError) as caught:
         read_gguf(path)
     assert caught.value.hint
     assert "\n" not in caught.value.message
@@ -329,11 +329,6 @@ def test_unknown_architecture(small: Path) -> None:
     assert "is of the architecture 'lambd'" in message
 
 
-def test_part_of_a_split_model(tmp_path: Path) -> None:
-    path = write_gguf(tmp_path / "m.gguf", "llama", LLAMA_KEYS | {"split.count": 3}, llama_tensors())
-    assert "one of 3 parts of a model" in refusal(path)
-
-
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -358,6 +353,6 @@ def test_other_scaling_of_positions_than_llamas(tmp_path: Path) -> None:
 
 def test_rare_numbers_without_the_gguf_package(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(NotSupportedError, match="IQ3_S are decoded by the gguf package") as caught:
+    with pytest.raises(FormatError, match="IQ3_S are decoded by the gguf package") as caught:
         read_gguf(mixed)
     assert caught.value.hint == "pip install 'meldkit[gguf]'"

@@ -158,6 +158,37 @@ def test_gates_and_ups_in_one(key: str, make: Callable[[str], Made]) -> None:
     same(all_values(made.written("fused.gguf", tensors=tensors)), made.weights)
 
 
+@pytest.mark.parametrize(
+    "key", ["llama", "llama-biases", "qwen3", "gemma4", "gemma3n", "mimo2", "jamba", "chatglm"]
+)
+@pytest.mark.parametrize("kind", [None, GGMLQuantizationType.Q8_0])
+def test_queries_keys_and_values_in_one(
+    key: str, kind: GGMLQuantizationType | None, make: Callable[[str], Made]
+) -> None:
+    made = make(key)
+    tensors, kinds = dict(made.tensors), {}
+    expected = dict(made.weights)
+    for name in made.tensors:
+        parts = [name.replace("attn_q.", f"attn_{which}.") for which in "qkv"]
+        if "attn_q." in name and tensors.keys() >= set(parts):
+            whole = np.concatenate([tensors.pop(part) for part in parts])
+            fused = name.replace("attn_q.", "attn_qkv.")
+            tensors[fused] = whole
+            if kind is not None and whole.ndim == 2:
+                tensors[fused], kinds[fused] = gguf.quants.quantize(whole, kind), kind
+    assert len(tensors) < len(made.tensors)
+    found = all_values(made.written("fused.gguf", tensors=tensors, kinds=kinds))
+    if kind is None:
+        same(found, expected)
+    else:
+        assert kinds
+        again = made.converted(found)
+        for fused in kinds:
+            parts = [again[fused.replace("attn_qkv.", f"attn_{which}.")] for which in "qkv"]
+            whole = gguf.quants.dequantize(tensors[fused], kind)
+            np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
 @pytest.mark.parametrize("key", ["deepseek-v2", "deepseek-v3"])
 def test_keys_and_values_expanded_together(key: str, make: Callable[[str], Made]) -> None:
     made = make(key)
@@ -170,7 +201,7 @@ def test_keys_and_values_expanded_together(key: str, make: Callable[[str], Made]
     same(all_values(made.written("old.gguf", tensors=tensors)), made.weights)
 
 
-def test_queries_keys_values_and_gates_in_one(make: Callable[[str], Made]) -> None:
+def test_state_spaces_inputs_in_one(make: Callable[[str], Made]) -> None:
     made = make("qwen3next")
     tensors = dict(made.tensors)
     for name, weight in made.weights.items():
@@ -247,6 +278,34 @@ def test_further_tokens_are_predicted_by_a_module_of_its_own(key: str, make: Cal
     assert read_gguf(path).config["num_hidden_layers"] == depth
 
 
+def test_further_tokens_of_mimo(make: Callable[[str], Made]) -> None:
+    made = make("mimo2")
+    depth = made.config.num_hidden_layers
+    block, behind = f"blk.{depth}.", "model.mtp.layers.0."
+    shapes = {
+        "attn_norm.weight": ("input_layernorm.weight", (64,)),
+        "attn_qkv.weight": ("", (4 * 32 + 2 * 32 + 2 * 16, 64)),
+        "ffn_norm.weight": ("pre_mlp_layernorm.weight", (64,)),
+        "layer_output_norm.weight": ("final_layernorm.weight", (64,)),
+        "nextn.eh_proj.weight": ("eh_proj.weight", (64, 128)),
+        "nextn.enorm.weight": ("enorm.weight", (64,)),
+    }
+    rng = np.random.default_rng(0)
+    tensors = {block + name: rng.standard_normal(shape, np.float32) for name, (_, shape) in shapes.items()}
+    keys: dict[str, Any] = {
+        "block_count": depth + 1,
+        "nextn_predict_layers": 1,
+        "attention.head_count_kv": [*made.keys["attention.head_count_kv"], 2],
+        "attention.sliding_window_pattern": [*made.keys["attention.sliding_window_pattern"], True],
+    }
+    expected = made.weights | {
+        behind + name: torch.from_numpy(tensors[block + own]) for own, (name, _) in shapes.items() if name
+    }
+    qkv = torch.from_numpy(tensors[f"{block}attn_qkv.weight"]).split([128, 64, 32])
+    expected |= {f"{behind}self_attn.{which}_proj.weight": w for which, w in zip("qkv", qkv, strict=True)}
+    same(all_values(made.written("more.gguf", keys=keys, tensors=made.tensors | tensors)), expected)
+
+
 def test_more_blocks_than_are_known(make: Callable[[str], Made]) -> None:
     path, _ = more_blocks(make("llama"), {"eh_proj": (64, 128)})
     assert "has a tensor 'blk.2.attn_" in refusal(path)
@@ -282,7 +341,7 @@ def test_half_of_a_tensor(key: str, name: str, message: str, make: Callable[[str
         ("qwen3next", "blk.0.attn_qkv.weight", (63, 64), "does not fit the heads of its state space"),
         ("qwen35", "blk.0.ssm_out.weight", (64, 48), "does not fit the heads of its state space"),
         ("llama", "blk.0.attn_q.weight", (63, 64), "does not fit 4 heads (2 for keys and values)"),
-        ("chatglm", "blk.0.attn_qkv.weight", (64, 64), "cannot be cut into query, key, value"),
+        ("chatglm", "blk.0.attn_qkv.weight", (64, 64), "cannot be cut into queries, keys and values"),
     ],
 )
 def test_shapes_that_do_not_fit(

@@ -19,9 +19,10 @@ import tiny
 import word_tokenizers as words
 from command import run
 from meldkit import merge, plan
-from meldkit.checkpoint import AlignedRows, MeanRow, RowMap, Scratch, open_checkpoint, open_files
+from meldkit.checkpoint import Scratch, open_checkpoint, open_files
 from meldkit.errors import CheckpointError, MismatchError, RecipeError
 from meldkit.merge import MergeOptions
+from meldkit.vocab import AlignedRows, MeanRow, RowMap
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 QUIET = MergeOptions(write_model_card=False)

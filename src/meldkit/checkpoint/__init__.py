@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from meldkit.checkpoint.aligned import AlignedRows, MeanRow, RowMap
 from meldkit.checkpoint.dtypes import BY_TORCH_NAME, DTYPES, DType
 from meldkit.checkpoint.experts import as_stored_by
 from meldkit.checkpoint.files import OpenFiles, open_files
@@ -25,15 +24,12 @@ from meldkit.checkpoint.tensor import (
 __all__ = [
     "BY_TORCH_NAME",
     "DTYPES",
-    "AlignedRows",
     "Checkpoint",
     "DType",
     "Encoding",
     "Header",
     "HeldTensor",
-    "MeanRow",
     "OpenFiles",
-    "RowMap",
     "Scratch",
     "StoredTensor",
     "TensorInfo",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from meldkit.checkpoint import AlignedRows, Checkpoint, MeanRow, RowMap, TensorInfo, read_json
+from meldkit.checkpoint import Checkpoint, TensorInfo, read_json
 from meldkit.errors import MismatchError, RecipeError
 from meldkit.plan.pieces import Model, at
 from meldkit.plan.tables import SHOWN, Table, lint_rows, num_rows, token_tables, with_tables
@@ -17,8 +17,11 @@ from meldkit.recipe import ModelRef, ModelToken, Recipe, TokenEntry, TokenizerSp
 from meldkit.vocab import (
     GENERATION,
     ZERO,
+    AlignedRows,
     Explicit,
+    MeanRow,
     OutputTokenizer,
+    RowMap,
     Tokenizer,
     align,
     own_rows,
@@ -61,11 +64,13 @@ class Alignment:
             notes.append(
                 f"{len(tokens):,} tokens of '{label}' are added to the vocabulary of '{source.label}'"
             )
-            if missed := union.unreachable.get(label):
-                examples = ", ".join(map(repr, missed[:SHOWN])) + ", …" * (len(missed) > SHOWN)
+            missed = union.unreachable.get(label)
+            if missed is not None and missed.count:
+                examples = ", ".join(map(repr, missed.tokens[:SHOWN])) + ", …" * (missed.count > SHOWN)
                 warnings.append(
-                    f"{len(missed):,} of the {len(tokens):,} tokens that '{label}' adds will not occur in "
-                    f"texts, because the tokenizer of '{source.label}' cuts these otherwise: {examples}"
+                    f"{'' if missed.exact else 'about '}{missed.count:,} of the {len(tokens):,} tokens that "
+                    f"'{label}' adds will not occur in texts, because the tokenizer of '{source.label}' cuts "
+                    f"these otherwise: {examples}"
                 )
         if union.tokenizer is not source:
             output = replace(output, changed=union.tokenizer)

@@ -8,13 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from meldkit.checkpoint import AlignedRows, RowMap, TensorInfo
+from meldkit.checkpoint import TensorInfo
 from meldkit.errors import CheckpointError, MeldError, MismatchError
 from meldkit.plan.alignment import Alignment, OpenModel
 from meldkit.plan.pieces import Model
 from meldkit.plan.tables import Table, lint_rows, num_rows, num_tokens, token_tables, with_tables
 from meldkit.recipe import ModelRef, Recipe
-from meldkit.vocab import FAST, OutputTokenizer, Tokenizer, compare, read_tokenizer, with_num_tokens
+from meldkit.vocab import (
+    FAST,
+    AlignedRows,
+    OutputTokenizer,
+    RowMap,
+    Tokenizer,
+    compare,
+    read_tokenizer,
+    with_num_tokens,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from meldkit.vocab.output import (
     write_generation_settings,
     write_output_tokenizer,
 )
+from meldkit.vocab.rows import AlignedRows, MeanRow, RowMap
 from meldkit.vocab.templates import (
     AUTO,
     ChatTemplates,
@@ -38,10 +39,13 @@ __all__ = [
     "FILES",
     "GENERATION",
     "ZERO",
+    "AlignedRows",
     "ChatTemplates",
     "Difference",
     "Explicit",
+    "MeanRow",
     "OutputTokenizer",
+    "RowMap",
     "Tokenizer",
     "Union",
     "align",

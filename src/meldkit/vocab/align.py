@@ -19,7 +19,7 @@ from itertools import repeat
 
 import numpy as np
 
-from meldkit.checkpoint import RowMap
+from meldkit.vocab.rows import RowMap
 
 #: For `Explicit`: the row of zeros.
 ZERO = -1

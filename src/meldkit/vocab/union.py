@@ -16,6 +16,7 @@ middle of words.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -28,10 +29,33 @@ if TYPE_CHECKING:
 
 #: How often tokens that are not made yet are looked at again, after merges were added for others.
 _ROUNDS = 4
+#: A model without tokens.
+_EMPTY: Mapping[str, Any] = {"type": "BPE", "vocab": {}, "merges": []}
+#: Stands for a text that goes before.
+_LETTER = "e"
+#: What becomes of a part of a letter when it is decoded.
+_PART = "\ufffd"
+#: Tokens of another tokenizer that are looked at, at most.
+_SAMPLE = 8192
 #: Log probability, beside the lowest one, of pieces that stand in the vocabulary for their number only.
 _NEVER = -10.0
 
 Merge = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """Tokens that do not occur in the texts that they stand for.
+
+    Attributes:
+        count: how many there are.
+        tokens: those of them that were looked at.
+        exact: whether these are all of them; of many tokens, some are looked at, evenly distributed.
+    """
+
+    count: int
+    tokens: Sequence[str]
+    exact: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +65,12 @@ class Union:
     Attributes:
         tokenizer: the new one.
         added: for each other tokenizer, the tokens that it contributed.
-        unreachable: for each of them, those of its tokens that no text is cut into.
+        unreachable: for each of them, those of its tokens that texts are not cut into.
     """
 
     tokenizer: Tokenizer
     added: Mapping[str, Sequence[str]]
-    unreachable: Mapping[str, Sequence[str]]
+    unreachable: Mapping[str, Unreachable]
 
 
 def unite(
@@ -100,10 +124,7 @@ def unite(
     for content, (label, _) in looked_for.items():
         if label:
             added.setdefault(label, []).append(content)
-    missed: dict[str, list[str]] = {}
-    for token in unreachable:
-        missed.setdefault(core[token].label, []).append(token)
-    return Union(Tokenizer(base.label, extended.content()), added, missed)
+    return Union(Tokenizer(base.label, extended.content()), added, unreachable)
 
 
 class _Extended:
@@ -118,27 +139,52 @@ class _Extended:
         self._merges = _merges(base) if base.kind == "BPE" else []
         self._scores: dict[str, float] = {}
 
-    def make_reachable(self, core: Mapping[str, Tokenizer]) -> list[str]:
-        """Let texts be cut into tokens, given with the tokenizers they are from; those that never are."""
-        kind = self._base.kind
-        others = {id(other): other for other in core.values()}
-        if kind == "BPE":
-            for other in others.values():
+    def make_reachable(self, core: Mapping[str, Tokenizer]) -> dict[str, Unreachable]:
+        """Let texts be cut into tokens, given with their tokenizers; by label, those that never are."""
+        others = list({id(other): other for other in core.values()}.values())
+        waiting: set[str] = set()
+        model: Any = None
+        if self._base.kind == "BPE":
+            for other in others:
                 self._append_merges({token for token in core if core[token] is other}, other)
-            return self._join_pairs(list(core))
-        if kind == "Unigram":
-            for other in others.values():
+            model, waiting = self._join_pairs(list(core))
+        elif self._base.kind == "Unigram":
+            for other in others:
+                # Scores of another kind of vocabulary say nothing; its pieces are there for their numbers.
                 if other.kind == "Unigram":
-                    self._scores |= {
-                        str(p): float(s) for p, s in other.model["vocab"] if core.get(p) is other
-                    }
-            # The scores of another kind of vocabulary say nothing; its pieces are there for their numbers.
-            return [token for token, other in core.items() if other.kind != "Unigram"]
-        if kind == "WordPiece":
-            prefix = self._base.model.get("continuing_subword_prefix", "##")
-            longest = self._base.model.get("max_input_chars_per_word", 100)
-            return [t for t in core if len(t.removeprefix(prefix)) > longest]
-        return []
+                    pieces = cast("list[Any]", other.model["vocab"])
+                    self._scores |= {str(p): float(s) for p, s in pieces if core.get(p) is other}
+        tokenizer = _loaded(self.content() if model is None else self._base.content or {}, model)
+        return {
+            other.label: self._missed(tokenizer, [t for t in core if core[t] is other], waiting, other)
+            for other in others
+        }
+
+    def _missed(
+        self, tokenizer: Any, tokens: Sequence[str], waiting: set[str], other: Tokenizer
+    ) -> Unreachable:
+        """Which tokens do not occur in the texts that they stand for in their own tokenizer, but do there."""
+        looked_at = tokens[:: -(-len(tokens) // _SAMPLE)]
+        decoder = _loaded(other.content or {}, _EMPTY).decoder
+        missed = set(looked_at)
+        # A token may stand for something else at the beginning of a text than within it.
+        for before in ((), (_LETTER,)):
+            left = [token for token in looked_at if token in missed]
+            texts = [token if decoder is None else decoder.decode([*before, token]) for token in left]
+            # Of a part of a letter there is no text: what its characters are merged into must do.
+            whole = [_PART not in text for text in texts]
+            missed -= {
+                t for t, is_whole in zip(left, whole, strict=True) if not is_whole and t not in waiting
+            }
+            missed -= _found(tokenizer, left, texts, self._new)
+            if before:
+                # Where its own tokenizer does not find it either, the text says nothing.
+                theirs = _loaded(other.content or {}, None)
+                own = _found(theirs, left, texts, other.tokens)
+                missed -= {token for token in left if token not in own and token not in waiting}
+        exact = len(looked_at) == len(tokens)
+        count = round(len(missed) * len(tokens) / len(looked_at))
+        return Unreachable(count, [token for token in looked_at if token in missed], exact)
 
     def _append_merges(self, tokens: set[str], other: Tokenizer) -> None:
         if other.kind != "BPE":
@@ -153,27 +199,29 @@ class _Extended:
             and (left, right) not in known
         ]
 
-    def _join_pairs(self, tokens: list[str]) -> list[str]:
-        """Add a merge for each token that its characters are merged into two tokens of."""
-        waiting = sorted(tokens, key=len)
+    def _join_pairs(self, tokens: list[str]) -> tuple[BPE, set[str]]:
+        """Add a merge for each token that its characters are merged into two tokens of.
+
+        Returns:
+            The model with these merges, and the tokens that their characters are not merged into.
+        """
+        model, waiting = self._bpe(), sorted(tokens, key=len)
         for _ in range(_ROUNDS):
-            model = self._bpe()
-            parts = {token: [p.value for p in model.tokenize(token)] for token in waiting}
+            parts = {token: [part.value for part in model.tokenize(token)] for token in waiting}
             waiting = [token for token in waiting if parts[token] != [token]]
-            pairs = [
-                (parts[token][0], parts[token][1])
-                for token in waiting
-                if len(parts[token]) == 2 and "".join(parts[token]) == token
-            ]
-            if not pairs:
+            made = [parts[t] for t in waiting if len(parts[t]) == 2 and "".join(parts[t]) == t]
+            if not made:
                 break
-            self._merges += pairs
-        return waiting
+            self._merges += [(left, right) for left, right in made]
+            model = self._bpe()
+        if self._base.model.get("ignore_merges"):
+            model.ignore_merges = True
+        return model, set(waiting)
 
     def _bpe(self) -> BPE:
         from tokenizers.models import BPE
 
-        # Not `ignore_merges`: it finds a token only where it is a whole word.
+        # Without `ignore_merges`, which finds a token only where it is a whole word.
         keys = ("unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk")
         settings = {key: value for key in keys if (value := self._base.model.get(key))}
         return BPE(vocab=dict(self._numbers), merges=self._merges, **settings)
@@ -204,6 +252,27 @@ class _Extended:
             token = by_number.get(number, f"<unused {number}>")
             pieces.append([token, self._scores.get(token, lowest)])
         return pieces
+
+
+def _found(
+    tokenizer: Any, tokens: Sequence[str], texts: Sequence[str], numbers: Mapping[str, int]
+) -> set[str]:
+    """Those tokens that their texts are cut into."""
+    encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    return {token for token, each in zip(tokens, encoded, strict=True) if numbers[token] in each.ids}
+
+
+def _loaded(content: Mapping[str, Any], model: Any) -> Any:
+    """A tokenizer of the tokenizers library; of this model, if it is not None."""
+    import tokenizers
+
+    if model is None:
+        return tokenizers.Tokenizer.from_str(json.dumps(content))
+    shell: dict[str, Any] = {**content, "model": _EMPTY, "added_tokens": [], "post_processor": None}
+    loaded = tokenizers.Tokenizer.from_str(json.dumps(shell))
+    if model is not _EMPTY:
+        loaded.model = model
+    return loaded
 
 
 def _entry(token: Token) -> dict[str, Any]:

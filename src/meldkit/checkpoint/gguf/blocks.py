@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from meldkit.checkpoint.files import OpenFiles
-from meldkit.checkpoint.tensor import HeldTensor, Scratch, TensorInfo, TileSource
-from meldkit.errors import NotSupportedError
+from meldkit.checkpoint.tensor import Scratch, TensorInfo, TileSource
+from meldkit.errors import FormatError
 from meldkit.shapes import Float32
 
 
@@ -77,12 +77,13 @@ Change = Literal["as stored", "minus one", "log of negative"]
 
 @dataclass(frozen=True, slots=True)
 class RowOrder:
-    """Where rows of a matrix are stored.
+    """Where rows of a matrix are stored, or its columns.
 
     Attributes:
         size: rows of a head.
         heads: for each head, which of the stored ones it is; () if they are in order.
         pairs: inside a head the first half of the rows is stored in the even places, the second in the odd.
+            Not of columns.
     """
 
     size: int
@@ -96,26 +97,23 @@ class Blocks:
 
     Attributes:
         kind: of its numbers.
+        width: elements of a row.
         rows: None if they are in order.
+        columns: None if they are in order.
         change: what is still to be done with the numbers.
-        transposed: whether it is stored as columns; the tensor is held in memory while it is worked on.
         files: none besides its own.
     """
 
     kind: Kind
+    width: int
     rows: RowOrder | None = None
+    columns: RowOrder | None = None
     change: Change = "as stored"
-    transposed: bool = False
     files: Sequence[Path] = ()
 
     def open(self, files: OpenFiles, info: TensorInfo) -> TileSource:
         """The tensor's values."""
-        tiles = _Tiles(files, info, self)
-        if not self.transposed:
-            return tiles
-        values = torch.empty(info.numel)
-        tiles.read(0, info.numel, values, Scratch())
-        return HeldTensor(values.view(info.shape[::-1]).T)
+        return _Tiles(files, info, self)
 
 
 class _Tiles:
@@ -125,27 +123,31 @@ class _Tiles:
         self._files = files
         self._info = info
         self._kind = encoding.kind
-        self._order = encoding.rows
+        self._rows = encoding.rows
+        self._columns = encoding.columns
         self._change = encoding.change
-        self._columns = info.numel // max(1, info.shape[0]) if info.shape else 1
+        self._width = encoding.width
 
     def read(self, start: int, stop: int, out: Float32[Tensor, " n"], scratch: Scratch) -> None:
         """Fill `out` with elements [start, stop)."""
-        # What is read at once: a block, or a row where rows are out of order.
-        unit = self._columns if self._order else self._kind.block
+        # What is read at once: a block, or a row where something is out of order.
+        unit = self._width if self._rows or self._columns else self._kind.block
         first, last = start // unit, -(-stop // unit)
         numel = (last - first) * unit
         raw = scratch.take(numel // self._kind.block * self._kind.nbytes)
-        if self._order:
-            self._read_rows(self._order, first, last, raw)
+        if self._rows:
+            self._read_rows(self._rows, first, last, raw)
         else:
-            self._read(first * self._kind.nbytes, raw)
+            self._read(first * unit // self._kind.block * self._kind.nbytes, raw)
         raw = raw.view(-1, self._kind.nbytes)
-        if numel == stop - start:
+        if numel == stop - start and not self._columns:
             decode(self._kind, raw, out.view(-1, self._kind.block))
         else:
             whole = torch.empty(numel)
             decode(self._kind, raw, whole.view(-1, self._kind.block))
+            if self._columns:
+                heads = whole.view(last - first, -1, self._columns.size)
+                whole = heads[:, list(self._columns.heads)].view(-1)
             out.copy_(whole[start - first * unit : stop - first * unit])
         if self._change == "minus one":
             out.sub_(1)
@@ -157,7 +159,7 @@ class _Tiles:
 
     def _read_rows(self, order: RowOrder, first: int, last: int, raw: Tensor) -> None:
         """Fill `raw` with the bytes of rows [first, last)."""
-        row = self._columns // self._kind.block * self._kind.nbytes
+        row = self._width // self._kind.block * self._kind.nbytes
         done = first
         while done < last:
             head, inside = divmod(done, order.size)
@@ -194,20 +196,20 @@ def check_decodable(kind: Kind) -> None:
     """Check that the numbers can be read here.
 
     Raises:
-        NotSupportedError: the gguf package is needed and not there, or does not know them either.
+        FormatError: the gguf package is needed and not there, or does not know them either.
     """
     if kind.name in _PLAIN or kind.name in _DECODERS:
         return
     try:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
     except ImportError as e:
-        raise NotSupportedError(
+        raise FormatError(
             f"numbers of type {kind.name} are decoded by the gguf package, which is not installed",
             hint="pip install 'meldkit[gguf]'",
         ) from e
     known = getattr(GGMLQuantizationType, kind.name, None)
     if known is None or GGML_QUANT_SIZES[known] != (kind.block, kind.nbytes):
-        raise NotSupportedError(
+        raise FormatError(
             f"numbers of type {kind.name} are not known to the gguf package that is installed",
             hint="pip install --upgrade gguf",
         )

@@ -14,7 +14,7 @@ import math
 import stat
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from meldkit.checkpoint.gguf.blocks import KINDS, Kind
 from meldkit.checkpoint.json_file import shown
-from meldkit.errors import CheckpointError, NotSupportedError
+from meldkit.errors import CheckpointError, FormatError
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -50,6 +50,7 @@ class Entry:
         name: llama.cpp's.
         kind: of its numbers.
         shape: sizes, outermost first.
+        path: the file.
         offset: first byte, from the start of the file.
         nbytes: length.
     """
@@ -57,8 +58,14 @@ class Entry:
     name: str
     kind: Kind
     shape: tuple[int, ...]
+    path: Path
     offset: int
     nbytes: int
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +73,7 @@ class Contents:
     """What a GGUF file says.
 
     Attributes:
-        path: the file.
+        path: the file; the first one of several parts.
         settings: by key; arrays of numbers as tuples; of texts as lists, None where they were not asked for.
         tensors: by name, in the order of their bytes.
         digest: hex hash of all this and of the file's size.
@@ -81,12 +88,12 @@ class Contents:
         """A small tensor of the kind F32 that is a setting in disguise."""
         entry = self.tensors[name]
         if entry.kind.name != "F32" or entry.nbytes > _CHUNK:
-            raise bad(self.path, f"has a tensor {shown(name)} that is not a short list of F32 numbers")
-        with self.path.open("rb") as f:
+            raise bad(entry.path, f"has a tensor {shown(name)} that is not a short list of F32 numbers")
+        with entry.path.open("rb") as f:
             f.seek(entry.offset)
             raw = f.read(entry.nbytes)
         if len(raw) < entry.nbytes:
-            raise bad(self.path, f"ends inside tensor {shown(name)}")
+            raise bad(entry.path, f"ends inside tensor {shown(name)}")
         return np.frombuffer(raw, "<f4")
 
 
@@ -104,7 +111,7 @@ def read_contents(path: Path, *, texts: bool = False) -> Contents:
 
     Raises:
         CheckpointError: missing, truncated, or lying about lengths, offsets, kinds or names.
-        NotSupportedError: an old or big-endian file.
+        FormatError: an old or big-endian file.
     """
     try:
         status = path.stat()
@@ -135,7 +142,7 @@ class _Reader:
         version = self._number("I", "its version")
         if version not in _VERSIONS:
             what = "is big-endian" if version & 0xFFFF == 0 else f"has version {version} of the format"
-            raise NotSupportedError(
+            raise FormatError(
                 f"not supported: {self._path} {what}; versions 2 and 3 in little-endian order are read",
                 hint="convert the original model again with a current llama.cpp",
             )
@@ -257,7 +264,8 @@ class _Reader:
                 f"gives {what} rows of {shape[-1] if shape else 1} elements, "
                 f"which are no whole blocks of {kind.name} ({kind.block})",
             )
-        return Entry(name, kind, shape, offset, math.prod(shape) // kind.block * kind.nbytes)
+        nbytes = math.prod(shape) // kind.block * kind.nbytes
+        return Entry(name, kind, shape, self._path, offset, nbytes)
 
     def _placed(self, entries: list[Entry], start: int, alignment: int) -> dict[str, Entry]:
         """Tensors by name; they must lie one after the other in the file, only padding between them."""
@@ -281,7 +289,5 @@ class _Reader:
                     self._path,
                     f"is truncated: {what} ends at byte {start + position:,}, the file has {self._size:,}",
                 )
-            tensors[entry.name] = Entry(
-                entry.name, entry.kind, entry.shape, start + entry.offset, entry.nbytes
-            )
+            tensors[entry.name] = replace(entry, offset=start + entry.offset)
         return tensors

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, cast
 
-from meldkit.checkpoint.gguf.contents import Contents, bad
+from meldkit.checkpoint.gguf.contents import Contents, Entry, bad
 from meldkit.checkpoint.json_file import shown
-from meldkit.errors import CheckpointError, NotSupportedError
+from meldkit.errors import CheckpointError, FormatError
 
 #: Nothing that is counted gets that large.
 _LARGE = 2**31
@@ -30,13 +30,13 @@ class Settings:
 
         Raises:
             CheckpointError: it is not that, or missing without a default.
-            NotSupportedError: it differs between layers.
+            FormatError: it differs between layers.
         """
         value = self.get(key)
         if isinstance(value, tuple):
             values = set(cast("tuple[object, ...]", value))
             if len(values) > 1:
-                raise NotSupportedError(
+                raise FormatError(
                     f"not supported: {self.contents.path} has a {self.architecture}.{key} for each layer",
                     hint="merge the original model",
                 )
@@ -60,18 +60,44 @@ class Settings:
             raise self._wrong(key, value)
         return float(value)
 
+    def count(self, key: str) -> int:
+        """A number of things, 0 if the file does not say.
+
+        Raises:
+            CheckpointError: it is not that.
+        """
+        value = self.get(key)
+        if value is None:
+            return 0
+        if type(value) is not int or not 0 <= value < _LARGE:
+            raise self._wrong(key, value)
+        return value
+
     def per_layer(self, key: str) -> tuple[Any, ...]:
-        """A value for each layer.
+        """A value for each layer, but for those behind the last one.
 
         Raises:
             CheckpointError: it is not that, or missing.
         """
         values = cast("object", self.get(key))
-        if not isinstance(values, tuple) or len(cast("tuple[Any, ...]", values)) != self.integer(
-            "block_count"
-        ):
+        lengths = (self.depth, self.integer("block_count"))
+        if not isinstance(values, tuple) or len(cast("tuple[Any, ...]", values)) not in lengths:
             raise self._wrong(key, cast("object", values))
-        return cast("tuple[Any, ...]", values)
+        return cast("tuple[Any, ...]", values)[: self.depth]
+
+    def of_block(self, key: str, block: int) -> int:
+        """A number of a block, 0 if the file does not say.
+
+        Raises:
+            CheckpointError: it is not that.
+        """
+        value = self.get(key)
+        if isinstance(value, tuple):
+            values = cast("tuple[Any, ...]", value)
+            value = values[block] if block < len(values) else 0
+        if value is not None and (type(value) is not int or not 0 <= value < _LARGE):
+            raise self._wrong(key, value)
+        return value or 0
 
     @property
     def heads(self) -> int:
@@ -82,18 +108,81 @@ class Settings:
         return self.integer("attention.head_count_kv", self.heads)
 
     @property
+    def some_kv_heads(self) -> int:
+        """The same where layers without attention have none."""
+        counts = self.get("attention.head_count_kv")
+        if not isinstance(counts, tuple):
+            return self.kv_heads
+        different = set(cast("tuple[Any, ...]", counts)) - {0}
+        count = different.pop() if len(different) == 1 else None
+        if type(count) is not int or not 0 < count < _LARGE:
+            raise self._wrong("attention.head_count_kv", cast("object", counts))
+        return count
+
+    @property
     def head_size(self) -> int:
         return self.integer("attention.key_length", self.integer("embedding_length") // self.heads)
 
     @property
+    def epsilon(self) -> float:
+        """Of the norms, whatever kind they are of."""
+        both = [f"attention.layer_norm_{kind}" for kind in ("rms_epsilon", "epsilon")]
+        return self.real(next((key for key in both if self.get(key) is not None), both[0]))
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks, but for those behind the last one that predict further tokens."""
+        blocks, more = self.integer("block_count"), self.count("nextn_predict_layers")
+        if more >= blocks:
+            raise self._wrong("nextn_predict_layers", more)
+        if blocks > len(self.contents.tensors):
+            raise self._wrong("block_count", blocks)
+        return blocks - more
+
+    @property
     def feed_forward(self) -> int:
         """The width of the MLP: that of its tensor, for some programs write another one."""
-        down = self.contents.tensors.get("blk.0.ffn_down.weight")
+        down = self.first("ffn_down.weight")
         return down.shape[-1] if down and down.shape else self.integer("feed_forward_length")
 
+    @property
+    def expert_width(self) -> int:
+        """The width of an expert: that of its tensor, for old files do not say."""
+        down = self.first("ffn_down_exps.weight")
+        return down.shape[-1] if down and down.shape else self.integer("expert_feed_forward_length")
+
+    def first(self, name: str) -> Entry | None:
+        """The tensor of that name in the first block that has it."""
+        blocks: dict[int, Entry] = {}
+        for whole, entry in self.contents.tensors.items():
+            block = whole.removeprefix("blk.").removesuffix(f".{name}")
+            if block.isdecimal() and whole == f"blk.{block}.{name}":
+                blocks[int(block)] = entry
+        return blocks[min(blocks)] if blocks else None
+
+    def layers_with(self, leaf: str) -> list[bool]:
+        """Which layers have a tensor of that name, without its ending."""
+        tensors, ends = self.contents.tensors, ("", ".weight")
+        return [any(f"blk.{layer}.{leaf}{end}" in tensors for end in ends) for layer in range(self.depth)]
+
+    def outer(self, name: str) -> int:
+        """The number of rows of a tensor.
+
+        Raises:
+            CheckpointError: there is no such tensor.
+        """
+        entry = self.contents.tensors.get(name)
+        if entry is None or not entry.shape:
+            raise bad(self.contents.path, f"has no matrix {shown(name)}")
+        return entry.shape[0]
+
     def has(self, name: str) -> bool:
-        """Whether there is such a tensor in the first block."""
-        return f"blk.0.{name}" in self.contents.tensors
+        """Whether there is such a tensor in any block."""
+        return self.first(name) is not None
+
+    def wrong(self, key: str) -> CheckpointError:
+        """An error about a setting."""
+        return self._wrong(key, self.get(key))
 
     def _wrong(self, key: str, value: object) -> CheckpointError:
         return bad(self.contents.path, f"has the setting {self.architecture}.{key}: {shown(value)}")

@@ -1,7 +1,6 @@
 """The tokenizer of a GGUF file, and how it ends texts, written as Hugging Face's files.
 
-A file holds the vocabulary, and merges or scores; how text is cut before merging it names only. The names
-and what they stand for are llama.cpp's, the expressions those of the models' own tokenizer.json.
+A file holds the vocabulary, and merges or scores; how text is cut before merging it names only.
 Source: https://github.com/ggml-org/llama.cpp (src/llama-vocab.cpp).
 """
 
@@ -9,101 +8,26 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from meldkit.checkpoint.gguf.contents import Contents, bad, read_contents
+from meldkit.checkpoint.gguf.contents import Contents, bad
+from meldkit.checkpoint.gguf.cuts import CUTS
+from meldkit.checkpoint.gguf.parts import read_model
 from meldkit.checkpoint.gguf.settings import token_ids
 from meldkit.checkpoint.json_file import shown
-from meldkit.errors import NotSupportedError
+from meldkit.errors import FormatError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5
 _SPACE = "\u2581"
+#: What a role of BERT's special tokens is also called, and its usual number.
+_BERT_ROLES = {"cls": ("bos", 101), "seperator": ("eos", 102), "unknown": ("unknown", 100)}
 _HINT = "merge with --no-copy-tokenizer, and copy the original model's tokenizer into the output folder"
-
-
-@dataclass(frozen=True, slots=True)
-class _Cut:
-    """How text is cut into words before pairs of their bytes are merged.
-
-    Attributes:
-        patterns: one after the other; each match becomes a word. GPT-2's own if there is none.
-        digits: whether digits stand alone.
-        whole_words: whether a word of the vocabulary is taken as it is, whatever the merges say.
-        begins: whether a text begins with the BOS token if the file does not say.
-    """
-
-    patterns: tuple[str, ...] = ()
-    digits: bool = False
-    whole_words: bool = False
-    begins: bool = False
-
-
-_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_SYMBOLS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
-_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
-_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_START = r"[^\r\n\p{L}\p{N}]?"
-_PATHS = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
-
-_GPT2 = _Cut()
-_DIGITS = _Cut(digits=True)
-_LLAMA3 = _Cut(
-    ("|".join((_ENDINGS, _LETTERS, r"\p{N}{1,3}", _SYMBOLS, _SPACES)),), whole_words=True, begins=True
-)
-_QWEN2 = _Cut(("|".join((_ENDINGS, _LETTERS, r"\p{N}", _SYMBOLS, _SPACES)),))
-_DBRX = _Cut(_LLAMA3.patterns)
-_TEKKEN = _Cut(
-    ("|".join((f"{_START}{_UPPER}*{_LOWER}+", f"{_START}{_UPPER}+{_LOWER}*", r"\p{N}", _PATHS, _SPACES)),),
-    whole_words=True,
-)
-_GPT4O = _Cut(
-    (
-        "|".join(
-            (
-                f"{_START}{_UPPER}*{_LOWER}+{_ENDINGS}?",
-                f"{_START}{_UPPER}+{_LOWER}*{_ENDINGS}?",
-                r"\p{N}{1,3}",
-                _PATHS,
-                _SPACES,
-            )
-        ),
-    ),
-)
-_SEED = _Cut(("|".join((_ENDINGS, _LETTERS, r"\p{N}", r" ?[^\s\p{L}\p{N}\r\n]+", _SPACES)),))
-_BLOOM = _Cut((r" ?[^(\s|.,!?…。，、।۔،)]+",))
-_FALCON = _Cut(
-    (
-        r"[\p{P}$+<=>^~|`]+",
-        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-        r"[0-9][0-9][0-9]",
-    )
-)
-_DEEPSEEK_CODER = _Cut((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥\u0800-一가-\ud7ff]+", r"\p{N}"))
-
-#: By tokenizer.ggml.pre.
-_CUTS: dict[str, _Cut] = {
-    **dict.fromkeys(("default", "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4"), _GPT2),
-    **dict.fromkeys(
-        ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _DIGITS
-    ),
-    **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "lfm2"), _LLAMA3),
-    **dict.fromkeys(("qwen2", "stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan"), _QWEN2),
-    **dict.fromkeys(("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"), _DBRX),
-    "tekken": _TEKKEN,
-    **dict.fromkeys(("gpt-4o", "llama4"), _GPT4O),
-    "seed-coder": _SEED,
-    **dict.fromkeys(("bloom", "poro-chat", "gpt3-finnish"), _BLOOM),
-    "falcon": _FALCON,
-    "deepseek-coder": _DEEPSEEK_CODER,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +47,18 @@ class _Vocabulary:
     def get(self, key: str, default: Any = None) -> Any:
         return self.contents.settings.get(f"tokenizer.ggml.{key}", default)
 
+    def number(self, role: str) -> Any:
+        """The number of the special token of a role, or None."""
+        number = self.get(f"{role}_token_id")
+        # Files of BERT may say the one or the other; where they say none, it is the usual one.
+        if number is None and self.get("model") == "bert" and role in _BERT_ROLES:
+            also, usual = _BERT_ROLES[role]
+            return self.get(f"{also}_token_id", usual)
+        return number
+
     def token(self, role: str) -> str | None:
         """The special token of a role, or None."""
-        number = self.get(f"{role}_token_id")
+        number = self.number(role)
         if number is None:
             return None
         if type(number) is not int or not 0 <= number < len(self.tokens):
@@ -151,23 +84,18 @@ def write_tokenizer(path: Path, folder: Path) -> None:
 
     Raises:
         CheckpointError: a damaged file.
-        NotSupportedError: a kind of tokenizer that is not known.
+        FormatError: a kind of tokenizer that is not known.
     """
-    contents = read_contents(path, texts=True)
+    contents = read_model(path, texts=True)
     if "tokenizer.ggml.tokens" not in contents.settings:
         return
     vocabulary = _vocabulary(contents)
     kind = vocabulary.get("model")
-    if kind == "gpt2":
-        tokenizer, begins = _byte_level(vocabulary)
-    elif kind == "llama":
-        tokenizer, begins = _sentence_pieces(vocabulary), True
-    else:
-        raise NotSupportedError(
-            f"not supported: {path} has a tokenizer of the kind {shown(kind)}", hint=_HINT
-        )
+    if kind not in _KINDS:
+        raise FormatError(f"not supported: {path} has a tokenizer of the kind {shown(kind)}", hint=_HINT)
+    tokenizer = _KINDS[kind](vocabulary)
     _add_tokens(vocabulary, tokenizer)
-    _add_template(vocabulary, tokenizer, begins)
+    _add_template(vocabulary, tokenizer)
     (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), "utf-8")
     _write_json(folder / "tokenizer_config.json", _config(vocabulary))
 
@@ -182,7 +110,7 @@ def write_generation_config(path: Path, folder: Path) -> None:
     Raises:
         CheckpointError: a damaged file.
     """
-    contents = read_contents(path)
+    contents = read_model(path)
     config: dict[str, Any] = dict(token_ids(contents))
     end, turn = config.get("eos_token_id"), contents.settings.get("tokenizer.ggml.eot_token_id")
     if type(turn) is int and end is not None and turn != end:
@@ -200,26 +128,36 @@ def _vocabulary(contents: Contents) -> _Vocabulary:
     numbers = [_NORMAL] * len(texts) if types is None else _numbers(types)
     if len(numbers) != len(texts):
         raise bad(contents.path, f"has {len(texts):,} tokens, but {len(numbers):,} types of tokens")
-    if contents.settings.get("tokenizer.ggml.model") == "llama":
+    kind = contents.settings.get("tokenizer.ggml.model")
+    if kind in ("llama", "gemma4"):
         # llama.cpp writes the spaces of added tokens as such.
         kinds = zip(texts, numbers, strict=True)
         texts = [text.replace(" ", _SPACE) if kind == _USER_DEFINED else text for text, kind in kinds]
+    if kind == "bert":
+        texts = [_word_piece(text, kind) for text, kind in zip(texts, numbers, strict=True)]
     return _Vocabulary(contents, texts, numbers)
+
+
+def _word_piece(token: str, kind: int) -> str:
+    """What BERT calls a token: llama.cpp marks those that begin a word, BERT those that do not."""
+    if kind == _CONTROL or re.fullmatch(r"\[.+\]", token):
+        return token
+    return token.removeprefix(_SPACE) if token.startswith(_SPACE) else f"##{token}"
 
 
 def _numbers(value: object) -> list[Any]:
     return list(cast("tuple[Any, ...]", value)) if isinstance(value, tuple) else []
 
 
-def _byte_level(vocabulary: _Vocabulary) -> tuple[Tokenizer, bool]:
-    """Pairs of bytes are merged, inside of words; and whether a text begins with BOS by default."""
+def _byte_level(vocabulary: _Vocabulary) -> Tokenizer:
+    """Pairs of bytes are merged, inside of words."""
     from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
 
     name = vocabulary.get("pre", "default")
-    cut = _CUTS.get(name) if isinstance(name, str) else None
+    cut = CUTS.get(name) if isinstance(name, str) else None
     if cut is None:
-        raise NotSupportedError(
+        raise FormatError(
             f"not supported: {vocabulary.contents.path} cuts text into words as {shown(name)} does, "
             "which is not known",
             hint=_HINT,
@@ -236,7 +174,7 @@ def _byte_level(vocabulary: _Vocabulary) -> tuple[Tokenizer, bool]:
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not cut.patterns))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer, cut.begins
+    return tokenizer
 
 
 def _pair(vocabulary: _Vocabulary, merge: str, numbers: Mapping[str, int]) -> tuple[str, str]:
@@ -270,11 +208,66 @@ def _sentence_pieces(vocabulary: _Vocabulary) -> Tokenizer:
     return tokenizer
 
 
-def _merges_of_scores(vocabulary: _Vocabulary, numbers: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Every pair of tokens that make a third one, the best of these first."""
+def _unigrams(vocabulary: _Vocabulary) -> Tokenizer:
+    """The most probable pieces, by their scores; spaces are letters."""
+    from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+    from tokenizers.models import Unigram
+
+    scores = _scores(vocabulary)
+    typed = (number for number, kind in enumerate(vocabulary.types) if kind == _UNKNOWN)
+    unknown = next(typed, vocabulary.number("unknown"))
+    if type(unknown) is not int or not 0 <= unknown < len(scores):
+        raise bad(vocabulary.contents.path, "has no token for what is unknown", _HINT)
+    tokenizer = Tokenizer(Unigram(list(zip(vocabulary.tokens, scores, strict=True)), unknown, False))
+    steps: list[Any] = []
+    table = _numbers(vocabulary.get("precompiled_charsmap"))
+    if table:
+        steps.append(normalizers.Precompiled(bytes(n & 0xFF for n in table)))
+    scheme = "always" if vocabulary.get("add_space_prefix", True) else "never"
+    collapses = vocabulary.get("remove_extra_whitespaces", True)
+    if collapses:
+        steps += [normalizers.Strip(left=False, right=True), normalizers.Replace(Regex(" {2,}"), _SPACE)]
+    elif scheme == "always":
+        # Metaspace adds none where there is one already.
+        steps += [normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)]
+    if steps:
+        tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, scheme, split=bool(collapses))
+    tokenizer.decoder = decoders.Metaspace(_SPACE, scheme)
+    return tokenizer
+
+
+def _word_pieces(vocabulary: _Vocabulary) -> Tokenizer:
+    """The longest piece first; BERT's."""
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+    from tokenizers.models import WordPiece
+
+    unknown = vocabulary.token("unknown") or "[UNK]"
+    lower = vocabulary.get("normalizer.lowercase")
+    if not isinstance(lower, bool):
+        # Older files do not say; but a vocabulary without capital letters is one for small letters.
+        kinds = zip(vocabulary.tokens, vocabulary.types, strict=True)
+        words = (token for token, kind in kinds if kind == _NORMAL and not re.fullmatch(r"\[.+\]", token))
+        lower = not any(re.search("[A-Z]", word) for word in words)
+    tokenizer = Tokenizer(WordPiece(vocabulary.numbers, unk_token=unknown))
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        strip_accents=vocabulary.get("normalizer.strip_accents"), lowercase=lower
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+def _scores(vocabulary: _Vocabulary) -> list[Any]:
     scores = _numbers(vocabulary.get("scores"))
     if len(scores) != len(vocabulary.tokens):
         raise bad(vocabulary.contents.path, "has neither merges nor a score for each token")
+    return scores
+
+
+def _merges_of_scores(vocabulary: _Vocabulary, numbers: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Every pair of tokens that make a third one, the best of these first."""
+    scores = _scores(vocabulary)
 
     def rank(token: str) -> tuple[int, float, int]:
         number = numbers[token]
@@ -309,11 +302,18 @@ def _add_tokens(vocabulary: _Vocabulary, tokenizer: Tokenizer) -> None:
             tokenizer.add_tokens(tokens)
 
 
-def _add_template(vocabulary: _Vocabulary, tokenizer: Tokenizer, begins: bool) -> None:
-    """Have texts begin with BOS and end with EOS, where they do."""
+def _add_template(vocabulary: _Vocabulary, tokenizer: Tokenizer) -> None:
+    """Have texts begin and end with special tokens, where they do."""
     from tokenizers.processors import TemplateProcessing
 
-    wanted = {"bos": vocabulary.get("add_bos_token", begins), "eos": vocabulary.get("add_eos_token", False)}
+    kind, pre = vocabulary.get("model"), vocabulary.get("pre", "default")
+    begins = kind in ("llama", "gemma4") or (kind == "gpt2" and CUTS[pre].begins)
+    wanted = {
+        "bos": vocabulary.get("add_bos_token", begins),
+        "eos": vocabulary.get("add_eos_token", kind == "t5"),
+    }
+    if kind == "bert":
+        wanted = {"cls": True, "seperator": True}
     tokens = {
         role: token for role, w in wanted.items() if w and (token := vocabulary.token(role)) is not None
     }
@@ -322,21 +322,25 @@ def _add_template(vocabulary: _Vocabulary, tokenizer: Tokenizer, begins: bool) -
             raise bad(vocabulary.contents.path, f"has {shown(token)} as the {role} token", _HINT)
     if not tokens:
         return
+    first, last = (tokens.get(role) for role in wanted)
 
     def template(text: str, number: int) -> str:
-        around = {role: f"{token}:{number}" for role, token in tokens.items()}
-        return " ".join(filter(None, (around.get("bos"), f"{text}:{number}", around.get("eos"))))
+        around = (first and f"{first}:{number}", f"{text}:{number}", last and f"{last}:{number}")
+        return " ".join(filter(None, around))
 
+    # Only the first text of a pair begins with BERT's first token.
+    second = template("$B", 1).removeprefix(f"{first}:1 ") if kind == "bert" else template("$B", 1)
     tokenizer.post_processor = TemplateProcessing(
         single=template("$A", 0),
-        pair=f"{template('$A', 0)} {template('$B', 1)}",
-        special_tokens=[(token, vocabulary.get(f"{role}_token_id")) for role, token in tokens.items()],
+        pair=f"{template('$A', 0)} {second}",
+        special_tokens=[(token, vocabulary.number(role)) for role, token in tokens.items()],
     )
 
 
 def _config(vocabulary: _Vocabulary) -> dict[str, Any]:
     settings = vocabulary.contents.settings
     roles = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    roles |= {"sep": "seperator", "cls": "cls", "mask": "mask"}  # llama.cpp spells it so
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     for ours, theirs in roles.items():
         token = vocabulary.token(theirs)
@@ -354,3 +358,12 @@ def _config(vocabulary: _Vocabulary) -> dict[str, Any]:
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+_KINDS: dict[Any, Callable[[_Vocabulary], Tokenizer]] = {
+    "gpt2": _byte_level,
+    "llama": _sentence_pieces,
+    "gemma4": _sentence_pieces,
+    "t5": _unigrams,
+    "bert": _word_pieces,
+}

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from meldkit.checkpoint.files import OpenFiles
-from meldkit.checkpoint.tensor import Scratch, StoredTensor, TensorInfo, TileSource
+from meldkit.checkpoint import OpenFiles, Scratch, StoredTensor, TensorInfo, TileSource
 from meldkit.shapes import Float32
 
 #: Rows read at once where a whole table is gone through.
