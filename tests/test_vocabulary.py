@@ -285,6 +285,16 @@ def test_settings_speak_of_the_new_numbers(tmp_path: Path) -> None:
     assert words.numbers(out) == words.numbers(other)
 
 
+def test_a_configuration_that_relies_on_a_default_says_the_number_of_tokens(tmp_path: Path) -> None:
+    tokenizer = words.content({"a": 0, "b": 1})
+    path = words.model(tmp_path / "m", tokenizer, rows=5, text_config={"hidden_size": 4})
+    config = json.loads((path / "config.json").read_text())
+    del config["vocab_size"]
+    (path / "config.json").write_text(json.dumps(config))
+    out = merge(linear(path, path, tokenizer={}), tmp_path / "out", QUIET).path
+    assert json.loads((out / "config.json").read_text())["text_config"]["vocab_size"] == 2
+
+
 def test_a_tokenizer_that_belongs_to_no_merged_model(pair: tuple[Path, Path], tmp_path: Path) -> None:
     third = tmp_path / "third"
     third.mkdir()
@@ -350,6 +360,9 @@ def broken(tmp_path: Path, tokenizer: object, text: str | None = None) -> dict[s
         ({"model": {"vocab": {"a": 0, "b": 1, "c": 1}}}, "gives the number 1 to 'b' and to 'c'"),
         ({"model": {"type": "BPE", "vocab": 3}}, "has no vocabulary in its tokenizer.json"),
         ({"model": {"vocab": {"a": "0"}}}, "has no vocabulary in its tokenizer.json"),
+        ({"model": {"vocab": {"a": 4294967296}}}, "gives the number 4,294,967,296 to 'a'"),
+        ({"model": {"vocab": {"a": -1}}}, "gives the number -1 to 'a'"),
+        ({"model": "text"}, "has no vocabulary in its tokenizer.json"),
         ({"model": []}, "has no vocabulary in its tokenizer.json"),
         ({"model": {"vocab": {}}, "added_tokens": [{"id": 1}]}, "has an added token without content or id"),
         ({"model": {"vocab": {}}, "added_tokens": ["x"]}, "has an added token without content or id"),

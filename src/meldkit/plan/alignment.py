@@ -30,6 +30,9 @@ from meldkit.vocab import (
     unite,
 )
 
+#: Rows that no embedding has; a few hundred thousand are usual.
+_MAX_ROWS = 1 << 24
+
 OpenModel = Callable[[ModelRef], Checkpoint]
 
 
@@ -252,8 +255,14 @@ def _json(path: Path) -> Mapping[str, object]:
 
 
 def _check_numbers(tokenizer: Tokenizer) -> None:
-    """Raise MismatchError if two tokens have one number."""
+    """Raise MismatchError if two tokens have one number, or one has a number that cannot be a row."""
     tokens = tokenizer.tokens
+    for token, number in tokens.items():
+        if not 0 <= number < _MAX_ROWS:
+            raise MismatchError(
+                f"the tokenizer of '{tokenizer.label}' gives the number {number:,} to {token!r}",
+                hint="no embedding has such a row; repair the model's tokenizer",
+            )
     if len(set(tokens.values())) == len(tokens):
         return
     number, _ = Counter(tokens.values()).most_common(1)[0]

@@ -14,6 +14,7 @@ from meldkit.checkpoint.gguf import write_tokenizer
 from meldkit.vocab.tokenizer import CONFIG, FAST, OTHERS, Token, Tokenizer, special_tokens
 
 GENERATION = "generation_config.json"
+_NUM_TOKENS = "vocab_size"
 #: What belongs to a tokenizer, by the beginnings of its names.
 FILES = (
     "tokenizer",
@@ -118,13 +119,25 @@ def _each(value: Any, translate: Callable[[int], int | None]) -> Any:
 
 
 def with_num_tokens(config: Mapping[str, Any], sizes: Sequence[int], size: int) -> dict[str, Any]:
-    """A configuration whose numbers of tokens are `size` where they were one of `sizes`."""
+    """A configuration whose numbers of tokens are `size` where they were one of `sizes`.
+
+    One that does not say how many tokens the texts have, and so relies on a default, does so afterwards.
+    """
+    result = _resized(config, sizes, size)
+    text = result.get("text_config")
+    inner = cast("dict[str, Any]", text) if isinstance(text, dict) else result
+    if _NUM_TOKENS not in inner and _NUM_TOKENS not in result:
+        inner[_NUM_TOKENS] = size
+    return result
+
+
+def _resized(config: Mapping[str, Any], sizes: Sequence[int], size: int) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):
-            result[key] = with_num_tokens(cast("dict[str, Any]", value), sizes, size)
+            result[key] = _resized(cast("dict[str, Any]", value), sizes, size)
         else:
-            wanted = key.startswith("vocab_size") and type(value) is int and value in sizes
+            wanted = key.startswith(_NUM_TOKENS) and type(value) is int and value in sizes
             result[key] = size if wanted else value
     return result
 

@@ -70,7 +70,8 @@ class Tokenizer:
     @property
     def model(self) -> Mapping[str, Any]:
         """The section of the content that holds the vocabulary."""
-        return cast("Mapping[str, Any]", (self.content or {}).get("model") or {})
+        model = (self.content or {}).get("model")
+        return cast("Mapping[str, Any]", model) if isinstance(model, dict) else {}
 
     @cached_property
     def core(self) -> Mapping[str, int]:

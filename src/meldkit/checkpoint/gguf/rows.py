@@ -26,35 +26,44 @@ def row_order(settings: Settings, rule: Rows | None, entry: Entry, num: int) -> 
     if rule is None:
         return None
     if rule in ("key heads", "values", "last values", "value numbers"):
-        order = _of_state_space(settings, rule, num)
-        if order is not None and len(order.heads) * order.size != num:
-            raise _misfit(entry, "the heads of its state space")
-        return order
+        return _of_state_space(settings, rule, entry, num)
     heads, kv_heads = settings.heads, settings.some_kv_heads
+    own = {
+        "query pairs": heads,
+        "key pairs": kv_heads,
+        "heads": 3 * heads,
+        "groups": heads + 2 * kv_heads,
+    }[rule]
+    pairs = rule in ("query pairs", "key pairs")
+    size, rest = divmod(num, own)
+    if rest or not size or heads % kv_heads or (pairs and size % 2):
+        raise _misfit(entry, f"{heads} heads ({kv_heads} for keys and values)")
     heads_of: tuple[int, ...] = ()
-    if rule in ("query pairs", "key pairs"):
-        own = heads if rule == "query pairs" else kv_heads
-    elif rule == "heads":
-        own = 3 * heads
+    if rule == "heads":
         heads_of = tuple(which * heads + head for head in range(heads) for which in range(3))
-    else:
-        own = heads + 2 * kv_heads
+    elif rule == "groups":
         each = heads // kv_heads
         heads_of = tuple(
             stored
             for group in range(kv_heads)
             for stored in (*range(group * each, (group + 1) * each), heads + group, heads + kv_heads + group)
         )
-    size, rest = divmod(num, own)
-    if rest or not size or heads % kv_heads or (not heads_of and size % 2):
-        raise _misfit(entry, f"{heads} heads ({kv_heads} for keys and values)")
-    return RowOrder(size, heads_of, pairs=not heads_of)
+    return RowOrder(size, heads_of, pairs=pairs)
 
 
-def _of_state_space(settings: Settings, rule: Rows, num: int) -> RowOrder | None:
+def _of_state_space(settings: Settings, rule: Rows, entry: Entry, num: int) -> RowOrder | None:
     keys, size = settings.integer("ssm.group_count"), settings.integer("ssm.state_size")
-    values = settings.integer("ssm.time_step_rank")
-    each, width = values // keys, settings.integer("ssm.inner_size") // values
+    values, inner = settings.integer("ssm.time_step_rank"), settings.integer("ssm.inner_size")
+    each, width = values // keys, inner // values
+    # How many rows there are at least.
+    least = {
+        "key heads": 2 * keys * size + inner,
+        "values": inner,
+        "last values": inner,
+        "value numbers": values,
+    }[rule]
+    if values % keys or inner % values or num < least or (rule != "last values" and num != least):
+        raise _misfit(entry, "the heads of its state space")
     if rule == "key heads":
         # Runs of equal length that queries, keys and the values of a key head consist of.
         run = math.gcd(size, each * width)
@@ -71,7 +80,7 @@ def _of_state_space(settings: Settings, rule: Rows, num: int) -> RowOrder | None
         return None
     if rule == "value numbers":
         width = 1
-    before = num - values * width if rule == "last values" else 0
+    before = num - values * width
     run = math.gcd(width, before)
     order = list(range(before // run))
     order += [
