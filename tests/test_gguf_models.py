@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gguf_files import TEXTS, all_values, tokenizers, values
 from gguf_made import Made
@@ -19,6 +23,9 @@ from gguf_samples import SAMPLES
 from meldkit.api import merge
 from meldkit.checkpoint.gguf import read_gguf
 from meldkit.checkpoint.gguf.architectures import ARCHITECTURES
+from meldkit.checkpoint.gguf.header import header_of
+from meldkit.checkpoint.gguf.parts import read_model
+from meldkit.errors import CheckpointError
 
 #: Models that are built from parts that the others have too.
 RARE = {
@@ -90,6 +97,53 @@ def test_transformers_reads_the_same(key: str, make: Callable[[str], Made]) -> N
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
+
+
+#: What a setting may be instead.
+ODD = (
+    0,
+    -1,
+    1,
+    3,
+    2**31 - 1,
+    2**40,
+    1.5,
+    -1.0,
+    math.nan,
+    math.inf,
+    True,
+    "x",
+    (),
+    (0,),
+    (1, 2),
+    (0,) * 4,
+    ("a",) * 2,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_odd_files_are_refused_in_words(make: Callable[[str], Made], data: st.DataObject) -> None:
+    """Whatever a file says, there is a model or a message."""
+    contents = read_model(make(data.draw(st.sampled_from(list(SAMPLES)))).file)
+    said, tensors = dict(contents.settings), dict(contents.tensors)
+    for _ in range(data.draw(st.integers(1, 3))):
+        if data.draw(st.booleans()):
+            key = data.draw(st.sampled_from(list(said)))
+            said[key] = data.draw(st.sampled_from(ODD))
+        elif data.draw(st.booleans()):
+            said.pop(data.draw(st.sampled_from(list(said))))
+        elif data.draw(st.booleans()):
+            tensors.pop(data.draw(st.sampled_from(list(tensors))))
+        else:
+            name = data.draw(st.sampled_from(list(tensors)))
+            shape = data.draw(st.sampled_from([(1,), (64,), (3, 5), (64, 64), (2, 3, 4)]))
+            tensors[name] = replace(tensors[name], shape=shape, nbytes=4 * math.prod(shape))
+    try:
+        header = header_of(replace(contents, settings=said, tensors=tensors))
+    except CheckpointError:
+        return
+    json.dumps(header.config, allow_nan=False)
 
 
 # ---- real models

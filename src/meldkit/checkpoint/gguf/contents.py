@@ -256,12 +256,12 @@ class _Reader:
                 f"stores {what} as numbers of the unknown type {number}",
                 "known: " + ", ".join(k.name for k in KINDS.values()),
             )
-        if math.prod(shape) >= _TOO_LARGE or 0 in shape:
+        if not shape or math.prod(shape) >= _TOO_LARGE or 0 in shape:
             raise bad(self._path, f"gives {what} the shape {shown(list(shape))}")
-        if (shape[-1] if shape else 1) % kind.block:
+        if shape[-1] % kind.block:
             raise bad(
                 self._path,
-                f"gives {what} rows of {shape[-1] if shape else 1} elements, "
+                f"gives {what} rows of {shape[-1]} elements, "
                 f"which are no whole blocks of {kind.name} ({kind.block})",
             )
         nbytes = math.prod(shape) // kind.block * kind.nbytes

@@ -60,6 +60,14 @@ class Settings:
             raise self._wrong(key, value)
         return float(value)
 
+    def some_real(self, key: str) -> float | None:
+        """A number, None if the file does not say.
+
+        Raises:
+            CheckpointError: it is not that.
+        """
+        return None if self.get(key) is None else self.real(key)
+
     def count(self, key: str) -> int:
         """A number of things, 0 if the file does not say.
 
@@ -73,17 +81,30 @@ class Settings:
             raise self._wrong(key, value)
         return value
 
-    def per_layer(self, key: str) -> tuple[Any, ...]:
-        """A value for each layer, but for those behind the last one.
+    def per_layer(self, key: str) -> tuple[int, ...]:
+        """A number of things, or a truth, for each layer but for those behind the last one.
 
         Raises:
             CheckpointError: it is not that, or missing.
         """
-        values = cast("object", self.get(key))
+        numbers = self.each_layer(key)
+        counts = tuple(n for n in numbers if isinstance(n, int) and 0 <= n < _LARGE)
+        if len(counts) < len(numbers):
+            raise self._wrong(key, numbers)
+        return counts
+
+    def each_layer(self, key: str) -> tuple[object, ...]:
+        """Anything for each layer but for those behind the last one.
+
+        Raises:
+            CheckpointError: it is not that, or missing.
+        """
+        values = self.get(key)
         lengths = (self.depth, self.integer("block_count"))
-        if not isinstance(values, tuple) or len(cast("tuple[Any, ...]", values)) not in lengths:
+        numbers = cast("tuple[object, ...]", values) if isinstance(values, tuple) else ()
+        if len(numbers) not in lengths:
             raise self._wrong(key, cast("object", values))
-        return cast("tuple[Any, ...]", values)[: self.depth]
+        return numbers[: self.depth]
 
     def of_block(self, key: str, block: int) -> int:
         """A number of a block, 0 if the file does not say.
@@ -121,7 +142,10 @@ class Settings:
 
     @property
     def head_size(self) -> int:
-        return self.integer("attention.key_length", self.integer("embedding_length") // self.heads)
+        width = self.integer("embedding_length")
+        if width < self.heads:
+            raise self._wrong("embedding_length", width)
+        return self.integer("attention.key_length", width // self.heads)
 
     @property
     def epsilon(self) -> float:
@@ -143,13 +167,13 @@ class Settings:
     def feed_forward(self) -> int:
         """The width of the MLP: that of its tensor, for some programs write another one."""
         down = self.first("ffn_down.weight")
-        return down.shape[-1] if down and down.shape else self.integer("feed_forward_length")
+        return down.shape[-1] if down else self.integer("feed_forward_length")
 
     @property
     def expert_width(self) -> int:
         """The width of an expert: that of its tensor, for old files do not say."""
         down = self.first("ffn_down_exps.weight")
-        return down.shape[-1] if down and down.shape else self.integer("expert_feed_forward_length")
+        return down.shape[-1] if down else self.integer("expert_feed_forward_length")
 
     def first(self, name: str) -> Entry | None:
         """The tensor of that name in the first block that has it."""

@@ -157,7 +157,7 @@ def _queries_keys_values(settings: Settings, entry: Entry, block: int) -> list[E
         for key in ("head_count", "head_count_kv")
     )
     size = settings.head_size
-    rows = entry.shape[0] if entry.shape else 0
+    rows = entry.shape[0]
     for kind in ("", "_swa"):
         key_size = settings.count(f"attention.key_length{kind}") or size
         value_size = settings.count(f"attention.value_length{kind}") or key_size
@@ -184,8 +184,8 @@ def _queries_keys_values(settings: Settings, entry: Entry, block: int) -> list[E
 
 def _stored(settings: Settings, leaf: Leaf, entry: Entry, dtype: str) -> TensorInfo:
     """The tensor as it is stored, but for the order and change of its numbers."""
-    shape = entry.shape or (1,)
-    width = entry.numel // shape[0] if leaf.rows else shape[-1]
+    first, last = entry.shape[0], entry.shape[-1]
+    width = entry.numel // first if leaf.rows else last
     if width % entry.kind.block:
         raise bad(
             entry.path,
@@ -194,8 +194,8 @@ def _stored(settings: Settings, leaf: Leaf, entry: Entry, dtype: str) -> TensorI
     encoding = Blocks(
         entry.kind,
         width,
-        rows=row_order(settings, leaf.rows, entry, shape[0]),
-        columns=row_order(settings, leaf.columns, entry, shape[-1]),
+        rows=row_order(settings, leaf.rows, entry, first),
+        columns=row_order(settings, leaf.columns, entry, last),
         change=leaf.change,
     )
     plain = encoding == Blocks(entry.kind, width) and entry.kind.name == dtype
@@ -222,8 +222,8 @@ def _equal_parts(entry: Entry, whole: TensorInfo, num: int) -> Sequence[TensorIn
     """The tensors that are stored one below the other."""
     if num == 1:
         return (whole,)
-    rows = whole.shape[0] if whole.shape else 0
-    if not rows or rows % num or (len(whole.shape) == 1 and entry.kind.block > 1):
+    rows = whole.shape[0]
+    if rows % num or (len(whole.shape) == 1 and entry.kind.block > 1):
         raise bad(
             entry.path,
             f"gives tensor {shown(entry.name)} the shape {list(entry.shape)}, which cannot be cut into {num}",

@@ -60,7 +60,7 @@ def scaling(s: Settings) -> dict[str, Any] | None:
 
 
 def yarn(s: Settings) -> dict[str, Any]:
-    betas = {key: s.get(f"rope.scaling.yarn_{key}") for key in ("beta_fast", "beta_slow")}
+    betas = {key: s.some_real(f"rope.scaling.yarn_{key}") for key in ("beta_fast", "beta_slow")}
     return {
         "rope_type": "yarn",
         "factor": s.real("rope.scaling.factor"),
@@ -90,7 +90,10 @@ def _frequency_scaling(s: Settings) -> dict[str, Any] | None:
     factor = float(str(divisors.max()))
     low = 1.0
     size = 2 * len(divisors)
-    wavelengths = 2 * math.pi * s.real("rope.freq_base", 10000.0) ** (np.arange(0, size, 2) / size)
+    base = s.real("rope.freq_base", 10000.0)
+    if base <= 0:
+        raise s.wrong("rope.freq_base")
+    wavelengths = 2 * math.pi * base ** (np.arange(0, size, 2) / size)
     # Llama 4 has no smooth transition.
     for high, context in itertools.product((4.0, 1.0), (2**n for n in (13, 12, 11, 14, 15, 16, 17))):
         turns = context / wavelengths

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from statistics import NormalDist
 from typing import Any, cast
 
@@ -60,7 +61,7 @@ def gemma3(s: Settings) -> dict[str, Any]:
         "sliding_window": s.integer("attention.sliding_window"),
         "rope_local_base_freq": s.real("rope.freq_base_swa", 10000.0),
         "rope_theta": s.real("rope.freq_base", 1000000.0),
-        "final_logit_softcapping": s.get("final_logit_softcapping"),
+        "final_logit_softcapping": s.some_real("final_logit_softcapping"),
         "attn_logit_softcapping": None,
     }
 
@@ -175,8 +176,7 @@ def cohere2(s: Settings) -> dict[str, Any]:
 def olmo(s: Settings) -> dict[str, Any]:
     config = decoder(s, eps="layer_norm_eps")
     del config["layer_norm_eps"]  # the configuration class has no such setting
-    clamp = s.get("attention.clamp_kqv")
-    return config | {"clip_qkv": None if clamp is None else s.real("attention.clamp_kqv")}
+    return config | {"clip_qkv": s.some_real("attention.clamp_kqv")}
 
 
 def olmo3(s: Settings) -> dict[str, Any]:
@@ -237,7 +237,10 @@ def gemma_embedding(s: Settings) -> dict[str, Any]:
 
 
 def gemma3n(s: Settings) -> dict[str, Any]:
-    scales = s.per_layer("activation_sparsity_scale")
+    numbers = s.each_layer("activation_sparsity_scale")
+    scales = [n for n in numbers if isinstance(n, float) and not math.isnan(n)]
+    if len(scales) < len(numbers):
+        raise s.wrong("activation_sparsity_scale")
     return (
         decoder(s)
         | sliding(s)
@@ -282,7 +285,7 @@ def gemma4(s: Settings) -> dict[str, Any]:
         "global_head_dim": s.integer("attention.key_length"),
         "max_position_embeddings": s.integer("context_length"),
         "rms_norm_eps": s.epsilon,
-        "final_logit_softcapping": s.get("final_logit_softcapping"),
+        "final_logit_softcapping": s.some_real("final_logit_softcapping"),
         **layers,
         "attention_k_eq_v": any(
             not (has or short) for has, short in list(zip(values, slides, strict=True))[: s.depth - shared]
@@ -352,6 +355,6 @@ def mpt(s: Settings) -> dict[str, Any]:
         "attn_config": {
             "alibi": alibi > 0,
             "alibi_bias_max": int(alibi) or 8,
-            "clip_qkv": s.get("attention.clamp_kqv"),
+            "clip_qkv": s.some_real("attention.clamp_kqv"),
         },
     }

@@ -73,7 +73,7 @@ def t5(s: Settings) -> dict[str, Any]:
     return {
         "d_model": s.integer("embedding_length"),
         "d_kv": s.integer("attention.key_length"),
-        "d_ff": width.shape[-1] if width and width.shape else s.integer("feed_forward_length"),
+        "d_ff": width.shape[-1] if width else s.integer("feed_forward_length"),
         "num_layers": depth,
         "num_decoder_layers": s.integer("decoder_block_count", depth),
         "num_heads": s.heads,

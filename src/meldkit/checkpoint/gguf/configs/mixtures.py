@@ -35,7 +35,7 @@ def _local_experts(s: Settings) -> dict[str, Any]:
 def _shared_width(s: Settings) -> int:
     """The width of what all tokens use: that of its tensor, for old files do not say."""
     down = s.first("ffn_down_shexp.weight")
-    return down.shape[-1] if down and down.shape else s.count("expert_shared_feed_forward_length")
+    return down.shape[-1] if down else s.count("expert_shared_feed_forward_length")
 
 
 def mixtral(s: Settings) -> dict[str, Any]:
@@ -77,8 +77,15 @@ def qwen35(s: Settings) -> dict[str, Any]:
     config = decoder(s) | linear_attention(s)
     rope = {"rope_type": "default", "rope_theta": config.pop("rope_theta")} | partial_rotation(s)
     sections = s.get("rope.dimension_sections")
-    if isinstance(sections, tuple):
-        rope |= {"mrope_interleaved": True, "mrope_section": list(cast("tuple[Any, ...]", sections)[:3])}
+    if sections is not None:
+        numbers = (
+            [n for n in cast("tuple[object, ...]", sections) if type(n) is int]
+            if isinstance(sections, tuple)
+            else []
+        )
+        if len(numbers) < 3:
+            raise s.wrong("rope.dimension_sections")
+        rope |= {"mrope_interleaved": True, "mrope_section": numbers[:3]}
     return config | {"rope_parameters": rope | config.pop("rope_scaling", {})}
 
 
@@ -146,7 +153,7 @@ def dbrx(s: Settings) -> dict[str, Any]:
         "max_seq_len": s.integer("context_length"),
         "attn_config": {
             "kv_n_heads": s.kv_heads,
-            "clip_qkv": s.get("attention.clamp_kqv"),
+            "clip_qkv": s.some_real("attention.clamp_kqv"),
             "rope_theta": s.real("rope.freq_base", 10000.0),
         },
         "ffn_config": {

@@ -80,7 +80,7 @@ def granitehybrid(s: Settings) -> dict[str, Any]:
         | granite_scales(s)
         | {
             "intermediate_size": s.expert_width if s.has("ffn_down_exps.weight") else s.feed_forward,
-            "shared_intermediate_size": shared.shape[-1] if shared and shared.shape else 0,
+            "shared_intermediate_size": shared.shape[-1] if shared else 0,
             "num_local_experts": s.count("expert_count"),
             "num_experts_per_tok": s.count("expert_used_count"),
             "position_embedding_type": "rope" if s.get("rope.scaling.finetuned") is True else "nope",
