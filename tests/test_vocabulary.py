@@ -285,6 +285,104 @@ def test_settings_speak_of_the_new_numbers(tmp_path: Path) -> None:
     assert words.numbers(out) == words.numbers(other)
 
 
+def test_a_tied_sibling_takes_heads_for_its_head(tmp_path: Path) -> None:
+    one = words.model(tmp_path / "one", words.content({"a": 0, "b": 1, "c": 2}), seed=1)
+    tied = words.model(tmp_path / "tied", words.content({"b": 0, "c": 1}), seed=2, tied=True)
+    recipe = linear(one, tied, base_model=str(one), tokenizer={})
+    merged, x, y = map(tiny.tensors, (merge(recipe, tmp_path / "out", QUIET).path, one, tied))
+    assert torch.allclose(merged[HEAD][0], x[HEAD][0])  # the only head that has a row for it
+    assert torch.allclose(merged[EMBEDDING][0], x[EMBEDDING][0])
+    assert torch.allclose(merged[HEAD][1], (x[HEAD][1] + y[EMBEDDING][0]) / 2)
+
+
+@pytest.mark.parametrize("where", ["tokenizer_config.json", "added_tokens.json"])
+def test_tokens_that_are_added_beside_the_tokenizer_count(where: str, tmp_path: Path) -> None:
+    entry = {"3": {"content": "<x>", "special": True, "lstrip": False, "rstrip": False, "normalized": False}}
+    declared = {"added_tokens_decoder": entry} if where == "tokenizer_config.json" else {}
+    one = words.model(
+        tmp_path / "one", words.content({"a": 0, "b": 1, "c": 2}), seed=1, rows=4, settings=declared
+    )
+    if not declared:
+        (one / where).write_text(json.dumps({"<x>": 3}))
+    other = words.model(tmp_path / "other", words.content({"a": 0, "b": 1, "c": 2, "d": 3}), seed=2)
+    with pytest.raises(MismatchError, match="'<x>' \\(3\\)"):
+        plan(linear(one, other))
+    out = merge(linear(one, other, tokenizer={}), tmp_path / "out", QUIET).path
+    assert words.numbers(out) == {"a": 0, "b": 1, "c": 2, "<x>": 3, "d": 4}
+    table, x = tiny.tensors(out)[EMBEDDING], tiny.tensors(one)[EMBEDDING]
+    assert torch.allclose(table[3], x[3])
+
+
+def test_a_marker_of_one_model_is_one_though_another_has_it_as_a_word(tmp_path: Path) -> None:
+    plain = words.model(tmp_path / "plain", words.content({"a": 0, "<x>": 1}), seed=1)
+    marked = words.model(tmp_path / "marked", words.content({"a": 0}, ["<x>"]), seed=2)
+    out = merge(linear(plain, marked, tokenizer={}), tmp_path / "out", QUIET).path
+    (token,) = json.loads((out / "tokenizer.json").read_text())["added_tokens"]
+    assert (token["content"], token["id"], token["special"]) == ("<x>", 1, True)
+
+
+def test_padding_alone_is_evened_out(tmp_path: Path) -> None:
+    tokenizer = words.content({"a": 0, "b": 1, "c": 2})
+    sizes = {"short": 3, "long": 8}
+    one, other = (words.model(tmp_path / n, tokenizer, seed=r, rows=r) for n, r in sizes.items())
+    for first, second in ((one, other), (other, one)):
+        result = merge(linear(first, second), tmp_path / f"of-{first.name}", QUIET)
+        assert any("padding is the latter's" in note for note in result.plan.notes)
+        merged, x, y = map(tiny.tensors, (result.path, first, second))
+        for name in (EMBEDDING, HEAD):
+            assert merged[name].shape == x[name].shape
+            assert torch.equal(merged[name][:3], (x[name][:3] + y[name][:3]) / 2)
+            assert torch.equal(merged[name][3:], x[name][3:] if first is other else x[name][:0])
+
+
+def test_numbers_in_lists_of_generation_settings_follow(tmp_path: Path) -> None:
+    one = words.model(tmp_path / "one", words.content({"a": 0, "b": 1, "c": 2}), seed=1)
+    settings = {"suppress_tokens": [0, 2], "begin_suppress_tokens": [0], "bad_words_ids": [[1, 2], [0, 1]]}
+    (one / "generation_config.json").write_text(json.dumps(settings))
+    other = words.model(tmp_path / "other", words.content({"b": 0, "c": 1}), seed=2)
+    out = merge(linear(one, other, tokenizer={"source": str(other)}), tmp_path / "out", QUIET).path
+    assert json.loads((out / "generation_config.json").read_text()) == {
+        "suppress_tokens": [1],
+        "begin_suppress_tokens": None,
+        "bad_words_ids": [[0, 1]],
+    }
+
+
+def test_generation_settings_that_a_template_makes_have_what_the_configuration_says(tmp_path: Path) -> None:
+    tokenizer = words.content({"a": 0, "b": 1}, ["<|im_start|>", "<|im_end|>"])
+    path = words.model(tmp_path / "m", tokenizer, pad_token_id=0, bos_token_id=0)
+    out = merge(linear(path, path, chat_template="chatml"), tmp_path / "out", QUIET).path
+    settings = json.loads((out / "generation_config.json").read_text())
+    assert settings == {"bos_token_id": 0, "pad_token_id": 0, "eos_token_id": [1, 3]}
+
+
+def test_a_models_own_template_that_fails_is_a_warning(tmp_path: Path) -> None:
+    path = words.model(tmp_path / "m", words.content({"a": 0}), settings={"chat_template": "{% if %}"})
+    (warning,) = plan(linear(path, path, chat_template="auto")).warnings
+    assert warning.startswith("line 1 of the chat_template: ")
+
+
+def test_a_token_that_nobody_has_is_said_to_be_added(pair: tuple[Path, Path]) -> None:
+    spec = {"tokens": {"<q>": {"source": {"kind": "zero"}}}}
+    assert any(
+        "'<q>' is added to the vocabulary, and looked for in texts as it is" in note
+        for note in plan(linear(*pair, tokenizer=spec)).notes
+    )
+    with pytest.raises(RecipeError, match="a token is empty"):
+        plan(linear(*pair, tokenizer={"tokens": {"": {"source": {"kind": "zero"}}}}))
+    with pytest.raises(RecipeError, match="pad_to_multiple_of is 1,000,000,000"):
+        plan(linear(*pair, tokenizer={"pad_to_multiple_of": 10**9}))
+
+
+def test_tokens_along_another_size_are_refused(tmp_path: Path) -> None:
+    tokenizer = words.content({f"w{i}": i for i in range(11)})
+    paths = [words.model(tmp_path / f"m{m}", tokenizer, seed=m) for m in range(2)]
+    for path in paths:
+        tiny.stored(path, tiny.tensors(path) | {"cls.predictions.dense.weight": torch.ones(3, 11)})
+    with pytest.raises(MismatchError, match=r"\[3, 11\], has its tokens along another size"):
+        plan(linear(*paths, tokenizer={}))
+
+
 def test_a_configuration_that_relies_on_a_default_says_the_number_of_tokens(tmp_path: Path) -> None:
     tokenizer = words.content({"a": 0, "b": 1})
     path = words.model(tmp_path / "m", tokenizer, rows=5, text_config={"hidden_size": 4})

@@ -20,9 +20,11 @@ from meldkit.merge import MergeOptions
 KINDS = [
     zoo.Kind(mapping, model_type)
     for mapping, types in {
-        "causal": "llama gpt2 opt bloom phi gptj codegen gemma3n_text gemma4_text deepseek_v3 mamba xlnet",
+        "causal": (
+            "ctrl llama gpt2 opt bloom phi gptj codegen gemma3n_text gemma4_text deepseek_v3 mamba xlnet"
+        ),
         "seq2seq": "t5 mt5 bart pegasus marian",
-        "masked": "bert modernbert albert distilbert xlm electra mpnet roberta deberta-v2",
+        "masked": ("bert modernbert albert fnet rembert distilbert xlm electra mpnet roberta deberta-v2"),
         "image": "llava gemma3 qwen2_5_vl mllama paligemma florence2",
     }.items()
     for model_type in types.split()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
@@ -111,7 +111,7 @@ def needed(repo: str, names: Sequence[str], read: Callable[[str], Any], file: st
                 f"model '{repo}' on the Hugging Face Hub has no file {shown(file)}",
                 hint="it has " + ", ".join(others[:5]) if others else "check the spelling",
             )
-        weights = [file]
+        weights = _whole(file, names)
     else:
         weights = list(_weights(names, read))
         weights += [next(name for name in _ADAPTERS if name in names)] if set(_ADAPTERS) & set(names) else []
@@ -173,6 +173,15 @@ def _parts(names: Sequence[str], read: Callable[[str], Any]) -> set[str]:
     entries = cast("list[object]", listed) if isinstance(listed, list) else []
     paths = [cast("dict[str, object]", entry).get("path") for entry in entries if isinstance(entry, dict)]
     return {PurePosixPath(path).parts[0] for path in paths if isinstance(path, str) and path.strip("/.")}
+
+
+def _whole(file: str, names: Collection[str]) -> list[str]:
+    """All files of the model that a file is, or is a part of."""
+    if not file.endswith(".gguf"):
+        return [file]
+    from meldkit.checkpoint.gguf import part_names
+
+    return [name for name in part_names(file) if name in names]
 
 
 def _reason(error: Exception, revision: str | None, cache: Path | None) -> str:

@@ -26,6 +26,8 @@ _LAYER = re.compile(r"\.\d+\.")
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--allow-crimes/--no-allow-crimes", default=False, help="As for merge.")
+@click.option("--allow-crop/--no-allow-crop", default=False, help="As for merge.")
+@click.option("--trust-remote-code/--no-trust-remote-code", default=False, help="As for merge.")
 @click.option("--out-shard-size", default="5B", show_default=True, help="As for merge.")
 @click.option("--transformers-cache", default=None, help="As for merge.")
 @click.option("--plugin", multiple=True, help="As for merge.")
@@ -33,6 +35,8 @@ _LAYER = re.compile(r"\.\d+\.")
 def command(
     recipe: Path,
     allow_crimes: bool,
+    allow_crop: bool,
+    trust_remote_code: bool,
     out_shard_size: str,
     transformers_cache: str | None,
     plugin: tuple[str, ...],
@@ -47,6 +51,8 @@ def command(
 
     options = MergeOptions(
         allow_crimes=allow_crimes,
+        allow_crop=allow_crop,
+        trust_remote_code=trust_remote_code,
         out_shard_size=out_shard_size,
         transformers_cache=transformers_cache,
         plugin=plugin,

@@ -62,7 +62,13 @@ class Alignment:
         source, output = self._source(open_model)
         others = [t for t in self._tokenizers.values() if t is not source and self._spec.source == "union"]
         usable = {str(ref): num_rows(model) for ref, model in self._models.items()}
-        union = unite(source, others, usable, self._listed())
+        listed = self._listed()
+        notes += [
+            f"{at(self._spec.where)}{token!r} is added to the vocabulary, and looked for in texts as it is"
+            for token in listed
+            if all(token not in t.tokens for t in (source, *self._tokenizers.values()))
+        ]
+        union = unite(source, others, usable, listed)
         for label, tokens in union.added.items():
             notes.append(
                 f"{len(tokens):,} tokens of '{label}' are added to the vocabulary of '{source.label}'"
@@ -133,6 +139,8 @@ class Alignment:
         result: dict[str, Mapping[str, bool]] = {}
         none: Mapping[str, bool] = {}
         for token in self._spec.tokens:
+            if not token:
+                raise RecipeError(f"{at(self._spec.where)}a token is empty", hint="leave it out")
             owners = (t.added[token].flags for t in self._tokenizers.values() if token in t.added)
             result[token] = next(owners, none)
         return result
@@ -142,6 +150,11 @@ class Alignment:
     ) -> tuple[dict[ModelRef, Model], int]:
         multiple = self._spec.pad_to_multiple_of or 1
         padded = -(-tokenizer.size // multiple) * multiple
+        if padded > _MAX_ROWS:
+            raise RecipeError(
+                f"{at(self._spec.where)}pad_to_multiple_of is {multiple:,}, which makes {padded:,} rows",
+                hint="64 or 128 is usual",
+            )
         tables = {ref: token_tables(model) for ref, model in self._models.items()}
         names = list(dict.fromkeys(name for own in tables.values() for name in own))
         if not names:
@@ -163,8 +176,11 @@ class Alignment:
             if key not in maps:
                 maps[key] = self._maps(dict(key), tokenizer, keeps_numbers=keeps_numbers)
             for place, (ref, rows) in enumerate(zip(owners, maps[key], strict=True)):
-                if name in tables[ref]:
-                    aligned[ref][name] = _in_rows(tuple(owners.values()), place, rows, padded)
+                # A model that is tied has no table of this name; its embedding stands for one, but not with
+                # the rows that embeddings get. The donor's ties are the output's.
+                if name in tables[ref] or ref != self._donor.ref:
+                    made = _in_rows(tuple(owners.values()), place, rows, padded)
+                    aligned[ref][name] = replace(made, name=name)
                     digests[ref].append(rows.digest)
         notes.append(
             f"{', '.join(names[:SHOWN])}{', …' * (len(names) > SHOWN)}: a row for each of "

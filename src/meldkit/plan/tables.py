@@ -17,10 +17,12 @@ from meldkit.vocab import Tokenizer
 
 #: Heads and what else may have an entry per token, besides embeddings.
 _TABLE = re.compile(
-    r"lm_head|lm_loss|embed_out|output_projection|shared_head|predictions\.(bias|decoder)|pred_layer|vocab|final_logits_bias"
-    r"|(^|\.)decoder\.(weight|bias)$",
+    r"lm_head|lm_loss|embed_out|output_projection|shared_head|predictions\.(bias|decoder)|pred_layer|vocab"
+    r"|final_logits_bias|(^|\.)heads?\.|(^|\.)decoder\.(weight|bias)$",
     re.I,
 )
+#: Rows behind those of the tokens that an embedding may have: Mllama has 8.
+_MAX_SURPLUS = 256
 #: A tokenizer belongs to another model if more than this share of its tokens has no row.
 _MAX_WITHOUT_ROW = 0.5
 #: Tokens that a message names.
@@ -58,34 +60,69 @@ class Table:
 
 
 def token_tables(model: Model) -> dict[str, Table]:
-    """Those tensors by name, in the model's order; found by their names and by how many entries they have."""
+    """Those tensors by name, in the model's order.
+
+    What a configuration calls the number of tokens is rarely the size of anything else. Where it is, names
+    decide.
+
+    Raises:
+        MismatchError: a tensor has an entry per token along another size than its first.
+    """
+    config = model.checkpoint.config
+    declared = set(_sizes_in(config))
+    lengths = {model.checkpoint[name].shape[1] for name in model.token_embeddings()}
+    surely = declared - lengths - set(_other_sizes_in(config))
     sizes = set(num_tokens(model))
-    declared = next(_sizes_in(model.checkpoint.config), None)
+    first = next(_sizes_in(config), None)
     result: dict[str, Table] = {}
     for name, place in model.layout.places.items():
         info = model.checkpoint[name]
-        axis = 1 if info.shape[:1] == (1,) and len(info.shape) > 1 else 0
-        if not info.shape or info.shape[axis] not in sizes:
+        shape = info.shape if info.floating else ()
+        axis = 1 if shape[:1] == (1,) and len(shape) > 1 else 0
+        named = bool(_TABLE.search(name))
+        outside = place.stack is None and not NOT_TOKENS.search(name)
+        if not shape or shape[axis] not in sizes:
+            if shape[1:] and set(shape[1:]) & surely and (named or outside):
+                raise MismatchError(
+                    f"tensor '{name}' of '{model.ref}', {list(shape)}, has its tokens along another size "
+                    "than its first",
+                    hint="only rows can be brought to another vocabulary; leave out the tokenizer setting, "
+                    "if the vocabularies are the same",
+                )
             continue
-        embedding = place.role == "embedding" and len(info.shape) > 1 and not NOT_TOKENS.search(name)
-        if embedding or _TABLE.search(name):
-            surplus = 0 if declared is None else max(0, info.shape[axis] - declared)
+        embedding = place.role == "embedding" and len(shape) > 1 and not NOT_TOKENS.search(name)
+        if named or embedding or (outside and len(shape) > 1 and shape[axis] in surely):
+            surplus = 0 if first is None else max(0, shape[axis] - first)
             result[name] = Table(info, axis, surplus)
     return result
 
 
 def num_tokens(model: Model) -> list[int]:
-    """How many entries such a tensor may have: as many as the embedding, or as the configuration says."""
+    """How many entries such a tensor may have, the embedding's first."""
     embeddings = [model.checkpoint[name].shape[0] for name in model.token_embeddings()]
-    return list(dict.fromkeys((*sorted(embeddings, reverse=True), *_sizes_in(model.checkpoint.config))))
+    declared = list(_sizes_in(model.checkpoint.config))
+    # Other embeddings, of what is hashed or of how they are turned into others, have rows of their own.
+    near = [n for n in embeddings if any(0 <= n - size <= _MAX_SURPLUS for size in declared)]
+    embeddings = near or embeddings
+    return list(dict.fromkeys((*sorted(embeddings, reverse=True), *declared)))
 
 
 def _sizes_in(config: Mapping[str, Any]) -> Iterator[int]:
+    """Numbers of tokens that a configuration speaks of."""
     for key, value in config.items():
         if key.startswith("vocab_size") and type(value) is int:
             yield value
         elif isinstance(value, dict):
             yield from _sizes_in(value)  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _other_sizes_in(config: Mapping[str, Any]) -> Iterator[int]:
+    """All other numbers in it that may be sizes."""
+    for key, value in config.items():
+        if type(value) is int and "vocab_size" not in key and not key.endswith("_id"):
+            yield value
+        elif isinstance(value, dict):
+            yield from _other_sizes_in(value)  # pyright: ignore[reportUnknownArgumentType]
 
 
 def num_rows(model: Model) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from meldkit.errors import RecipeError
 from meldkit.plan.pieces import Model, at
 from meldkit.plan.tables import SHOWN
 from meldkit.recipe import ModelRef, Recipe
@@ -11,6 +12,7 @@ from meldkit.vocab import (
     AUTO,
     ChatTemplates,
     OutputTokenizer,
+    check_template,
     choose_templates,
     ends_of,
     missing_tokens,
@@ -69,6 +71,12 @@ def settle_templates(
     tokenizer = output.tokenizer if output is not None else read_tokenizer(donor.checkpoint)
     if templates.default is None or tokenizer is None:
         return templates, ()
+    if setting.strip() == AUTO:
+        # One of the recipe's own is an error; this one a model has as it is.
+        try:
+            check_template(templates.default, where)
+        except RecipeError as e:
+            warnings.append(e.message)
     if missing := missing_tokens(templates.default, tokenizer.tokens):
         warnings.append(
             f"{at(where)}the chat template writes {', '.join(missing[:SHOWN])}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from meldkit.vocab import (
     OutputTokenizer,
     RowMap,
     Tokenizer,
+    added_beside,
     compare,
     read_tokenizer,
     with_num_tokens,
@@ -81,19 +83,26 @@ def settle_vocabulary(
         return Vocabulary(aligned, output, num_tokens(donor), size)
     if allow_crop:
         return _cropped(models, donor, warnings)
-    _check_same(models, donor, warnings)
-    return Vocabulary(models)
+    size = _check_same(models, donor, warnings)
+    return Vocabulary(models if size is None else _evened(models, donor, size, notes))
 
 
-def _check_same(models: Mapping[ModelRef, Model], donor: Model, warnings: list[str]) -> None:
-    """Raise MismatchError where models give other numbers to tokens than the donor does."""
+def _check_same(models: Mapping[ModelRef, Model], donor: Model, warnings: list[str]) -> int | None:
+    """Check that models give the numbers to tokens that the donor gives to them.
+
+    Returns:
+        One more than the largest number; None if the donor has no tokenizer that is understood.
+
+    Raises:
+        MismatchError: they do not.
+    """
     content = _stored(donor)
     others = [m for m in models.values() if m is not donor and (content is None or _stored(m) != content)]
     if content is None and not others:
-        return
+        return None
     expected = _if_readable(donor, warnings)
     if expected is None:
-        return
+        return None
     warnings += lint_rows(donor, expected)
     differing: list[str] = []
     for model in others:
@@ -110,6 +119,7 @@ def _check_same(models: Mapping[ModelRef, Model], donor: Model, warnings: list[s
             "  to keep the tokens of all models (or 'source: base' for those of the base model only); "
             "--allow-crop merges rows of equal number",
         )
+    return expected.size
 
 
 def _if_readable(model: Model, warnings: list[str]) -> Tokenizer | None:
@@ -122,14 +132,48 @@ def _if_readable(model: Model, warnings: list[str]) -> Tokenizer | None:
         return None
 
 
-def _stored(model: Model) -> bytes | None:
-    """The tokenizer.json of a model, if that is how its tokenizer is stored."""
+def _stored(model: Model) -> tuple[bytes, object] | None:
+    """The tokenizer.json of a model and what is added beside it, if that is how its tokenizer is stored."""
     checkpoint = model.checkpoint
-    path = (checkpoint.tokenizer or checkpoint.folder) / FAST
+    folder = checkpoint.tokenizer or checkpoint.folder
+    path = folder / FAST
+    if checkpoint.gguf is not None or not path.is_file():
+        return None
     try:
-        return path.read_bytes() if checkpoint.gguf is None and path.is_file() else None
+        content = path.read_bytes()
     except OSError as e:
         raise CheckpointError(f"cannot read {path}: {e.strerror}") from e
+    with suppress(CheckpointError):  # reading the tokenizer will say so
+        return content, added_beside(folder)
+    return content, None
+
+
+def _evened(
+    models: dict[ModelRef, Model], donor: Model, size: int, notes: list[str]
+) -> dict[ModelRef, Model]:
+    """Give tables whose padding alone differs as many rows as the donor's, with its own at the end."""
+    result = dict(models)
+    for ref, model in models.items():
+        if num_rows(model) == num_rows(donor):
+            continue
+        expected = token_tables(donor)
+        tables: dict[str, TensorInfo] = {}
+        for name, table in token_tables(model).items():
+            wanted = expected.get(name)
+            fits = wanted is not None and wanted.row_shape == table.row_shape
+            if wanted is None or not fits or min(wanted.rows, table.rows) < size:
+                continue
+            numbers = np.arange(wanted.rows)
+            behind = (numbers >= table.rows).astype(np.int16)
+            rows = RowMap(np.arange(wanted.rows + 1), behind, numbers)
+            tables[name] = table.with_rows(wanted.rows, AlignedRows((table.info, wanted.info), rows))
+        if tables:
+            result[ref] = with_tables(model, tables, donor.checkpoint.fingerprint)
+            notes.append(
+                f"the embeddings of '{ref}' have {num_rows(model):,} rows, those of '{donor.ref}' "
+                f"{num_rows(donor):,}; the vocabularies are the same, and padding is the latter's"
+            )
+    return result
 
 
 def _cropped(models: dict[ModelRef, Model], donor: Model, warnings: list[str]) -> Vocabulary:

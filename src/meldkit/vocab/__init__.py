@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from meldkit.vocab.align import ZERO, Explicit, align, own_rows
 from meldkit.vocab.compare import Difference, compare
-from meldkit.vocab.jinja import missing_tokens
+from meldkit.vocab.jinja import check_template, missing_tokens
 from meldkit.vocab.output import (
     FILES,
     GENERATION,
@@ -26,6 +26,7 @@ from meldkit.vocab.templates import (
 from meldkit.vocab.tokenizer import (
     FAST,
     Tokenizer,
+    added_beside,
     read_tokenizer,
     special_tokens,
     tokenizer_files,
@@ -48,7 +49,9 @@ __all__ = [
     "RowMap",
     "Tokenizer",
     "Union",
+    "added_beside",
     "align",
+    "check_template",
     "choose_templates",
     "compare",
     "copy_tokenizer",

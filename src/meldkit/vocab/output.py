@@ -11,10 +11,20 @@ from typing import Any, cast
 
 from meldkit.checkpoint import read_json
 from meldkit.checkpoint.gguf import write_tokenizer
-from meldkit.vocab.tokenizer import CONFIG, FAST, OTHERS, Token, Tokenizer, special_tokens
+from meldkit.vocab.tokenizer import CONFIG, FAST, NO_FLAGS, OTHERS, Token, Tokenizer, special_tokens
 
 GENERATION = "generation_config.json"
 _NUM_TOKENS = "vocab_size"
+#: How settings end that hold numbers of tokens.
+_IDS = (
+    *("token_id", "token_ids", "tokens_ids", "token_index"),
+    *("suppress_tokens", "bad_words_ids", "force_words_ids"),
+)
+#: What transformers takes from config.json where there is no generation_config.json.
+_OF_GENERATION = (
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
+    *("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"),
+)
 #: What belongs to a tokenizer, by the beginnings of its names.
 FILES = (
     "tokenizer",
@@ -104,18 +114,28 @@ class OutputTokenizer:
 
 def _is_id(key: str, value: object) -> bool:
     """Whether a setting is the number of a token, or several of them."""
-    if not key.endswith(("token_id", "token_ids", "token_index", "tokens_ids")):
-        return False
-    many = cast("list[object]", value) if isinstance(value, list) else [value]
-    return bool(many) and all(type(number) is int for number in many)
+    return key.endswith(_IDS) and _numbers(value)
+
+
+def _numbers(value: Any) -> bool:
+    """Whether it is a whole number, or a list of such and of lists of such."""
+    if not isinstance(value, list):
+        return type(value) is int
+    many = cast("list[Any]", value)
+    return bool(many) and all(map(_numbers, many))
 
 
 def _each(value: Any, translate: Callable[[int], int | None]) -> Any:
+    """Numbers translated; None for what has none left, and for a word of which a token is missing."""
     if not isinstance(value, list):
         return translate(value)
-    found = [translate(number) for number in cast("list[int]", value)]
-    kept = [number for number in found if number is not None]
-    return kept or None
+    found: list[Any] = []
+    for each in cast("list[Any]", value):
+        translated = _each(each, translate)
+        whole = not isinstance(each, list) or len(translated or ()) == len(cast("list[Any]", each))
+        if translated is not None and whole:
+            found.append(translated)
+    return found or None
 
 
 def with_num_tokens(config: Mapping[str, Any], sizes: Sequence[int], size: int) -> dict[str, Any]:
@@ -169,7 +189,14 @@ def write_generation_settings(
     if settings is not None and output is not None:
         settings = output.translated(settings, {**output.settings, **output.generation})
     if ends:
-        settings = dict(settings or {})
+        if settings is None:
+            text = config.get("text_config")
+            sections = (cast("dict[str, Any]", text) if isinstance(text, dict) else {}, config)
+            found = {
+                key: section.get(key) for section in sections for key in _OF_GENERATION if key in section
+            }
+            settings = {key: value for key, value in found.items() if value is not None}
+        settings = dict(settings)
         said = settings.get("eos_token_id", config.get("eos_token_id"))
         known = cast("list[Any]", said) if isinstance(said, list) else [] if said is None else [said]
         settings["eos_token_id"] = list(dict.fromkeys([*known, *ends]))
@@ -209,8 +236,7 @@ def _write_changed(changed: Tokenizer, source: Tokenizer, folder: Path) -> None:
 
 
 def _decoder_entry(token: Token) -> dict[str, Any]:
-    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": False}
-    return {"content": token.content, **flags, **token.flags}
+    return {"content": token.content, **NO_FLAGS, **token.flags}
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:

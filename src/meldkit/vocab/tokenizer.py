@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,9 @@ from meldkit.errors import CheckpointError
 
 FAST = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
+_ADDED = "added_tokens.json"
+#: What an added token is where nothing else is said.
+NO_FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
 #: Files that hold a vocabulary in other forms.
 OTHERS = (
     "tokenizer.model",
@@ -26,7 +29,7 @@ OTHERS = (
     "vocab.json",
     "vocab.txt",
     "merges.txt",
-    "added_tokens.json",
+    _ADDED,
 )
 #: Tokens that tokenizer_config.json names by what they are for.
 _ROLES = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
@@ -79,15 +82,14 @@ class Tokenizer:
         if self.content is None:
             return self.vocabulary
         vocabulary = self.model.get("vocab")
-        try:
-            if isinstance(vocabulary, list):
-                pairs = cast("list[Any]", vocabulary)
-                return {str(piece[0]): number for number, piece in enumerate(pairs)}
+        if isinstance(vocabulary, list):
+            with suppress(TypeError, LookupError):
+                pieces = cast("list[Any]", vocabulary)
+                return {str(piece[0]): number for number, piece in enumerate(pieces)}
+        elif isinstance(vocabulary, dict):
             numbers = cast("dict[str, int]", vocabulary)
-            if isinstance(vocabulary, dict) and all(type(number) is int for number in numbers.values()):
+            if all(type(number) is int for number in numbers.values()):
                 return numbers
-        except (TypeError, LookupError):
-            pass
         raise CheckpointError(
             f"the tokenizer of '{self.label}' has no vocabulary in its {FAST}", hint="download it again"
         )
@@ -150,10 +152,35 @@ def read_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -
 def tokenizer_of_folder(label: str, folder: Path, trust_remote_code: bool = False) -> Tokenizer | None:
     """The tokenizer whose files lie in a folder; None if there are none. As `read_tokenizer`."""
     if (folder / FAST).is_file():
-        return Tokenizer(label, read_json(folder / FAST))
+        content = read_json(folder / FAST)
+        known = Tokenizer(label, content)
+        beside = added_beside(folder)
+        more = [entry for text, entry in beside.items() if text not in known.tokens]
+        if not more:
+            return known
+        return Tokenizer(label, {**content, "added_tokens": [*(content.get("added_tokens") or []), *more]})
     if any((folder / name).is_file() for name in OTHERS) or any(folder.glob("*.tiktoken")):
         return _through_transformers(label, folder, trust_remote_code)
     return None
+
+
+def added_beside(folder: Path) -> dict[str, dict[str, Any]]:
+    """Added tokens that the files beside a tokenizer.json declare, as entries of it, by text."""
+    result: dict[str, dict[str, Any]] = {}
+    path = folder / _ADDED
+    numbers: Mapping[str, Any] = read_json(path) if path.is_file() else {}
+    for text, number in numbers.items():
+        if type(number) is int:
+            result[text] = {"id": number, "content": text, **NO_FLAGS}
+    path = folder / CONFIG
+    decoder: object = (read_json(path) if path.is_file() else {}).get("added_tokens_decoder")
+    for number, entry in (cast("dict[str, Any]", decoder) if isinstance(decoder, dict) else {}).items():
+        fields = cast("dict[str, Any]", entry if isinstance(entry, dict) else {})
+        text = fields.get("content")
+        if number.isdecimal() and isinstance(text, str):
+            flags = {key: value for key, value in fields.items() if isinstance(value, bool)}
+            result[text] = {"id": int(number), "content": text, **NO_FLAGS, **flags}
+    return result
 
 
 def _through_transformers(label: str, folder: Path, trust_remote_code: bool) -> Tokenizer:
@@ -173,7 +200,8 @@ def _through_transformers(label: str, folder: Path, trust_remote_code: bool) -> 
         reason = next(iter(str(e).splitlines()), type(e).__name__)
         raise CheckpointError(
             f"the tokenizer of '{label}' in {folder} cannot be read: {reason}",
-            hint=f"{_HINT}; save it as {FAST}, with save_pretrained of transformers for example",
+            hint=f"{_HINT}; save it as {FAST}, with save_pretrained of transformers for example, "
+            "or let code in the model's folder read it with --trust-remote-code",
         ) from e
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from meldkit.errors import MismatchError
-from meldkit.vocab.tokenizer import FAST, Token, Tokenizer
+from meldkit.vocab.tokenizer import FAST, NO_FLAGS, Token, Tokenizer
 
 if TYPE_CHECKING:
     from tokenizers.models import BPE
@@ -107,7 +107,14 @@ def unite(
     for content, flags in extra.items():
         if content not in numbers and content not in core and content not in looked_for:
             looked_for[content] = ("", flags)
-    if not core and not looked_for:
+    # What another model looks for as a marker is one, though the base knows it as a word like others.
+    promoted = {
+        token.content: token.flags
+        for other in reversed(others)
+        for token in other.added.values()
+        if token.flags.get("special") and token.content in base.core and token.content not in base.added
+    }
+    if not core and not looked_for and not promoted:
         return Union(base, {}, {})
     if base.content is None:
         raise MismatchError(
@@ -115,7 +122,8 @@ def unite(
             hint="save it as a fast tokenizer, or choose another 'tokenizer: {source: …}'",
         )
     new = {token: following + place for place, token in enumerate((*core, *looked_for))}
-    entries = [Token(content, new[content], flags) for content, (_, flags) in looked_for.items()]
+    entries = [Token(content, base.core[content], flags) for content, flags in promoted.items()]
+    entries += [Token(content, new[content], flags) for content, (_, flags) in looked_for.items()]
     extended = _Extended(base, new, entries)
     unreachable = extended.make_reachable(core)
     added: dict[str, list[str]] = {}
@@ -276,8 +284,7 @@ def _loaded(content: Mapping[str, Any], model: Any) -> Any:
 
 
 def _entry(token: Token) -> dict[str, Any]:
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
-    return {"id": token.id, "content": token.content, **flags, **token.flags}
+    return {"id": token.id, "content": token.content, **NO_FLAGS, **token.flags}
 
 
 def _merges(tokenizer: Tokenizer) -> list[Merge]:
