@@ -217,7 +217,7 @@ def test_different_vocabularies_are_an_error_that_says_what_to_add(pair: tuple[P
     other = pair[1]
     assert str(error.value) == (
         "the models have different vocabularies, so that rows of their embeddings do not belong together: "
-        f"1 tokens only in '{other}': '<new>' (3); "
+        f"1 token only in '{other}': '<new>' (3); "
         "2 of 3 shared tokens have other numbers: 'b' (1 and 2), 'c' (2 and 1)\n"
         "  add to the recipe the two lines\n"
         "    tokenizer:\n"
@@ -271,6 +271,7 @@ def test_settings_speak_of_the_new_numbers(tmp_path: Path) -> None:
         words.content({"<end>": 0, "b": 1, "a": 2}),
         eos_token_id=0,
         settings={"pad_token": "<end>"},
+        decoder_start_token_id=2,
     )
     out = merge(linear(one, other, tokenizer={"source": str(other)}), tmp_path / "out", QUIET).path
     config = json.loads((out / "config.json").read_text())
@@ -278,10 +279,12 @@ def test_settings_speak_of_the_new_numbers(tmp_path: Path) -> None:
     assert config["pad_token_id"] == 0  # its tokenizer_config.json says so
     assert config["forced_bos_token_id"] == 1  # "b"
     assert config["unk_token_id"] == -1
+    assert config["decoder_start_token_id"] == 2  # only the tokenizer's model has it
     assert config["text_config"] == {"bos_token_id": 2, "vocab_size": 3}
     assert config["vocab_size"] == 3
     generation = json.loads((out / "generation_config.json").read_text())
-    assert generation == {"eos_token_id": 0, "pad_token_id": 0, "temperature": 0.5}
+    added = {"decoder_start_token_id": 2}
+    assert generation == {"eos_token_id": 0, "pad_token_id": 0, "temperature": 0.5, **added}
     assert words.numbers(out) == words.numbers(other)
 
 
@@ -342,6 +345,7 @@ def test_numbers_in_lists_of_generation_settings_follow(tmp_path: Path) -> None:
     other = words.model(tmp_path / "other", words.content({"b": 0, "c": 1}), seed=2)
     out = merge(linear(one, other, tokenizer={"source": str(other)}), tmp_path / "out", QUIET).path
     assert json.loads((out / "generation_config.json").read_text()) == {
+        "eos_token_id": 1,
         "suppress_tokens": [1],
         "begin_suppress_tokens": None,
         "bad_words_ids": [[0, 1]],
@@ -461,6 +465,10 @@ def broken(tmp_path: Path, tokenizer: object, text: str | None = None) -> dict[s
         ({"model": {"vocab": {"a": 4294967296}}}, "gives the number 4,294,967,296 to 'a'"),
         ({"model": {"vocab": {"a": -1}}}, "gives the number -1 to 'a'"),
         ({"model": "text"}, "has no vocabulary in its tokenizer.json"),
+        (
+            {"model": {"type": "Magic", "vocab": {"a": 0}}},
+            "cannot be loaded: its model is of the type 'Magic'",
+        ),
         ({"model": []}, "has no vocabulary in its tokenizer.json"),
         ({"model": {"vocab": {}}, "added_tokens": [{"id": 1}]}, "has an added token without content or id"),
         ({"model": {"vocab": {}}, "added_tokens": ["x"]}, "has an added token without content or id"),
@@ -472,8 +480,16 @@ def broken(tmp_path: Path, tokenizer: object, text: str | None = None) -> dict[s
     ],
 )
 def test_broken_tokenizers(tokenizer: object, message: str, tmp_path: Path) -> None:
+    recipe = broken(tmp_path, tokenizer)
+    recipe["tokenizer"]["source"] = str(tmp_path / "bad")
     with pytest.raises((MismatchError, CheckpointError), match=message):
-        plan(broken(tmp_path, tokenizer))
+        plan(recipe)
+
+
+def test_a_tokenizer_with_a_part_that_there_is_not(tmp_path: Path) -> None:
+    path = words.model(tmp_path / "m", words.content({"a": 0}) | {"pre_tokenizer": {"type": "Magic"}})
+    with pytest.raises(MismatchError, match=r"the tokenizer of '.*m' cannot be loaded: "):
+        plan(linear(path, path, tokenizer={"source": "base"}))
 
 
 def test_a_tokenizer_that_is_no_json(tmp_path: Path) -> None:
@@ -493,7 +509,7 @@ def test_tokens_without_a_row_are_named(tmp_path: Path) -> None:
     tokenizer = words.content({"a": 0, "b": 1, "c": 2}, ["<pad>"])
     path = words.model(tmp_path / "m", tokenizer, rows=3)
     warnings = plan(linear(path, path)).warnings
-    assert f"1 tokens of '{path}' have no row in its embedding of 3 rows: '<pad>' (3)" in warnings
+    assert f"1 token of '{path}' without a row in its embedding of 3 rows: '<pad>' (3)" in warnings
 
 
 @pytest.mark.parametrize(

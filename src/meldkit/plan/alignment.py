@@ -24,6 +24,8 @@ from meldkit.vocab import (
     RowMap,
     Tokenizer,
     align,
+    check_loads,
+    counted,
     own_rows,
     read_tokenizer,
     tokenizer_of_folder,
@@ -70,9 +72,7 @@ class Alignment:
         ]
         union = unite(source, others, usable, listed)
         for label, tokens in union.added.items():
-            notes.append(
-                f"{len(tokens):,} tokens of '{label}' are added to the vocabulary of '{source.label}'"
-            )
+            notes.append(f"{counted(tokens)} of '{label}' added to the vocabulary of '{source.label}'")
             missed = union.unreachable.get(label)
             if missed is not None and missed.count:
                 examples = ", ".join(map(repr, missed.tokens[:SHOWN])) + ", …" * (missed.count > SHOWN)
@@ -124,6 +124,7 @@ class Alignment:
                 f"{at(self._spec.where)}'{ref}' has no tokenizer", hint="name a model that has one"
             )
         _check_numbers(tokenizer)
+        check_loads(tokenizer)
         output = OutputTokenizer(
             source=tokenizer,
             folder=folder,

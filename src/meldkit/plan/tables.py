@@ -13,7 +13,7 @@ from meldkit.errors import MismatchError
 from meldkit.layout import infer_layout
 from meldkit.plan.pieces import NOT_TOKENS, Model
 from meldkit.recipe import ModelRef
-from meldkit.vocab import Tokenizer
+from meldkit.vocab import Tokenizer, counted
 
 #: Heads and what else may have an entry per token, besides embeddings.
 _TABLE = re.compile(
@@ -164,7 +164,7 @@ def lint_rows(model: Model, tokenizer: Tokenizer) -> Iterator[str]:
         )
     names = [f"{token!r} ({number})" for token, number in list(tokens.items())[:SHOWN]]
     yield (
-        f"{len(tokens):,} tokens of '{model.ref}' have no row in its embedding of {rows:,} rows: "
+        f"{counted(tokens)} of '{model.ref}' without a row in its embedding of {rows:,} rows: "
         + ", ".join(names)
         + ", …" * (len(tokens) > SHOWN)
     )

@@ -67,6 +67,9 @@ def settle_templates(
             ends.append(special_tokens(folder).get("eos"))
     where = _where(recipe)
     templates, remarks = choose_templates(setting, found, donor.index, where)
+    if templates == ChatTemplates() and output is not None:
+        # A tokenizer that belongs to no merged model brings its own, if it has any.
+        return None, ()
     notes += remarks
     tokenizer = output.tokenizer if output is not None else read_tokenizer(donor.checkpoint)
     if templates.default is None or tokenizer is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from meldkit.vocab.align import ZERO, Explicit, align, own_rows
-from meldkit.vocab.compare import Difference, compare
+from meldkit.vocab.compare import Difference, compare, counted
 from meldkit.vocab.jinja import check_template, missing_tokens
 from meldkit.vocab.output import (
     FILES,
@@ -32,7 +32,7 @@ from meldkit.vocab.tokenizer import (
     tokenizer_files,
     tokenizer_of_folder,
 )
-from meldkit.vocab.union import Union, unite
+from meldkit.vocab.union import Union, check_loads, unite
 
 __all__ = [
     "AUTO",
@@ -51,10 +51,12 @@ __all__ = [
     "Union",
     "added_beside",
     "align",
+    "check_loads",
     "check_template",
     "choose_templates",
     "compare",
     "copy_tokenizer",
+    "counted",
     "ends_of",
     "missing_tokens",
     "own_rows",

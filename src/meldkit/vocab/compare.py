@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from meldkit.vocab.tokenizer import Tokenizer
@@ -31,13 +31,18 @@ class Difference:
         for name, tokens in ((first, self.only_first), (second, self.only_second)):
             if tokens:
                 examples = [f"{token!r} ({number})" for token, number in list(tokens.items())[:shown]]
-                yield f"{len(tokens):,} tokens only in '{name}': {_listed(examples, len(tokens))}"
+                yield f"{counted(tokens)} only in '{name}': {_listed(examples, len(tokens))}"
         if self.moved:
             moved = list(self.moved.items())[:shown]
             examples = [f"{token!r} ({one} and {other})" for token, (one, other) in moved]
             yield f"{len(self.moved):,} of {self.shared:,} shared tokens have other numbers: " + _listed(
                 examples, len(self.moved)
             )
+
+
+def counted(tokens: Collection[object]) -> str:
+    """How many tokens, such as "1 token" or "1,234 tokens"."""
+    return f"{len(tokens):,} token{'s' * (len(tokens) != 1)}"
 
 
 def _listed(examples: list[str], count: int) -> str:

@@ -103,7 +103,11 @@ class OutputTokenizer:
                         result[key] = roles.get(key)
             return result
 
-        return translated_section(config, own)
+        result = translated_section(config, own)
+        # What only the source's model says, such as a token for padding, comes with its tokens.
+        return result | {
+            key: own[key] for key in _OF_GENERATION if key not in result and _numbers(own.get(key))
+        }
 
     def _roles(self) -> dict[str, int]:
         """Numbers of special tokens by the keys that configurations have for them."""

@@ -27,6 +27,8 @@ from meldkit.vocab.tokenizer import FAST, NO_FLAGS, Token, Tokenizer
 if TYPE_CHECKING:
     from tokenizers.models import BPE
 
+#: The kinds of models that the tokenizers library has.
+_KINDS = ("BPE", "Unigram", "WordPiece", "WordLevel")
 #: How often tokens that are not made yet are looked at again, after merges were added for others.
 _ROUNDS = 4
 #: A model without tokens.
@@ -281,6 +283,26 @@ def _loaded(content: Mapping[str, Any], model: Any) -> Any:
     if model is not _EMPTY:
         loaded.model = model
     return loaded
+
+
+def check_loads(tokenizer: Tokenizer) -> None:
+    """Raise MismatchError for a tokenizer with parts that the tokenizers library does not load."""
+
+    def refusal(reason: str) -> MismatchError:
+        return MismatchError(
+            f"the tokenizer of '{tokenizer.label}' cannot be loaded: {reason}",
+            hint=f"repair its {FAST}, or choose another 'tokenizer: {{source: …}}'",
+        )
+
+    if tokenizer.content is None:
+        return
+    if tokenizer.kind not in _KINDS:
+        raise refusal(f"its model is of the type {tokenizer.kind!r}")
+    try:
+        _loaded(tokenizer.content, _EMPTY)
+    # The library raises nothing more special.
+    except Exception as e:
+        raise refusal(str(e)) from e
 
 
 def _entry(token: Token) -> dict[str, Any]:
