@@ -60,7 +60,12 @@ def fetch_base() -> Path:
             gguf_path = download_gguf(Path(scratch))
             finished = Path(scratch) / "model"
             convert(gguf_path, finished)
+            try:
             finished.rename(folder)
+        except OSError:
+            # Somebody else was faster; a folder of this name is complete.
+            if not folder.is_dir():
+                raise
     return folder
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import gguf
 import numpy as np
+import pytest
 from torch import Tensor
 
 from meldkit.checkpoint import TensorInfo, open_files, read_all
 from meldkit.checkpoint.gguf import read_gguf, write_generation_config, write_tokenizer
+from meldkit.errors import CheckpointError
 
 
 def write_gguf(
@@ -118,3 +120,12 @@ def tokenizers(path: Path, folder: Path) -> tuple[Any, Any]:
     return AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(
         path.parent, gguf_file=path.name
     )
+
+
+def refusal(path: Path) -> str:
+    """The one line that reading a file ends with."""
+    with pytest.raises(CheckpointError) as caught:
+        read_gguf(path)
+    assert caught.value.hint
+    assert "\n" not in caught.value.message
+    return caught.value.message

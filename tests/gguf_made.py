@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+import pytest
 from torch import Tensor
 
 import tiny
@@ -73,3 +74,15 @@ class Made:
         return write_gguf(
             self.folder / name, self.sample.architecture, self.keys | (keys or {}), tensors, kinds
         )
+
+
+def maker(factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+    """Makes samples by name, each once."""
+    made: dict[str, Made] = {}
+
+    def build(key: str) -> Made:
+        if key not in made:
+            made[key] = Made(key, factory.mktemp(key))
+        return made[key]
+
+    return build

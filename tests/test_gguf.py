@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tiny
-from gguf_files import LLAMA_KEYS, all_values, llama_tensors, values, write_gguf
+from gguf_files import LLAMA_KEYS, all_values, llama_tensors, refusal, values, write_gguf
 from meldkit.api import merge
 from meldkit.checkpoint import Scratch, TensorInfo, open_checkpoint, open_files
 from meldkit.checkpoint.gguf import read_gguf
 from meldkit.checkpoint.gguf.blocks import KINDS
-from meldkit.errors import CheckpointError, FormatError, MeldError
+from meldkit.errors import FormatError, MeldError
 from meldkit.options import MergeOptions
 
 
@@ -210,14 +210,6 @@ def test_adapter_over_a_file(small: Path, tmp_path: Path) -> None:
 
 
 # ---- bad input
-
-
-def refusal(path: Path) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        read_gguf(path)
-    assert caught.value.hint
-    assert "\n" not in caught.value.message
-    return caught.value.message
 
 
 def changed(path: Path, old: bytes, new: bytes) -> None:

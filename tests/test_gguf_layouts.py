@@ -15,32 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gguf_files import LLAMA_KEYS, all_values, llama_tensors, values, write_gguf
-from gguf_made import Made
+from gguf_files import LLAMA_KEYS, all_values, llama_tensors, refusal, values, write_gguf
+from gguf_made import Made, maker
 from meldkit.checkpoint import Scratch, TensorInfo, open_files
 from meldkit.checkpoint.gguf import read_gguf
 from meldkit.checkpoint.gguf.architectures import ARCHITECTURES, REFUSED
-from meldkit.errors import CheckpointError, FormatError
+from meldkit.errors import FormatError
 
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
-    made: dict[str, Made] = {}
-
-    def build(key: str) -> Made:
-        if key not in made:
-            made[key] = Made(key, tmp_path_factory.mktemp(key))
-        return made[key]
-
-    return build
-
-
-def refusal(path: Path) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        read_gguf(path)
-    assert caught.value.hint
-    assert "\n" not in caught.value.message
-    return caught.value.message
+    return maker(tmp_path_factory)
 
 
 def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

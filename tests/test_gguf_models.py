@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gguf_files import TEXTS, all_values, tokenizers, values
-from gguf_made import Made
+from gguf_made import Made, maker
 from gguf_samples import SAMPLES
 from meldkit.api import merge
 from meldkit.checkpoint.gguf import read_gguf
@@ -37,14 +37,7 @@ RARE = {
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
-    made: dict[str, Made] = {}
-
-    def build(key: str) -> Made:
-        if key not in made:
-            made[key] = Made(key, tmp_path_factory.mktemp(key))
-        return made[key]
-
-    return build
+    return maker(tmp_path_factory)
 
 
 def test_there_is_a_sample_of_every_architecture() -> None:
