@@ -61,11 +61,11 @@ def fetch_base() -> Path:
             finished = Path(scratch) / "model"
             convert(gguf_path, finished)
             try:
-            finished.rename(folder)
-        except OSError:
-            # Somebody else was faster; a folder of this name is complete.
-            if not folder.is_dir():
-                raise
+                finished.rename(folder)
+            except OSError:
+                # Somebody else was faster; a folder of this name is complete.
+                if not folder.is_dir():
+                    raise
     return folder
 
 
