@@ -1193,3 +1193,32 @@ def test_tokens_of_an_adapter_come_with_its_tokenizer(
         p.name for p in Path("out").iterdir()
     }
     assert not any(p.name.startswith("adapter") for p in Path("out").iterdir())
+
+
+def test_a_resized_embedding_that_was_trained_under_a_tied_head(tmp_path: Path) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = tiny.llama(tmp_path / "base", 0, layers=1, hidden=16)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+
+    def resized() -> Any:
+        model = AutoModelForCausalLM.from_pretrained(base)
+        model.resize_token_embeddings(66, mean_resizing=False)
+        return model
+
+    settings = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens"])
+    model = get_peft_model(resized(), settings)
+    torch.nn.init.normal_(model.base_model.model.model.embed_tokens.weight)
+    model.save_pretrained(tmp_path / "lora", save_embedding_layers=True)
+    loaded = PeftModel.from_pretrained(resized(), tmp_path / "lora").base_model.model
+    checkpoint = open_checkpoint("m", base, (tmp_path / "lora",))
+    assert checkpoint.config["vocab_size"] == 66
+    assert checkpoint.config["tie_word_embeddings"] is False
+    with open_files() as files:
+        for name, expected in (
+            ("model.embed_tokens.weight", loaded.model.embed_tokens.weight),
+            ("lm_head.weight", loaded.lm_head.weight),
+        ):
+            assert torch.equal(read_all(files, checkpoint[name]), expected.detach())

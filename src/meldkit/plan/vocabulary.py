@@ -96,19 +96,7 @@ def _check_same(models: Mapping[ModelRef, Model], donor: Model, warnings: list[s
     Raises:
         MismatchError: they do not.
     """
-    content = _stored(donor)
-    others = [m for m in models.values() if m is not donor and (content is None or _stored(m) != content)]
-    if content is None and not others:
-        return None
-    expected = _if_readable(donor, warnings)
-    if expected is None:
-        return None
-    warnings += lint_rows(donor, expected)
-    differing: list[str] = []
-    for model in others:
-        # A model without a tokenizer is taken to have the donor's.
-        if found := _if_readable(model, warnings):
-            differing += compare(expected, found).words(str(donor.ref), str(model.ref))
+    size, differing = _differences(models, donor, warnings)
     if differing:
         raise MismatchError(
             "the models have different vocabularies, so that rows of their embeddings do not belong "
@@ -119,7 +107,27 @@ def _check_same(models: Mapping[ModelRef, Model], donor: Model, warnings: list[s
             "  to keep the tokens of all models (or 'source: base' for those of the base model only); "
             "--allow-crop merges rows of equal number",
         )
-    return expected.size
+    return size
+
+
+def _differences(
+    models: Mapping[ModelRef, Model], donor: Model, warnings: list[str]
+) -> tuple[int | None, list[str]]:
+    """One more than the donor's largest number, if it is known; and how others differ, in words."""
+    content = _stored(donor)
+    others = [m for m in models.values() if m is not donor and (content is None or _stored(m) != content)]
+    if content is None and not others:
+        return None, []
+    expected = _if_readable(donor, warnings)
+    if expected is None:
+        return None, []
+    warnings += lint_rows(donor, expected)
+    differing: list[str] = []
+    for model in others:
+        # A model without a tokenizer is taken to have the donor's.
+        if found := _if_readable(model, warnings):
+            differing += compare(expected, found).words(str(donor.ref), str(model.ref))
+    return expected.size, differing
 
 
 def _if_readable(model: Model, warnings: list[str]) -> Tokenizer | None:
@@ -178,6 +186,11 @@ def _evened(
 
 def _cropped(models: dict[ModelRef, Model], donor: Model, warnings: list[str]) -> Vocabulary:
     """Cut every table to the rows that all models have of it."""
+    size, differing = _differences(models, donor, warnings)
+    if differing:
+        warnings.append(
+            f"rows of equal number are merged, though not of equal tokens: {'; '.join(differing)}"
+        )
     tables = {ref: token_tables(model) for ref, model in models.items()}
     rows: dict[str, int] = {}
     for own in tables.values():
@@ -190,12 +203,12 @@ def _cropped(models: dict[ModelRef, Model], donor: Model, warnings: list[str]) -
         if cut:
             warnings.append(
                 f"the embeddings of '{ref}' are cut from {num_rows(model):,} to {num_rows(result[ref]):,} "
-                "rows; the tokens behind are lost"
+                "rows" + "; the tokens behind are lost" * (size is None or size > num_rows(result[ref]))
             )
-    size = num_rows(result[donor.ref])
-    if size == num_rows(donor):
+    left = num_rows(result[donor.ref])
+    if left == num_rows(donor):
         return Vocabulary(result)
-    return Vocabulary(result, None, [num_rows(donor)], size)
+    return Vocabulary(result, None, [num_rows(donor)], left)
 
 
 def _cut(table: Table, rows: int) -> TensorInfo:

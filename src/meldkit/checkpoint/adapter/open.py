@@ -148,6 +148,7 @@ class _Laying:
         """Match every tensor of the adapter. Those that replace others come first, changes go on top."""
         modules: dict[str, dict[int, dict[str, TensorInfo]]] = {}
         tokens: dict[str, TensorInfo] = {}
+        whole: list[tuple[str, TensorInfo]] = []
         for full, info in tensors.items():
             name = full.removeprefix(_PREFIX)
             if match := _TOKENS.fullmatch(name):
@@ -155,7 +156,10 @@ class _Laying:
             elif match := _FACTOR.fullmatch(name):
                 self._sort_in(modules, match, info)
             elif ".original_module." not in name:
-                self._replace(re.sub(r"\.modules_to_save(\.default)?|\.base_layer", "", name), info)
+                whole.append((re.sub(r"\.modules_to_save(\.default)?|\.base_layer", "", name), info))
+        # Trained modules first: they may untie the head, which then has a value of its own in the file.
+        for name, info in sorted(whole, key=lambda entry: not self._saved(entry[0])):
+            self._replace(name, info)
         for module, layers in modules.items():
             head = f"{module}.weight"
             if self._vocabulary.kept_tied and HEAD.fullmatch(head) and self._names.find(head) is None:
