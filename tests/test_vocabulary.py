@@ -520,6 +520,7 @@ def test_tokens_without_a_row_are_named(tmp_path: Path) -> None:
     ("entry", "message"),
     [
         ({}, "token '<q>' is in no model's vocabulary"),
+        ({"force": True}, "token '<q>' has force, but no source"),
         ({"source": "ONE"}, "token '<q>': '.*one' has no row for '<q>'"),
         (
             {"source": {"kind": "model_token", "model": "ONE", "token": "zz"}},

@@ -235,6 +235,10 @@ class Alignment:
         if source == "zero":
             return Explicit(number, ZERO, 0, entry.force)
         if source is None:
+            if entry.force:
+                raise RecipeError(
+                    f"{where} has force, but no source", hint="say where its embedding comes from"
+                )
             if all(rows[number] < 0 for rows in own):
                 raise RecipeError(
                     f"{where} is in no model's vocabulary",
