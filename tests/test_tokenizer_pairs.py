@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from itertools import permutations
 from pathlib import Path
@@ -46,6 +47,12 @@ def loaded(name: str) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(str(real.folder(name)))
+
+
+def as_before(found: str, before: str, unknown: str | None) -> bool:
+    """Whether a text came back as it did from the base alone; what the base did not know, anything may be."""
+    parts = [before] if unknown is None else before.split(unknown)
+    return re.fullmatch(".+?".join(map(re.escape, parts)), found, re.DOTALL) is not None
 
 
 @cache
@@ -98,6 +105,6 @@ def test_pair(one: str, other: str, source: str, tmp_path: Path) -> None:
     for text in real.SAMPLES.values():
         ids = tokenizer.encode(text, add_special_tokens=False)
         assert max(ids, default=0) < size
-        assert tokenizer.decode(ids) == back(reader, text)
+        assert as_before(tokenizer.decode(ids), back(reader, text), loaded(reader).unk_token)
     ids = torch.tensor([tokenizer.encode(real.SAMPLES["latin"])])
     assert torch.isfinite(model(ids).logits).all()

@@ -99,13 +99,21 @@ def unite(
     for other in others:
         limit = usable[other.label]
         for token, number in sorted(other.core.items(), key=lambda entry: entry[1]):
-            if token not in numbers and token not in core and token not in other.added and number < limit:
+            if (
+                token not in numbers
+                and token not in core
+                and not _looked_for(token, other)
+                and number < limit
+            ):
                 core[token] = other
     for other in others:
         for token in sorted(other.added.values(), key=lambda token: token.id):
             known = token.content in numbers or token.content in core or token.content in looked_for
             if not known and token.id < usable[other.label]:
-                looked_for[token.content] = (other.label, token.flags)
+                if _looked_for(token.content, other):
+                    looked_for[token.content] = (other.label, token.flags)
+                else:
+                    core[token.content] = other
     for content, flags in extra.items():
         if content not in numbers and content not in core and content not in looked_for:
             looked_for[content] = ("", flags)
@@ -135,6 +143,18 @@ def unite(
         if label:
             added.setdefault(label, []).append(content)
     return Union(Tokenizer(base.label, extended.content()), added, unreachable)
+
+
+def _looked_for(text: str, other: Tokenizer) -> bool:
+    """Whether a token of another tokenizer is looked for in texts in the union too.
+
+    Not blanks that are no markers, such as those of Gemma: a text would be cut at them before its spaces are
+    made letters, and would not come back as it was.
+    """
+    token = other.added.get(text)
+    return token is not None and (
+        bool(token.flags.get("special")) or bool(text.replace("\u2581", " ").strip())
+    )
 
 
 class _Extended:
