@@ -5,6 +5,7 @@ python scripts/tokenizer_pairs.py     takes some minutes; fetches the tokenizers
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from itertools import permutations
@@ -37,6 +38,7 @@ The seconds are those of building the union, after both tokenizers were read.
 
 def main() -> None:
     """Measure all pairs and write the page."""
+    gc.disable()  # As in the command line.
     loaded: dict[str, Tokenizer] = {}
     for name in NAMES:
         tokenizer = tokenizer_of_folder(name, real_tokenizers.folder(name))

@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
 #: The kinds of models that the tokenizers library has.
 _KINDS = ("BPE", "Unigram", "WordPiece", "WordLevel")
-#: How often tokens that are not made yet are looked at again, after merges were added for others.
+#: How often tokens that are not made yet are looked at again, after merges were added for others, at most;
+#: and the share of the new tokens for which it is worth building the model once more.
 _ROUNDS = 4
+_WORTH = 1e-3
 #: A model without tokens.
 _EMPTY: Mapping[str, Any] = {"type": "BPE", "vocab": {}, "merges": []}
 #: Stands for a text that goes before.
@@ -98,13 +100,9 @@ def unite(
     looked_for: dict[str, tuple[str, Mapping[str, bool]]] = {}
     for other in others:
         limit = usable[other.label]
-        for token, number in sorted(other.core.items(), key=lambda entry: entry[1]):
-            if (
-                token not in numbers
-                and token not in core
-                and not _looked_for(token, other)
-                and number < limit
-            ):
+        lacking = other.core.keys() - numbers.keys() - core.keys()
+        for token in sorted(lacking, key=other.core.__getitem__):
+            if other.core[token] < limit and not _looked_for(token, other):
                 core[token] = other
     for other in others:
         for token in sorted(other.added.values(), key=lambda token: token.id):
@@ -240,7 +238,7 @@ class _Extended:
             parts = {token: [part.value for part in model.tokenize(token)] for token in waiting}
             waiting = [token for token in waiting if parts[token] != [token]]
             made = [parts[t] for t in waiting if len(parts[t]) == 2 and "".join(parts[t]) == t]
-            if not made:
+            if len(made) <= _WORTH * len(tokens):
                 break
             self._merges += [(left, right) for left, right in made]
             model = self._bpe()
