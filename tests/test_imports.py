@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import meldkit
+import tiny
 
 PACKAGE = Path(meldkit.__file__).parent
 
@@ -30,10 +31,10 @@ _TIERS = {
     "options": "errors",
     "config": "recipe",
     "api": "errors recipe methods checkpoint plan engine output options",
-    "memory": "errors methods checkpoint plan engine",
+    "memory": "errors shapes methods checkpoint plan engine",
     "merge": "api config options output",
     "report": "errors recipe checkpoint layout vocab plan",
-    "raw": "errors recipe checkpoint plan options api",
+    "raw": "errors shapes recipe checkpoint plan options api",
     "cli": "errors options api raw report",
     "__init__": "api memory",
 }
@@ -43,7 +44,7 @@ _EXTERNAL = {
     "errors": "",
     "recipe": "yaml pydantic",
     "layout": "",
-    "shapes": "jaxtyping",
+    "shapes": "jaxtyping torch",
     "kernels": "torch numpy",
     "methods": "torch numpy",
     "checkpoint": "torch numpy huggingface_hub gguf tokenizers",
@@ -121,6 +122,21 @@ def test_importing_the_light_rooms_loads_nothing_heavy() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_works_on_headers_alone_does_without_torch(tmp_path: Path) -> None:
+    for seed, name in enumerate("ab"):
+        tiny.llama(tmp_path / name, seed)
+    recipe = "merge_method: ties\nbase_model: a\nmodels: [{model: b, parameters: {weight: 1, density: 0.5}}]"
+    (tmp_path / "recipe.yml").write_text(recipe)
+    code = (
+        "import sys\n"
+        "from meldkit.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as e:\n    assert not e.code, e.code\n"
+        "assert 'torch._C' not in sys.modules\n"
+    )
+    for command in (["plan", "recipe.yml"], ["inspect", "a"], ["methods", "ties"]):
+        subprocess.run([sys.executable, "-c", code, *command], check=True, cwd=tmp_path)
 
 
 def test_public_names() -> None:

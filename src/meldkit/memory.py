@@ -7,13 +7,13 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from meldkit.checkpoint import BY_TORCH_NAME, HeldTensor, StoredTensor, TileSource
 from meldkit.engine import TILE, run_jobs
 from meldkit.errors import MismatchError, RecipeError, did_you_mean
 from meldkit.methods import Base, Method, Values, get_method
 from meldkit.plan import Input, TensorJob
+from meldkit.shapes import Tensor
 
 
 def merge_tensors(

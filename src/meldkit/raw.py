@@ -19,7 +19,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from meldkit import api
 from meldkit.checkpoint import DTYPES, Checkpoint, open_model, read_header
@@ -30,6 +29,7 @@ from meldkit.errors import CheckpointError, NotSupportedError, OutputError, RunE
 from meldkit.options import MergeOptions
 from meldkit.plan import Plan, build_plan
 from meldkit.recipe import ModelRef
+from meldkit.shapes import Tensor
 
 #: Larger than any file: the output is not cut into several.
 _ONE_FILE = 2**62
@@ -282,7 +282,7 @@ def _without_training_state(
     for key, value in content.items():
         if path and key == path[0]:
             result[key] = _without_training_state(value, path[1:], left_out, kept)
-        elif (is_training_state(key) or is_average(key)) and (path or not isinstance(value, Tensor)):
+        elif (is_training_state(key) or is_average(key)) and (path or not isinstance(value, torch.Tensor)):
             left_out.append(str(key))
             del result[key]
         elif path:

@@ -10,11 +10,10 @@ from pathlib import Path
 from threading import Lock
 
 import numpy as np
-from torch import Tensor
 
 from meldkit import kernels
 from meldkit.errors import CheckpointError, RunError
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 
 class OpenFiles:

@@ -12,14 +12,13 @@ from typing import Generic, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
 
 from meldkit.checkpoint.dtypes import DTYPES
 from meldkit.checkpoint.files import OpenFiles
 from meldkit.checkpoint.json_file import shown
 from meldkit.checkpoint.tensor import Scratch, StoredTensor, TensorInfo, TileSource
 from meldkit.errors import CheckpointError
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 Source = TypeVar("Source", bound=TileSource)
 

@@ -10,11 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from meldkit.checkpoint.dtypes import DTYPES
 from meldkit.checkpoint.files import OpenFiles
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 
 class Encoding(Protocol):

@@ -142,7 +142,7 @@ def _indexed(label: str, folder: Path, name_of_index: str) -> list[Header]:
         raise CheckpointError(f"{index} has no weight_map", hint="download the index again")
     files: dict[str, Header] = {}
     for name, file in cast("dict[str, object]", weight_map).items():
-        if not isinstance(file, str) or not _stays_inside(file):
+        if not isinstance(file, str) or (file not in files and not _stays_inside(file)):
             raise CheckpointError(
                 f"{index} places tensor {shown(name)} in {shown(file)}",
                 hint="only files of the model's own folder are read",

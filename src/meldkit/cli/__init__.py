@@ -10,6 +10,7 @@ from typing import NoReturn
 import click
 
 from meldkit import __version__
+from meldkit.cli.lazy import import_when_used
 from meldkit.errors import MeldError, did_you_mean
 
 #: Exit status when the user stops a merge: like any failure while running, it can be continued.
@@ -66,6 +67,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     # What is imported stays to the end. Looking through all of torch for garbage, again and again while it
     # is imported and twice on leaving, takes half a second.
     gc.disable()
+    import_when_used("torch")
     try:
         status = cli.main(args, prog_name="meldkit", standalone_mode=False)
     except MeldError as e:

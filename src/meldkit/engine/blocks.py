@@ -9,14 +9,10 @@ remainder. A row of blocks, `height` rows of the tensor, is a run of its element
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from meldkit.checkpoint import Scratch
 from meldkit.plan import TensorJob
-from meldkit.shapes import Float32
-
-#: Scales are normal numbers: others have too few bits, and devices may take them for 0.
-_SMALLEST = torch.finfo(torch.float32).tiny
+from meldkit.shapes import Float32, Tensor
 
 
 def elements_of_row(job: TensorJob) -> int:
@@ -42,7 +38,9 @@ def scales_of(
         bad = magnitudes.isfinite().logical_not_()
         values.masked_fill_(bad, torch.nan)
         largest = _largest(magnitudes.masked_fill_(bad, 0), height, width, job.shape[-1])
-    scales = largest.div(torch.finfo(torch.float8_e4m3fn).max).clamp_(min=_SMALLEST)
+    # Normal numbers: others have too few bits, and devices may take them for 0.
+    smallest = torch.finfo(torch.float32).tiny
+    scales = largest.div(torch.finfo(torch.float8_e4m3fn).max).clamp_(min=smallest)
     return scales.masked_fill_(largest == 0, 1)
 
 

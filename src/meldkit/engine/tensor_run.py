@@ -11,7 +11,6 @@ from threading import Lock
 from typing import Any, NoReturn, Protocol
 
 import torch
-from torch import Tensor
 
 from meldkit.checkpoint import DTYPES, Scratch, StoredTensor, TileSource
 from meldkit.engine.blocks import elements_of_row, round_to, scales_of
@@ -20,7 +19,7 @@ from meldkit.methods import Method, Noise, Whole
 from meldkit.methods.base import subtract_base
 from meldkit.methods.statistics import CHUNK, Statistic
 from meldkit.plan import Input, TensorJob
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 #: Elements of a tile, on which methods work: small enough that a tile of each model stays in the cache,
 #: large enough that the time of a call is little beside the time of its work.

@@ -15,10 +15,9 @@ from threading import local
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from meldkit.kernels.library import address, fits, load
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 _LIBRARY = load()
 #: Numbers of a block and of lanes in kernels.c.

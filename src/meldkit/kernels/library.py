@@ -9,7 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+
+from meldkit.shapes import Tensor
 
 #: Where the build puts it; see hatch_build.py.
 PATH = Path(__file__).with_name("kernels.so")

@@ -12,8 +12,9 @@ Layers that predict further tokens are stored as if they were more layers of the
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 from meldkit.errors import MismatchError
@@ -140,27 +141,35 @@ def infer_layout(names: Iterable[str], config: Mapping[str, Any]) -> Layout:
         names: all tensor names, in order.
         config: config.json; may be empty.
     """
-    names = list(names)
     depths = frozenset(_numbers(config, (*DEPTH_KEYS, *LIST_KEYS)))
     tails = frozenset(n for n in _numbers(config, NUM_TAIL_KEYS) if n > 0)
-    blocks: dict[str, dict[int, int]] = {}
-    for name in names:
-        for prefix, index, _ in _splits(name):
-            counts = blocks.setdefault(prefix, {})
-            counts[index] = counts.get(index, 0) + 1
+    stacks, places = _arranged(tuple(names), depths, tails)
+    text_depths = frozenset(_numbers(config, (*DEPTH_KEYS, *LIST_KEYS), without=NOT_TEXT))
+    return Layout(stacks, places, depths, text_depths)
+
+
+@lru_cache(maxsize=2)  # The models of a recipe mostly have the same names.
+def _arranged(
+    names: tuple[str, ...], depths: frozenset[int], tails: frozenset[int]
+) -> tuple[tuple[Stack, ...], Mapping[str, Place]]:
+    """The stacks, and the place of each tensor."""
+    blocks: dict[str, set[int]] = {}
+    splits = [tuple(_splits(name)) for name in names]
+    for split in splits:
+        for prefix, index, _ in split:
+            blocks.setdefault(prefix, set()).add(index)
     candidates = [
-        Stack(prefix, len(counts))
-        for prefix, counts in blocks.items()
-        if counts.keys() == set(range(len(counts))) and (len(counts) > 1 or 1 in depths)
+        Stack(prefix, len(numbers))
+        for prefix, numbers in blocks.items()
+        if max(numbers) == len(numbers) - 1 and (len(numbers) > 1 or 1 in depths)
     ]
     # A stack that config.json confirms comes before one that it does not, an outer one before an inner.
     candidates.sort(key=lambda s: (_own_depth(s, depths, tails) not in depths, s.prefix.count(".")))
     parts = [_without_tail(s, _own_depth(s, depths, tails)) for s in candidates]
     by_prefix = {s.prefix: rank for rank, s in enumerate(candidates)}
-    places = {name: _place(name, by_prefix, parts) for name in names}
+    places = {name: _place(name, split, by_prefix, parts) for name, split in zip(names, splits, strict=True)}
     used = dict.fromkeys(place.stack for place in places.values() if place.stack is not None)
-    text_depths = frozenset(_numbers(config, (*DEPTH_KEYS, *LIST_KEYS), without=NOT_TEXT))
-    return Layout(tuple(used), places, depths, text_depths)
+    return tuple(used), places
 
 
 def _splits(name: str) -> Iterable[tuple[str, int, str]]:
@@ -189,8 +198,13 @@ def _without_tail(stack: Stack, depth: int) -> tuple[Stack, Stack]:
     return Stack(stack.prefix, depth), Stack(stack.prefix, stack.num_blocks - depth, depth)
 
 
-def _place(name: str, by_prefix: Mapping[str, int], parts: list[tuple[Stack, Stack]]) -> Place:
-    found = [(by_prefix[prefix], index, leaf) for prefix, index, leaf in _splits(name) if prefix in by_prefix]
+def _place(
+    name: str,
+    split: Iterable[tuple[str, int, str]],
+    by_prefix: Mapping[str, int],
+    parts: Sequence[tuple[Stack, Stack]],
+) -> Place:
+    found = [(by_prefix[prefix], index, leaf) for prefix, index, leaf in split if prefix in by_prefix]
     if not found:
         return Place(None, None, name)
     rank, index, leaf = min(found)

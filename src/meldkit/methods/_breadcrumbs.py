@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from meldkit.methods._task_vectors import (
     DENSITY,
@@ -19,7 +18,7 @@ from meldkit.methods._task_vectors import (
 from meldkit.methods.base import Parameter, Whole
 from meldkit.methods.statistics import Chain, KthMagnitude, L1Ratio, Statistic
 from meldkit.methods.ties import drop_below
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 GAMMA = Parameter(
     "gamma", "Fraction of the largest elements to drop.", default=0.01, per_model=True, low=0, high=1

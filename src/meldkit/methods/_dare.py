@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from torch import Tensor
 
 from meldkit.methods._kept import Kept, KeptL1
 from meldkit.methods._task_vectors import merge_task_vectors
 from meldkit.methods.base import Parameter, TileNoise, Whole
 from meldkit.methods.noise import quantised
 from meldkit.methods.statistics import Statistic
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 RESCALE = Parameter(
     "rescale",

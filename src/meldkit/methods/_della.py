@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from meldkit import kernels
 from meldkit.methods._kept import Kept, KeptL1
 from meldkit.methods._task_vectors import DENSITY, LAMBDA, WEIGHT, merge_task_vectors
 from meldkit.methods.base import Parameter, TileNoise, Whole
 from meldkit.methods.statistics import Statistic
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 EPSILON = Parameter(
     "epsilon",

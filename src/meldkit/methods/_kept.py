@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from meldkit import kernels
 from meldkit.methods.statistics import CHUNK, Range, exact_sum, l1_ratio
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 
 class Kept:

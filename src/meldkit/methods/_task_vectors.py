@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from meldkit import kernels
 from meldkit.methods.base import Parameter, combine
 from meldkit.methods.linear import normalized
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 WEIGHT = Parameter("weight", "Factor on the model's task vector; negative removes a skill.", per_model=True)
 LAMBDA = Parameter("lambda", "Factor on the merged task vector.", default=1.0)

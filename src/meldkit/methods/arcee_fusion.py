@@ -6,11 +6,10 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from meldkit.methods.base import Base, Measured, Whole
 from meldkit.methods.statistics import Chain, Derived, KthMagnitude, Statistic
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 #: Keeps the logarithm of a probability finite.
 _FLOOR = 1e-8

@@ -27,11 +27,10 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from meldkit.methods.noise import Noise
 from meldkit.methods.statistics import CHUNK, Chain, Gram, Statistic
-from meldkit.shapes import Float32, Float64
+from meldkit.shapes import Float32, Float64, Tensor
 
 #: One number, flag or word.
 Value = float | bool | str

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
 from meldkit.methods._breadcrumbs import PARAMETERS, measure
 from meldkit.methods._breadcrumbs import breadcrumbs as merge_breadcrumbs
 from meldkit.methods.base import Base, Measured
 from meldkit.methods.linear import check_weights
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 
 def breadcrumbs(

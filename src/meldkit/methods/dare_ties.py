@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from meldkit.methods._dare import RESCALE, Kept, dare, measure
 from meldkit.methods._task_vectors import DENSITY, LAMBDA, WEIGHT, normalize_parameter
 from meldkit.methods.base import Base, Measured, TileNoise
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 
 def dare_ties(

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from meldkit.methods._della import PARAMETERS, Kept, always, check_window, measure, merge_della
 from meldkit.methods._task_vectors import normalize_parameter
 from meldkit.methods.base import Base, Measured, TileNoise
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 
 def della(

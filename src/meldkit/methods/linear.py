@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from meldkit.methods.base import Elementwise, Parameter, combine
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 WEIGHT = Parameter("weight", "Share of the model in the sum.", per_model=True)
 

@@ -6,12 +6,11 @@ from itertools import combinations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from meldkit.kernels import sum_rows
 from meldkit.methods.base import COMPAT, Base, Measured, Parameter, Whole
 from meldkit.methods.statistics import Gram, Statistic
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 #: A product of lengths is taken to be at least this much.
 _MIN_PRODUCT = 1e-6

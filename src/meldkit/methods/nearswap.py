@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from meldkit.methods.base import Base, Elementwise, Parameter
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 
 def nearswap(x: Float32[Tensor, "1 n"], *, t: float) -> Float32[Tensor, " n"]:

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from meldkit.methods.base import Base, Measured, Parameter, Whole, combine
 from meldkit.methods.linear import WEIGHT
 from meldkit.methods.statistics import ColumnGram, Gram, Statistic
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 #: A vector is taken to be at least this long.
 _MIN_NORM = 1e-7

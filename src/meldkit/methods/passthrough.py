@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from meldkit.methods.base import Elementwise, Parameter
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 
 def passthrough(x: Float32[Tensor, "1 n"], *, scale: Sequence[float | None]) -> Float32[Tensor, " n"]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from meldkit import kernels
 from meldkit.methods.base import Base, Elementwise, Parameter
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 EPSILON = Parameter("epsilon", "A change of at most this much counts as none.", default=1e-5, low=0)
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from meldkit import kernels
 from meldkit.methods.base import Base, Measured, Parameter, Whole
 from meldkit.methods.ram import EPSILON
 from meldkit.methods.statistics import Statistic, Sums
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 
 def measure(whole: Whole, *, epsilon: float, **_: object) -> Statistic:

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from meldkit import kernels
 from meldkit.methods.base import COMPAT, Base, Measured, Parameter, Whole
 from meldkit.methods.statistics import Chain, Derived, Known, KthMagnitude, Statistic, Sums
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 #: Below this sum of mean squares mergekit weighs all models equally: nearly always, for language models.
 _COMPAT_MIN_ENERGY = 1e-6

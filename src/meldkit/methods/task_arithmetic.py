@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from meldkit.methods._task_vectors import LAMBDA, WEIGHT, merge_task_vectors, normalize_parameter
 from meldkit.methods.base import Base, Elementwise
 from meldkit.methods.linear import check_weights
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 
 def task_arithmetic(

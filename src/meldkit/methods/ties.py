@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from meldkit.methods._task_vectors import (
     DENSITY,
@@ -19,7 +18,7 @@ from meldkit.methods._task_vectors import (
 )
 from meldkit.methods.base import Base, Measured, Parameter, Whole
 from meldkit.methods.statistics import Chain, Known, KthMagnitude, L1Ratio, Statistic
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 
 def measure(

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from meldkit.checkpoint import OpenFiles, Scratch, StoredTensor, TensorInfo, TileSource
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 #: Rows read at once where a whole table is gone through.
 _ROWS = 256

@@ -24,11 +24,10 @@ from typing import Protocol, cast
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
 
 from meldkit.checkpoint.files import OpenFiles
 from meldkit.checkpoint.tensor import Scratch, TensorInfo, TileSource, read_all
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 #: Elements of the blocks of B·A, a quarter of a tile. A matrix product rounds differently for different
 #: numbers of rows, and tiles must not show in the result: so each block of a fixed grid of whole rows is

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from meldkit.checkpoint.files import OpenFiles
 from meldkit.checkpoint.tensor import Scratch, TensorInfo, TileSource
 from meldkit.errors import FormatError
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ _TABLE = (
 )
 KINDS: dict[int, Kind] = {kind.number: kind for kind in _TABLE}
 #: Formats of single numbers: torch's name.
-_PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 #: What llama.cpp does to values on top of reordering them; undone when they are read.
 Change = Literal["as stored", "minus one", "log of negative"]
 
@@ -185,7 +185,7 @@ def decode(kind: Kind, raw: Tensor, out: Tensor) -> None:
         out: [blocks, elements], float32; filled.
     """
     if kind.name in _PLAIN:
-        out.copy_(raw.view(_PLAIN[kind.name]))
+        out.copy_(raw.view(getattr(torch, _PLAIN[kind.name])))
     elif kind.name in _DECODERS:
         _DECODERS[kind.name](raw, out)
     else:
@@ -248,15 +248,16 @@ def _q4_1(raw: Tensor, out: Tensor) -> None:
     out.mul_(_half(raw, 0)).add_(_half(raw, 2))
 
 
-#: The bits of each byte, lowest first, as fifth bits of eight bytes in a row.
-_FIFTH_BITS = (
-    (torch.arange(256).unsqueeze(1) >> torch.arange(8) & 1).mul_(16).to(torch.uint8).view(torch.int64)
-)
+@cache
+def _fifth_bits() -> Tensor:
+    """The bits of each byte, lowest first, as fifth bits of eight bytes in a row: int64 [256]."""
+    bits = torch.arange(256).unsqueeze(1) >> torch.arange(8) & 1
+    return bits.mul_(16).to(torch.uint8).view(torch.int64).view(-1)
 
 
 def _five_bits(raw: Tensor, at: int) -> Tensor:
     """[blocks, 32]: fifth bits in four bytes, then the other four bits in sixteen."""
-    high = torch.index_select(_FIFTH_BITS.view(-1), 0, raw[:, at : at + 4].int().view(-1))
+    high = torch.index_select(_fifth_bits(), 0, raw[:, at : at + 4].int().view(-1))
     return _fields(raw[:, None, at + 4 :], 4).flatten(1).bitwise_or_(high.view(torch.uint8).view(-1, 32))
 
 
@@ -326,16 +327,16 @@ def _q6_k(raw: Tensor, out: Tensor) -> None:
 
 
 #: The values that the four bits of IQ4_NL and IQ4_XS stand for.
-_UNEVEN = torch.tensor(
-    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=torch.float32
-)
+_UNEVEN = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 #: Twice the values of four-bit floats (E2M1), sign last. Source: OCP Microscaling Formats (MX) v1.0.
-_E2M1 = torch.tensor([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], dtype=torch.float32)
+_E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
 
-def _looked_up(table: Tensor, packed: Tensor, out: Tensor) -> None:
+def _looked_up(table: tuple[int, ...], packed: Tensor, out: Tensor) -> None:
     """Fill `out` with the values that four bits stand for."""
-    torch.index_select(table, 0, _fields(packed, 4).flatten().int(), out=out.view(-1))
+    torch.index_select(
+        torch.tensor(table, dtype=torch.float32), 0, _fields(packed, 4).flatten().int(), out=out.view(-1)
+    )
 
 
 def _iq4_nl(raw: Tensor, out: Tensor) -> None:

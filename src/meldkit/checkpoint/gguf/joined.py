@@ -8,11 +8,10 @@ from itertools import accumulate
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from meldkit.checkpoint.files import OpenFiles
 from meldkit.checkpoint.tensor import Scratch, TensorInfo, TileSource
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 #: Turns up to this many elements are read whole.
 _SHORT = 1 << 16

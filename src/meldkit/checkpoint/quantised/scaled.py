@@ -15,16 +15,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from threading import Lock
 
 import torch
-from torch import Tensor
 
 from meldkit.checkpoint.files import OpenFiles
 from meldkit.checkpoint.tensor import Scratch, TensorInfo, TileSource, read_all
 from meldkit.errors import CheckpointError
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +57,14 @@ def _e2m1(nibbles: Tensor) -> Tensor:
     return doubled.mul_(1 - ((code & 8) >> 2))
 
 
-#: Twice the values of the four 4-bit floats that each pair of bytes holds, as four int8 in an int32.
-_FOUR_E2M1 = _e2m1(_nibbles(torch.arange(1 << 16).to(torch.uint16).view(torch.uint8))).view(torch.int32)
+@cache
+def _four_e2m1() -> Tensor:
+    """Twice the values of the four 4-bit floats that each pair of bytes holds, as four int8 in an int32."""
+    return _e2m1(_nibbles(torch.arange(1 << 16).to(torch.uint16).view(torch.uint8))).view(torch.int32)
 
 
 def _fours_of_e2m1(raw: Tensor) -> Tensor:
-    return _FOUR_E2M1.index_select(0, raw.view(torch.uint16).to(torch.int32)).view(torch.int8)
+    return _four_e2m1().index_select(0, raw.view(torch.uint16).to(torch.int32)).view(torch.int8)
 
 
 def _e4m3(raw: Tensor) -> Tensor:
@@ -95,9 +97,14 @@ _CODES = {
     "I4+8": _Code(4, lambda raw: _nibbles(raw).sub_(8).view(torch.int8)),
     "E2M1": _Code(4, _fours_of_e2m1, 0.5),
 }
-#: Values of E8M0, a power of two: the byte is the exponent of a float32, and 255 is no number.
-_E8M0 = (torch.arange(256, dtype=torch.int32) << 23).view(torch.float32)
-_E8M0[0], _E8M0[255] = 2.0**-127, math.nan
+
+
+@cache
+def _e8m0() -> Tensor:
+    """Values of E8M0, a power of two: the byte is the exponent of a float32, and 255 is no number."""
+    values = (torch.arange(256, dtype=torch.int32) << 23).view(torch.float32)
+    values[0], values[255] = 2.0**-127, math.nan
+    return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +286,7 @@ class _PowersOfTwo:
     def read(self, start: int, stop: int, out: Float32[Tensor, " n"], scratch: Scratch) -> None:
         raw = scratch.take(stop - start)
         self._files.read_into(self._info.file, self._info.offset + start, raw.numpy().data)
-        torch.index_select(_E8M0, 0, raw.to(torch.int32), out=out)
+        torch.index_select(_e8m0(), 0, raw.to(torch.int32), out=out)
 
 
 @dataclass(frozen=True, slots=True)

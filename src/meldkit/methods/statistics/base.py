@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
-
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 #: Elements over which sums are formed before they are added exactly. Tile sizes are multiples of it.
 CHUNK = 1 << 16

@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from meldkit import kernels
 from meldkit.methods.statistics.base import CHUNK, Range
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 #: Elements looked at to guess where an order statistic lies, in blocks spread over the tensor.
 _SAMPLE = 1 << 15

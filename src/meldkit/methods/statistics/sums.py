@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from meldkit import kernels
 from meldkit.methods.statistics.base import CHUNK, Range
-from meldkit.shapes import Float32
+from meldkit.shapes import Float32, Tensor
 
 #: A vector whose L1 norm is below this is left as it is, as in mergekit.
 _MIN_NORM = 1e-7
