@@ -117,6 +117,7 @@ def build_plan(
         checkpoints=tuple(model.checkpoint for model in models.values()),
         donor=donor.index,
         jobs=jobs,
+        slots=tuple(slots),
         files=tuple(files),
         config=config,
         tokenizer=vocabulary.tokenizer,

@@ -7,13 +7,16 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from meldkit.checkpoint import DTYPES, Checkpoint
 from meldkit.layout.infer import DEPTH_KEYS
 from meldkit.methods import Method, Noise, Values, Whole
 from meldkit.recipe import Recipe
 from meldkit.vocab import ChatTemplates, OutputTokenizer
+
+if TYPE_CHECKING:
+    from meldkit.plan.slots import Slot
 
 #: Raised whenever the same plan would give other bytes than before; older partial work is not reused.
 NUMERIC_VERSION = 3
@@ -126,6 +129,7 @@ class Plan:
         checkpoints: inputs, in the order in which the recipe names them.
         donor: index of the checkpoint that gives configuration, tokenizer and tensor order.
         jobs: one per output tensor, in the order of the output.
+        slots: of the jobs, in the same order: what the recipe says about each.
         files: weight files; jobs tile them without holes.
         config: config.json of the output; None if the donor has none.
         tokenizer: of the output; None for the donor's as it is.
@@ -141,6 +145,7 @@ class Plan:
     checkpoints: tuple[Checkpoint, ...]
     donor: int
     jobs: tuple[TensorJob, ...]
+    slots: tuple[Slot, ...]
     files: tuple[OutputFile, ...]
     config: Mapping[str, Any] | None
     tokenizer: OutputTokenizer | None

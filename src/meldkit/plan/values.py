@@ -8,7 +8,16 @@ from meldkit.errors import RecipeError, did_you_mean
 from meldkit.methods import METHODS, Method, Parameter, Value, Values
 from meldkit.plan.pieces import at
 from meldkit.plan.slots import Entry, Slot
-from meldkit.recipe import Parameters, Recipe, evaluate, filter_matches, filters_of, reaches, resolve
+from meldkit.recipe import (
+    Parameters,
+    Recipe,
+    Resolved,
+    evaluate,
+    filter_matches,
+    filters_of,
+    reaches,
+    resolve,
+)
 from meldkit.recipe.schema import MergeConfiguration
 
 Scope = tuple[str, Parameters]
@@ -35,11 +44,10 @@ def resolve_values(
             values[parameter.name] = compat
         elif parameter.per_model:
             values[parameter.name] = tuple(
-                _resolve(parameter, slot, entry, labels[entry.input.checkpoint], where)
-                for entry in slot.entries
+                decide(parameter, slot, entry, labels, where)[0] for entry in slot.entries
             )
         else:
-            values[parameter.name] = _resolve(parameter, slot, None, "", where)
+            values[parameter.name] = decide(parameter, slot, None, labels, where)[0]
     try:
         method.check(values)
     except ValueError as e:
@@ -47,28 +55,36 @@ def resolve_values(
     return values
 
 
-def _view(slot: Slot, entry: Entry | None) -> tuple[str, Sequence[Scope]]:
+def view(slot: Slot, entry: Entry | None) -> tuple[str, Sequence[Scope]]:
     """The name that filters look at and the scopes, for the whole tensor or one model's entry."""
     if entry is None:
         return slot.name, slot.scopes
     return entry.input.tensor, (("source", entry.source.parameters), *slot.scopes)
 
 
-def _resolve(parameter: Parameter, slot: Slot, entry: Entry | None, label: str, where: str) -> Value:
-    name, scopes = _view(slot, entry)
+def decide(
+    parameter: Parameter, slot: Slot, entry: Entry | None, labels: Sequence[str], where: str
+) -> tuple[Value, Resolved | None]:
+    """A parameter's value for the whole tensor or one model's entry, and what decided it; None: the default.
+
+    Raises:
+        RecipeError: it is required and missing, or out of its range.
+    """
+    name, scopes = view(slot, entry)
     found = resolve(parameter.name, name, slot.t, scopes)
     if found is None:
         if parameter.required:
+            label = "" if entry is None else labels[entry.input.checkpoint]
             raise _missing(parameter, slot, entry, label, where)
-        return parameter.default
+        return parameter.default, None
     try:
-        return parameter.check(found.value)
+        return parameter.check(found.value), found
     except ValueError as e:
         raise RecipeError(f"{at(found.where)}{e}") from e
 
 
 def _missing(parameter: Parameter, slot: Slot, entry: Entry | None, label: str, where: str) -> RecipeError:
-    name, _ = _view(slot, entry)
+    name, _ = view(slot, entry)
     places = "the slice's or the recipe's 'parameters:'"
     if entry is not None:
         places = f"the model's own 'parameters:', or {places}"
@@ -148,7 +164,7 @@ def lint_values(method: Method, slots: Sequence[Slot]) -> Iterator[str]:
     seen: dict[int, tuple[Parameters, dict[bool, dict[str, None]]]] = {}
     for slot in slots:
         for entry in (None, *slot.entries):
-            name, scopes = _view(slot, entry)
+            name, scopes = view(slot, entry)
             for _, parameters in scopes:
                 if parameters:
                     names = seen.setdefault(id(parameters), (parameters, {True: {}, False: {}}))[1]
@@ -173,7 +189,7 @@ def _early_gradients(own: Mapping[str, Parameter], slots: Sequence[Slot]) -> Ite
         for parameter in own.values():
             entries: tuple[Entry | None, ...] = slot.entries if parameter.per_model else (None,)
             for entry in entries:
-                name, scopes = _view(slot, entry)
+                name, scopes = view(slot, entry)
                 setting = next(
                     (
                         s[parameter.name]

@@ -19,7 +19,7 @@ from meldkit.recipe.model import (
 )
 from meldkit.recipe.problem import DataPath
 from meldkit.recipe.source import Document
-from meldkit.recipe.values import Value
+from meldkit.recipe.values import Filtered, Value
 
 if TYPE_CHECKING:
     from meldkit.recipe.schema import (
@@ -118,8 +118,14 @@ class _Canonical:
             if key in _NOT_PARAMETERS:
                 self.warn(place, f"'{key}' here has no effect; write it at the top level of the recipe")
             else:
-                settings[key] = Setting(value, self.document.where(place))
+                settings[key] = Setting(value, self.document.where(place), self._entries(value, place))
         return settings
+
+    def _entries(self, value: Value, place: DataPath) -> tuple[str, ...]:
+        """Where each of a list of filters stands; nothing if there is no list, or it is not from a file."""
+        if not isinstance(value, Filtered) or (*place, 0) not in self.document.lines:
+            return ()
+        return tuple(self.document.where((*place, index)) for index in range(len(value.entries)))
 
     def tokenizer(self, config: MergeConfiguration) -> TokenizerSpec | None:
         section, source = config.tokenizer, config.tokenizer_source

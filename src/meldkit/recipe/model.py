@@ -16,16 +16,32 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from meldkit.recipe.refs import ModelRef
-from meldkit.recipe.values import Value
+from meldkit.recipe.values import Filtered, Value, filter_matches
 from meldkit.recipe.write import recipe_to_yaml
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A parameter as it was written: its value, and where ("recipe.yml:12"; "" for Python data)."""
+    """A parameter as it was written.
+
+    Attributes:
+        value: what was written.
+        where: "recipe.yml:12"; "" for Python data.
+        entries: the same for each entry of a list of filters.
+    """
 
     value: Value
     where: str = field(default="", compare=False)
+    entries: tuple[str, ...] = field(default=(), compare=False)
+
+    def line_for(self, tensor_name: str) -> tuple[str, str | None]:
+        """Where the value for a tensor stands, and the filter that chose it; None if none did."""
+        if not isinstance(self.value, Filtered):
+            return self.where, None
+        for index, (chosen, _) in enumerate(self.value.entries):
+            if filter_matches(chosen, tensor_name):
+                return self.entries[index] if self.entries else self.where, chosen
+        return self.where, None
 
 
 Parameters: TypeAlias = Mapping[str, Setting]

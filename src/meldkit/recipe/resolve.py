@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from meldkit.recipe.model import Parameters
+from meldkit.recipe.model import Parameters, Setting
 from meldkit.recipe.values import Scalar, evaluate
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A parameter's value for one tensor: from which scope, and where that was written ("recipe.yml:12")."""
+    """A parameter's value for one tensor: from which scope, and as what it was written there."""
 
     value: Scalar
-    where: str
+    setting: Setting
     scope: str
+
+    @property
+    def where(self) -> str:
+        """Where that is written: "recipe.yml:12"; "" for Python data."""
+        return self.setting.where
 
 
 def resolve(
@@ -40,5 +45,5 @@ def resolve(
             continue
         value = evaluate(setting.value, tensor_name, t)
         if value is not None:
-            return Resolved(value, setting.where, scope)
+            return Resolved(value, setting, scope)
     return None
