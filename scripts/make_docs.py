@@ -1,4 +1,4 @@
-"""Writes docs/methods/ from the methods' declarations and docstrings; with --check, says what is stale."""
+"""Writes docs/methods/ and the JSON Schema of recipes from what is declared; --check says what is stale."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from pathlib import Path
 
 from meldkit.methods import METHODS, Method, Parameter
 from meldkit.methods.describe import default_text, minimal_recipe, models_text, scope_text
+from meldkit.report.schema import STORED, recipe_schema, to_text
 
-FOLDER = Path(__file__).parent.parent / "docs" / "methods"
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "docs" / "methods"
+SCHEMA = ROOT / "src" / "meldkit" / "recipe" / STORED.name
 
 
 def page(method: Method) -> str:
@@ -67,12 +70,16 @@ def index() -> str:
 
 def main() -> int:
     pages = {"README.md": index()} | {f"{name}.md": page(m) for name, m in METHODS.items()}
+    schema = to_text(recipe_schema())
     present = {p.name: p.read_text("utf-8") for p in FOLDER.glob("*.md")} if FOLDER.is_dir() else {}
     if "--check" in sys.argv:
         stale = sorted(name for name in pages.keys() | present.keys() if pages.get(name) != present.get(name))
+        if not SCHEMA.is_file() or SCHEMA.read_text("utf-8") != schema:
+            stale.append(SCHEMA.name)
         if stale:
-            print(f"docs/methods is stale: {', '.join(stale)}; run scripts/make_docs.py")
+            print(f"stale: {', '.join(stale)}; run scripts/make_docs.py")
         return bool(stale)
+    SCHEMA.write_text(schema, "utf-8")
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name in present.keys() - pages.keys():
         (FOLDER / name).unlink()

@@ -33,8 +33,8 @@ _TIERS = {
     "api": "errors recipe methods checkpoint plan engine output options",
     "memory": "errors shapes methods checkpoint plan engine",
     "merge": "api config options output",
-    "report": "errors recipe checkpoint layout vocab plan",
-    "raw": "errors shapes recipe checkpoint plan options api",
+    "report": "errors recipe checkpoint layout methods vocab plan",
+    "raw": "errors recipe checkpoint plan options api",
     "cli": "errors options api raw report",
     "__init__": "api memory",
 }

@@ -24,6 +24,7 @@ _COMMANDS = {
     "inspect": "Show what a model is made of: parts, layers, types.",
     "tokenizers": "Compare the tokenizers of models.",
     "methods": "List the merge methods, or explain one.",
+    "schema": "Print the JSON Schema of recipes, for editors.",
 }
 
 

@@ -17,6 +17,7 @@ from meldkit.vocab.output import (
 from meldkit.vocab.rows import AlignedRows, MeanRow, RowMap
 from meldkit.vocab.templates import (
     AUTO,
+    PRESETS,
     ChatTemplates,
     choose_templates,
     ends_of,
@@ -39,6 +40,7 @@ __all__ = [
     "FAST",
     "FILES",
     "GENERATION",
+    "PRESETS",
     "ZERO",
     "AlignedRows",
     "ChatTemplates",
