@@ -20,7 +20,6 @@ from pydantic import (
 )
 from pydantic.functional_validators import ModelWrapValidatorHandler
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
 
 from meldkit.recipe import fields
 from meldkit.recipe.canonical import to_recipe
@@ -150,9 +149,7 @@ class Section(BaseModel):
         return section
 
     @classmethod
-    def __get_pydantic_json_schema__(
-        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         schema = handler.resolve_ref_schema(handler(core_schema))
         schema["description"] = cast(str, cls.__doc__).split("\n")[0]
         for key, advice in cls.unused.items():
