@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from meldkit.methods import METHODS, Method, Parameter
-from meldkit.methods.describe import default_text, minimal_recipe, models_text, scope_text
+from meldkit.methods.describe import default_text, minimal_recipe, models_text, scope_text, start_text
 from meldkit.report.schema import STORED, recipe_schema, to_text
 
 ROOT = Path(__file__).parent.parent
@@ -27,7 +27,10 @@ def page(method: Method) -> str:
         "",
     ]
     if method.parameters:
-        lines += ["| parameter | meaning | values | default | where |", "|---|---|---|---|---|"]
+        lines += [
+            "| parameter | meaning | values | default | begin with | where |",
+            "|---|---|---|---|---|---|",
+        ]
         lines += [_row(p) for p in method.parameters]
         lines.append("")
     lines += ["A minimal recipe:", "", "```yaml", minimal_recipe(method).strip(), "```", ""]
@@ -51,7 +54,7 @@ def _markdown(documentation: str) -> str:
 
 def _row(p: Parameter) -> str:
     values = p.range_text.replace("|", "\\|")
-    return f"| `{p.name}` | {p.doc} | {values} | {default_text(p)} | {scope_text(p)} |"
+    return f"| `{p.name}` | {p.doc} | {values} | {default_text(p)} | {start_text(p)} | {scope_text(p)} |"
 
 
 def index() -> str:

@@ -19,7 +19,15 @@ def nearswap(x: Float32[Tensor, "1 n"], *, t: float) -> Float32[Tensor, " n"]:
 METHOD = Elementwise(
     name="nearswap",
     function=nearswap,
-    parameters=(Parameter("t", "Largest step away from the base.", low=0),),
+    parameters=(
+        Parameter(
+            "t",
+            "Largest step away from the base.",
+            low=0,
+            start=0.0001,
+            reason="a fine-tune changes most weights by about as much",
+        ),
+    ),
     base=Base.DELTA,
     num_models=(1, 1),
 )

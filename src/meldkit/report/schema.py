@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import meldkit.recipe
 from meldkit.methods import METHODS, Method, Parameter
-from meldkit.methods.describe import default_text
+from meldkit.methods.describe import default_text, values_text
 from meldkit.recipe.forms import FORMS, MARK, NUMBER, JsonSchema, ref, values
 from meldkit.recipe.schema import MergeConfiguration
 from meldkit.vocab import AUTO, PRESETS
@@ -123,8 +123,7 @@ def _scalar(p: Parameter) -> JsonSchema:
 
 
 def _parameter(p: Parameter) -> JsonSchema:
-    values = p.range_text[:1].upper() + p.range_text[1:]
-    schema = {**ref(_kind(p)), "description": f"{p.doc} {values}; default: {default_text(p)}."}
+    schema = {**ref(_kind(p)), "description": f"{p.doc} {values_text(p)}; default: {default_text(p)}."}
     if not p.required and p.default is not None:
         schema["default"] = p.default
     return schema
