@@ -229,7 +229,7 @@ def mutated(draw: st.DrawFn) -> Any:
     return data
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(mutated())
 @example({"merge_method": "ties", "models": [{"model": "a", "parameters": {"weight": 1, "density": 2}}]})
 def test_schema_and_reader_agree(data: Any) -> None:

@@ -18,6 +18,7 @@ INTERRUPTED = 4
 
 #: Command name → what `meldkit --help` says about it. The file has the same name.
 _COMMANDS = {
+    "new": "Write a recipe to begin with.",
     "merge": "Merge models as a recipe says.",
     "pytorch": "Merge weight files of any PyTorch program.",
     "plan": "Show what a recipe would do, without reading a weight.",

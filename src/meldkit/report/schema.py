@@ -22,6 +22,7 @@ from meldkit.vocab import AUTO, PRESETS
 #: The schema of the methods that come with meldkit, made by scripts/make_docs.py; completion reads it too.
 STORED = Path(meldkit.recipe.__file__).with_name("recipe.schema.json")
 
+_TITLE = "meldkit recipe"
 _WIDTH = 110
 
 #: Where mergekit never looks; accepted among parameters because they are often written there.
@@ -53,9 +54,9 @@ def recipe_schema(methods: Iterable[Method] | None = None) -> JsonSchema:
     definitions["parameter-name"] = {"enum": names}
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "meldkit recipe",
         **plain,
-        "description": "A recipe: which models meldkit merges, and how.",
+        "title": _TITLE,
+        "description": "A recipe: which models are merged, and how.",
         "allOf": branches,
         "$defs": definitions,
     }
@@ -123,7 +124,7 @@ def _scalar(p: Parameter) -> JsonSchema:
 
 
 def _parameter(p: Parameter) -> JsonSchema:
-    schema = {**ref(_kind(p)), "description": f"{p.doc} {values_text(p)}; default: {default_text(p)}."}
+    schema = {**ref(_kind(p)), "description": f"{p.doc} {values_text(p)}; default {default_text(p)}."}
     if not p.required and p.default is not None:
         schema["default"] = p.default
     return schema
@@ -193,7 +194,7 @@ def _refined(part: Any) -> Any:
         return {**ref(form), **said}
     result: dict[str, Any] = {}
     for key, value in given.items():
-        if (key == "default" and value is None) or (key == "title" and value != "meldkit recipe"):
+        if (key == "default" and value is None) or (key == "title" and value != _TITLE):
             continue
         result[key] = _refined(value)
     return result
