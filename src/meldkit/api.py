@@ -170,8 +170,11 @@ def _run(
     options: MergeOptions,
     progress: Callable[[Status], None] | None,
 ) -> None:
-    jobs = [job for job in chosen.jobs if job.name not in folder.finished]
-    total = sum(job.num_passes * job.numel for job in jobs)
+    total = sum(
+        num * job.numel
+        for num, job in zip(chosen.passes(), chosen.jobs, strict=True)
+        if job.name not in folder.finished
+    )
     scale = chosen.bytes_to_write / max(1, chosen.num_parameters)
 
     def report(state: Progress) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from meldkit.checkpoint import BY_TORCH_NAME, DTYPES, Checkpoint, TensorInfo, as_named_by, as_stored_by
 from meldkit.layout import Origin, Place, with_depth
-from meldkit.methods import Method, get_method
+from meldkit.methods import Method, Values, get_method
 from meldkit.plan.checks import (
     check_architectures,
     check_depths,
@@ -31,7 +31,7 @@ from meldkit.plan.pieces import (
 from meldkit.plan.shards import lay_out_jobs
 from meldkit.plan.slots import Slot, left_out, recipe_slots
 from meldkit.plan.templates import check_setting, settle_templates
-from meldkit.plan.values import lint_names, lint_values, resolve_values
+from meldkit.plan.values import SharedValues, lint_names, lint_values
 from meldkit.plan.vocabulary import settle_vocabulary
 from meldkit.recipe import ModelRef, Recipe
 
@@ -102,7 +102,9 @@ def build_plan(
     infos = [model.checkpoint.tensors for model in models.values()]
     labels = [model.checkpoint.label for model in models.values()]
     check_fit(slots, infos, labels)
-    drafts = [_draft(slot, method, recipe, infos, labels, notes) for slot in slots]
+    where = recipe.lines.get("merge_method", recipe.origin)
+    values_of = SharedValues(method, labels, where, compat=recipe.compat is not None)
+    drafts = [_draft(slot, method, recipe, infos, labels, values_of, notes) for slot in slots]
     check_uniform(method, drafts)
     drafts = in_blocks(drafts, slots, recipe, donor, infos, notes)
     jobs, files = lay_out_jobs(drafts, shard_size, donor.checkpoint.parts)
@@ -199,6 +201,7 @@ def _draft(
     recipe: Recipe,
     infos: Sequence[Mapping[str, TensorInfo]],
     labels: Sequence[str],
+    values_of: Callable[[Slot], Values],
     notes: list[str],
 ) -> TensorJob:
     """The job of a slot, not yet placed in a file."""
@@ -227,8 +230,7 @@ def _draft(
         absent = ", ".join(f"'{ref}'" for ref in dict.fromkeys(slot.missing))
         notes.append(f"{slot.name}: copied from '{labels[slot.reference.checkpoint]}'; missing in {absent}")
         return copy
-    where = recipe.lines.get("merge_method", recipe.origin)
-    values = resolve_values(method, slot, labels, where, compat=recipe.compat is not None)
+    values = values_of(slot)
     if method.copies(values) or reference.numel == 0:
         return job(None, {}, inputs[:1], None)
     return job(method, values, inputs, slot.base)

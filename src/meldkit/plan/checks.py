@@ -90,8 +90,13 @@ def check_missing(slots: Sequence[Slot], models: Mapping[ModelRef, Model]) -> No
 
 def check_uniform(method: Method, drafts: Sequence[TensorJob]) -> None:
     """What is measured over all tensors together takes the same parameters for all of them."""
-    merged = [d for d in drafts if d.method is not None]
-    if method.measure_model is None or not any(method.model_statistic(d.whole, d.values) for d in merged):
+    if method.measure_model is None:
+        return
+    # One of those that share their values.
+    merged = list({(id(d.values), d.shape): d for d in reversed(drafts) if d.method is not None}.values())[
+        ::-1
+    ]
+    if not any(method.model_statistic(d.whole, d.values) for d in merged):
         return
     first = merged[0]
     for draft in merged:

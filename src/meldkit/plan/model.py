@@ -164,10 +164,24 @@ class Plan:
     def bytes_to_read(self) -> int:
         """Bytes of stored tensors read, each pass counted; adapters not."""
 
-        def stored(job: TensorJob) -> int:
-            return sum(self.checkpoints[i.checkpoint][i.tensor].nbytes for i in job.all_inputs)
+        tensors = [checkpoint.tensors for checkpoint in self.checkpoints]
+        passes = self.passes()
+        return sum(
+            num * sum(tensors[i.checkpoint][i.tensor].nbytes for i in job.all_inputs)
+            for num, job in zip(passes, self.jobs, strict=True)
+        )
 
-        return sum(job.num_passes * stored(job) for job in self.jobs)
+    def passes(self) -> list[int]:
+        """How often the inputs of each job are read, in the usual case."""
+        # Jobs of equal values share them, see `SharedValues`.
+        known: dict[tuple[int, int, tuple[int, ...]], int] = {}
+        result: list[int] = []
+        for job in self.jobs:
+            key = (id(job.values), len(job.inputs), job.shape)
+            if key not in known:
+                known[key] = job.num_passes
+            result.append(known[key])
+        return result
 
     @property
     def num_parameters(self) -> int:

@@ -11,7 +11,7 @@ from meldkit.errors import MismatchError, NotSupportedError, RecipeError
 from meldkit.layout import Layout, Part, Place, Stack, find_part, infer_layout
 from meldkit.layout.quirks import STACKED_TENSORS, why_fixed
 from meldkit.methods import Base, Method
-from meldkit.recipe import ModelRef, Module, Recipe, Slice, Source
+from meldkit.recipe import ModelRef, Module, Parameters, Recipe, Slice, Source
 
 #: Embeddings of something else than tokens, and what they are turned into.
 NOT_TOKENS = re.compile(r"pos|type|wpe|mapping|project", re.I)
@@ -68,6 +68,10 @@ class Model:
         return part.stack
 
 
+#: Where parameters are looked up: (name, parameters).
+Scopes = tuple[tuple[str, Parameters], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Cast:
     """The sources of a slice in the roles that the method gives them."""
@@ -91,12 +95,14 @@ class Piece:
         casts: of its slices.
         part: what it addresses in the donor.
         stacks: the layers that `layer_range` counts, by model; empty for whole models.
+        scopes: of its slices: where parameters are looked up after a source's own, narrowest first.
     """
 
     module: Module
     casts: tuple[Cast, ...]
     part: Part
     stacks: Mapping[ModelRef, Stack]
+    scopes: tuple[Scopes, ...]
 
     @property
     def num_blocks(self) -> int:
@@ -190,7 +196,11 @@ def open_pieces(
             sources = (source.model for cast in casts for source in cast.sources)
             for ref in dict.fromkeys((donor.ref, *sources)):
                 stacks[ref] = models[ref].stack(module.name)
-        found.append(Piece(module, casts, part, stacks))
+        scopes = tuple(
+            (("slice", part.parameters), ("module", module.parameters), ("recipe", recipe.parameters))
+            for part in module.slices
+        )
+        found.append(Piece(module, casts, part, stacks, scopes))
         _check_movable(found[-1], donor)
     # Sorting is stable: without a text decoder the recipe's first module gets what no module addresses.
     return tuple(sorted(found, key=lambda piece: piece.part.root is not None))

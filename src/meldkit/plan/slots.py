@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from meldkit.layout import Place, Stack
 from meldkit.plan.model import Input
-from meldkit.plan.pieces import Cast, Model, Piece, check_range, layer_range, piece_of
-from meldkit.recipe import ModelRef, Module, Parameters, Recipe, Slice, Source
+from meldkit.plan.pieces import Cast, Model, Piece, Scopes, check_range, layer_range, piece_of
+from meldkit.recipe import ModelRef, Recipe, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Slot:
     entries: tuple[Entry, ...]
     base: Input | None
     missing: tuple[ModelRef, ...]
-    scopes: tuple[tuple[str, Parameters], ...]
+    scopes: Scopes
 
 
 def recipe_slots(
@@ -62,16 +62,15 @@ def recipe_slots(
         piece = piece_of(pieces, name)
         stack = piece.stacks.get(donor.ref)
         if stack is None or place.stack is None or place.stack.prefix != stack.prefix:
-            yield _plain_slot(recipe, piece, models, donor, name, place)
+            yield _plain_slot(piece, models, donor, name, place)
         elif place.stack.first > 0:
-            yield _tail_slot(recipe, piece, models, donor, place)
+            yield _tail_slot(piece, models, donor, place)
         elif piece.part.root not in emitted:
             emitted.add(piece.part.root)
             yield from _layer_slots(recipe, piece, models, stack, notes)
 
 
 def _plain_slot(
-    recipe: Recipe,
     piece: Piece,
     models: Mapping[ModelRef, Model],
     donor: Model,
@@ -97,13 +96,11 @@ def _plain_slot(
         entries=entries,
         base=base,
         missing=missing,
-        scopes=_scopes(piece.module.slices[index], piece.module, recipe),
+        scopes=piece.scopes[index],
     )
 
 
-def _tail_slot(
-    recipe: Recipe, piece: Piece, models: Mapping[ModelRef, Model], donor: Model, place: Place
-) -> Slot:
+def _tail_slot(piece: Piece, models: Mapping[ModelRef, Model], donor: Model, place: Place) -> Slot:
     """A tensor of the layers that follow the last one (see `Layout.tail`): numbered on after the new last."""
     assert place.stack is not None
     assert place.block is not None
@@ -126,7 +123,7 @@ def _tail_slot(
         entries=entries,
         base=base,
         missing=missing,
-        scopes=_scopes(piece.module.slices[-1], piece.module, recipe),
+        scopes=piece.scopes[-1],
     )
 
 
@@ -136,8 +133,7 @@ def _layer_slots(
     module, casts, stacks = piece.module, piece.casts, piece.stacks
     leaves = {ref: _leaves(models[ref], own) for ref, own in stacks.items()}
     block = 0
-    for part, cast in zip(module.slices, casts, strict=True):
-        scopes = _scopes(part, module, recipe)
+    for part, cast, scopes in zip(module.slices, casts, piece.scopes, strict=True):
         for source in part.sources:
             check_range(source, models[source.model].ref, stacks[source.model])
         first, last = layer_range(cast.reference)
@@ -208,7 +204,3 @@ def _gather(
 
 def _depth(block: int, num_blocks: int) -> float:
     return block / (num_blocks - 1) if num_blocks > 1 else 1.0
-
-
-def _scopes(part: Slice, module: Module, recipe: Recipe) -> tuple[tuple[str, Parameters], ...]:
-    return (("slice", part.parameters), ("module", module.parameters), ("recipe", recipe.parameters))

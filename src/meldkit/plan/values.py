@@ -9,6 +9,8 @@ from meldkit.methods import METHODS, Method, Parameter, Value, Values
 from meldkit.plan.pieces import at
 from meldkit.plan.slots import Entry, Slot
 from meldkit.recipe import (
+    Filtered,
+    Gradient,
     Parameters,
     Recipe,
     Resolved,
@@ -23,36 +25,67 @@ from meldkit.recipe.schema import MergeConfiguration
 Scope = tuple[str, Parameters]
 
 
-def resolve_values(
-    method: Method, slot: Slot, labels: Sequence[str], where: str = "", *, compat: bool = False
-) -> Values:
-    """Every parameter of the method for one output tensor.
+class SharedValues:
+    """Gives every parameter of a method for output tensors; where all are equal, as one object.
+
+    Parameters that are plain numbers wherever a tensor's models have them are decided once, not once per
+    tensor: large models have a hundred thousand.
 
     Args:
         method: declares the parameters.
-        slot: the tensor.
         labels: of the plan's checkpoints, for messages.
         where: the recipe's place in messages about what it lacks.
         compat: the recipe asks for mergekit's numerics.
-
-    Raises:
-        RecipeError: a required parameter is missing, or a value is out of its range.
     """
-    values: dict[str, Value | tuple[Value, ...]] = {}
-    for parameter in method.parameters:
+
+    def __init__(self, method: Method, labels: Sequence[str], where: str = "", *, compat: bool = False):
+        self._method = method
+        self._labels = labels
+        self._where = where
+        self._compat = compat
+        #: By scopes and sources: a tensor's values, and which of them may be others for another tensor.
+        self._first: dict[tuple[int, ...], tuple[Slot, Values, list[Parameter]]] = {}
+        self._shared: dict[tuple[tuple[int, ...], str], Values] = {}
+
+    def __call__(self, slot: Slot) -> Values:
+        """The values for one output tensor.
+
+        Raises:
+            RecipeError: a required parameter is missing, or a value is out of its range.
+        """
+        # The slots in `_first` keep what these numbers stand for from being another's.
+        key = (id(slot.scopes), *(id(entry.source) for entry in slot.entries))
+        if key not in self._first:
+            values = self._checked(slot, {p.name: self._value(p, slot) for p in self._method.parameters})
+            self._first[key] = slot, values, [p for p in self._method.parameters if _varies(p.name, slot)]
+        _, values, varying = self._first[key]
+        if not varying:
+            return values
+        own = {parameter.name: self._value(parameter, slot) for parameter in varying}
+        shared = (key, repr(own))
+        if shared not in self._shared:
+            self._shared[shared] = self._checked(slot, {**values, **own})
+        return self._shared[shared]
+
+    def _value(self, parameter: Parameter, slot: Slot) -> Value | tuple[Value, ...]:
         if parameter.of_recipe:
-            values[parameter.name] = compat
-        elif parameter.per_model:
-            values[parameter.name] = tuple(
-                decide(parameter, slot, entry, labels, where)[0] for entry in slot.entries
-            )
-        else:
-            values[parameter.name] = decide(parameter, slot, None, labels, where)[0]
-    try:
-        method.check(values)
-    except ValueError as e:
-        raise RecipeError(f"{at(where)}tensor '{slot.name}': {e}") from e
-    return values
+            return self._compat
+        if not parameter.per_model:
+            return decide(parameter, slot, None, self._labels, self._where)[0]
+        return tuple(decide(parameter, slot, e, self._labels, self._where)[0] for e in slot.entries)
+
+    def _checked(self, slot: Slot, values: Values) -> Values:
+        try:
+            self._method.check(values)
+        except ValueError as e:
+            raise RecipeError(f"{at(self._where)}tensor '{slot.name}': {e}") from e
+        return values
+
+
+def _varies(name: str, slot: Slot) -> bool:
+    """Whether a parameter depends on a tensor's name or depth in one of the places where it may stand."""
+    places = (*(entry.source.parameters for entry in slot.entries), *(p for _, p in slot.scopes))
+    return any(name in place and isinstance(place[name].value, Filtered | Gradient) for place in places)
 
 
 def view(slot: Slot, entry: Entry | None) -> tuple[str, Sequence[Scope]]:
