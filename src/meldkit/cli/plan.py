@@ -57,7 +57,7 @@ def command(
         transformers_cache=transformers_cache,
         plugin=plugin,
     )
-    click.echo(describe(plan(recipe, options), verbose=verbose))
+    click.echo(describe(plan(recipe, options, headers_only=True), verbose=verbose))
 
 
 def describe(plan: Plan, *, verbose: bool = False) -> str:

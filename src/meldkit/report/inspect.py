@@ -72,7 +72,7 @@ def inspect(model: str | os.PathLike[str] | ModelRef, *, cache: Path | None = No
         CheckpointError: there is no such model, or it is damaged.
     """
     ref = model if isinstance(model, ModelRef) else ModelRef.parse(os.fspath(model))
-    checkpoint = open_model(ref, cache=cache)
+    checkpoint = open_model(ref, cache=cache, headers_only=True)
     layout = infer_layout(checkpoint, checkpoint.config)
     parts = all_parts(layout)
     tensors: Counter[str] = Counter()
