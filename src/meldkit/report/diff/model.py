@@ -1,0 +1,470 @@
+"""What a comparison of models consists of: numbers, and what they mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from functools import reduce
+from typing import Any, TypeVar
+
+#: Two models by their places in `ModelComparison.models`, the smaller one first.
+PairKey = tuple[int, int]
+K = TypeVar("K", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDifference:
+    """How two task vectors differ over some elements: the changes u and v of two models against the base.
+
+    Attributes:
+        square_first, square_second: Σ u², Σ v².
+        product: Σ u v.
+        num_both: elements where neither u nor v is 0.
+        num_opposite: those of them where their signs differ.
+        num_top_first, num_top_second: elements among the largest 1 % of |u| (of |v|) of their tensor, without
+            those that are 0. All that equal the smallest of them count as well, so that they may be more.
+        num_top_both: elements among both.
+    """
+
+    square_first: float
+    square_second: float
+    product: float
+    num_both: int
+    num_opposite: int
+    num_top_first: int
+    num_top_second: int
+    num_top_both: int
+
+    def __add__(self, other: TaskDifference) -> TaskDifference:
+        return TaskDifference(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    @property
+    def norm_first(self) -> float:
+        """|u|."""
+        return math.sqrt(self.square_first)
+
+    @property
+    def norm_second(self) -> float:
+        """|v|."""
+        return math.sqrt(self.square_second)
+
+    @property
+    def cosine(self) -> float | None:
+        """Of the angle between u and v; None if one of them is 0."""
+        return _cosine(self.product, self.square_first, self.square_second)
+
+    @property
+    def sign_conflict(self) -> float | None:
+        """Share of the elements that both models changed where they changed them in opposite directions."""
+        return self.num_opposite / self.num_both if self.num_both else None
+
+    @property
+    def top_overlap(self) -> float | None:
+        """Share of the largest 1 % of both that they have in common: 2 |T ∩ U| / (|T| + |U|)."""
+        total = self.num_top_first + self.num_top_second
+        return 2 * self.num_top_both / total if total else None
+
+    def data(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "norm_first": self.norm_first,
+            "norm_second": self.norm_second,
+            "cosine": self.cosine,
+            "sign_conflict": self.sign_conflict,
+            "top_overlap": self.top_overlap,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How the numbers b of one model differ from those, a, of another over some elements; sums can be added.
+
+    Elements where any of the compared models has NaN or Inf are left out.
+
+    Attributes:
+        numel: how many elements were compared.
+        num_equal: where a = b.
+        num_rounded: where a = b after rounding to the less precise of the two types they are stored in.
+        square_first, square_second: Σ a², Σ b².
+        product: Σ a b.
+        square_change: Σ (b − a)².
+        largest: max |b − a|.
+        task: the same of their task vectors; None without a base, or if one of them is the base.
+    """
+
+    numel: int = 0
+    num_equal: int = 0
+    num_rounded: int = 0
+    square_first: float = 0.0
+    square_second: float = 0.0
+    product: float = 0.0
+    square_change: float = 0.0
+    largest: float = 0.0
+    task: TaskDifference | None = None
+
+    def __add__(self, other: Difference) -> Difference:
+        tasks = [d.task for d in (self, other) if d.task is not None]
+        return Difference(
+            numel=self.numel + other.numel,
+            num_equal=self.num_equal + other.num_equal,
+            num_rounded=self.num_rounded + other.num_rounded,
+            square_first=self.square_first + other.square_first,
+            square_second=self.square_second + other.square_second,
+            product=self.product + other.product,
+            square_change=self.square_change + other.square_change,
+            largest=max(self.largest, other.largest),
+            task=tasks[0] + tasks[1] if len(tasks) == 2 else tasks[0] if tasks else None,
+        )
+
+    @property
+    def equal(self) -> bool:
+        """Whether no element differs."""
+        return self.num_equal == self.numel
+
+    @property
+    def norm_first(self) -> float:
+        """|a|."""
+        return math.sqrt(self.square_first)
+
+    @property
+    def norm_second(self) -> float:
+        """|b|."""
+        return math.sqrt(self.square_second)
+
+    @property
+    def change(self) -> float:
+        """|b − a|."""
+        return math.sqrt(self.square_change)
+
+    @property
+    def relative_change(self) -> float | None:
+        """|b − a| / |a|; 0 if they are equal, None if only a is 0."""
+        if not self.square_first:
+            return 0.0 if not self.square_change else None
+        return math.sqrt(self.square_change / self.square_first)
+
+    @property
+    def cosine(self) -> float | None:
+        """Of the angle between a and b; None if one of them is 0."""
+        return _cosine(self.product, self.square_first, self.square_second)
+
+    def data(self) -> dict[str, Any]:
+        """As JSON has it."""
+        values: dict[str, Any] = {
+            "elements": self.numel,
+            "equal_elements": self.num_equal,
+            "relative_change": self.relative_change,
+            "cosine": self.cosine,
+            "norm_first": self.norm_first,
+            "norm_second": self.norm_second,
+            "change_norm": self.change,
+            "largest_change": self.largest,
+        }
+        return values if self.task is None else values | {"task": self.task.data()}
+
+
+def _cosine(product: float, square_first: float, square_second: float) -> float | None:
+    if not square_first or not square_second:
+        return None
+    return max(-1.0, min(1.0, product / math.sqrt(square_first) / math.sqrt(square_second)))
+
+
+@dataclass(frozen=True, slots=True)
+class Spectrum:
+    """How many directions the change of a matrix has, from its singular values σ₁ ≥ σ₂ ≥ …
+
+    Attributes:
+        effective_rank: exp of the entropy of σ / Σσ (Roy & Vetterli 2007), of the singular values that were
+            found; a lower bound where `captured` is below 1.
+        energy_rank: how many of them have 90 % of Σσ²; None if those that were found have less.
+        captured: their share of Σσ².
+        full_rank: of a matrix of that shape: rows or columns, whichever are fewer.
+    """
+
+    effective_rank: float
+    energy_rank: int | None
+    captured: float
+    full_rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDifference:
+    """One tensor in all models that have it, or the rows that they have in common.
+
+    Attributes:
+        name: in the first model that has it.
+        stack: what the names of its stack's tensors begin with, such as "model.layers."; None outside.
+        block: which of the stack's blocks; None outside.
+        leaf: what its name has after that; outside, the whole name.
+        role: embedding, lm_head, norm, attention, mlp, expert, router, vision or other.
+        shape: of what was compared.
+        dtypes: by model, safetensors spelling; None in models that lack it.
+        shapes: by model; None in models that lack it.
+        norms: by model; None where it was not compared.
+        num_nonfinite: by model, values that are NaN or Inf.
+        pairs: the difference of each two models whose shapes fit.
+        spectra: by model, of its change against `ModelComparison.reference`; only of matrices, if asked for.
+        rows: how the rows of several vocabularies were brought together: "token", "number", or None.
+    """
+
+    name: str
+    stack: str | None
+    block: int | None
+    leaf: str
+    role: str
+    shape: tuple[int, ...]
+    dtypes: tuple[str | None, ...]
+    shapes: tuple[tuple[int, ...] | None, ...]
+    norms: tuple[float | None, ...]
+    num_nonfinite: tuple[int, ...]
+    pairs: Mapping[PairKey, Difference]
+    spectra: Mapping[int, Spectrum]
+    rows: str | None = None
+
+    @property
+    def numel(self) -> int:
+        """Elements of what was compared."""
+        return math.prod(self.shape)
+
+    @property
+    def compared(self) -> bool:
+        """Whether any two models could be compared."""
+        return bool(self.pairs)
+
+    def data(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "name": self.name,
+            "stack": self.stack,
+            "block": self.block,
+            "leaf": self.leaf,
+            "role": self.role,
+            "shape": list(self.shape),
+            "dtypes": list(self.dtypes),
+            "shapes": [None if shape is None else list(shape) for shape in self.shapes],
+            "norms": list(self.norms),
+            "nonfinite": list(self.num_nonfinite),
+            "rows": self.rows,
+            "pairs": [{"first": i, "second": j, **d.data()} for (i, j), d in self.pairs.items()],
+            "spectra": [
+                {
+                    "model": model,
+                    "effective_rank": s.effective_rank,
+                    "energy_rank": s.energy_rank,
+                    "captured": s.captured,
+                    "full_rank": s.full_rank,
+                }
+                for model, s in self.spectra.items()
+            ],
+        }
+
+
+class Relation(StrEnum):
+    """What two models are to each other."""
+
+    #: All numbers are equal, in tensors that both have.
+    IDENTICAL = "identical"
+    #: One is the other in a less precise type.
+    ROUNDED = "rounded"
+    #: One was made from the other, or both from one, and they are still close.
+    CLOSE = "close"
+    #: They began as one, but have gone far.
+    DISTANT = "distant"
+    #: They have nothing in common but their shapes.
+    UNRELATED = "unrelated"
+    #: They do not even have shapes in common.
+    INCOMPARABLE = "incomparable"
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedModel:
+    """One of the models.
+
+    Attributes:
+        label: as it was named.
+        architecture: from its configuration; empty if it does not say.
+        num_tensors, num_parameters: of its own, compared or not.
+        dtypes: elements by type of their values, safetensors spelling.
+        num_encoded: tensors that are decoded when read: quantised, or changed by an adapter.
+        missing: tensors of other models that it lacks.
+        extra: tensors that only it has.
+    """
+
+    label: str
+    architecture: str
+    num_tensors: int
+    num_parameters: int
+    dtypes: Mapping[str, int]
+    num_encoded: int
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two models, by their places in the list, and what they are to each other.
+
+    Attributes:
+        first, second: the models; a base comes before others.
+        total: over all compared tensors of numbers with fractions.
+        matrices: over those of them that have two or more sizes, which tell relatives from strangers.
+        relation: from those.
+        num_tensors: how many tensors were compared, of any kind.
+        num_equal: how many of them have no difference.
+        unfit: names of tensors that both have in shapes that cannot be compared.
+    """
+
+    first: int
+    second: int
+    total: Difference
+    matrices: Difference
+    relation: Relation
+    num_tensors: int
+    num_equal: int
+    unfit: tuple[str, ...]
+
+    @property
+    def key(self) -> PairKey:
+        """Its place in `TensorDifference.pairs`."""
+        return self.first, self.second
+
+    def data(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "first": self.first,
+            "second": self.second,
+            "relation": str(self.relation),
+            "tensors": self.num_tensors,
+            "equal_tensors": self.num_equal,
+            "unfit": list(self.unfit),
+            **self.total.data(),
+            "matrix_cosine": self.matrices.cosine,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that the numbers mean.
+
+    Attributes:
+        kind: a short name that stays the same between versions, such as "unrelated"; see docs/diff.md.
+        models: places of the models that it is about.
+        text: what was found, one sentence.
+        advice: what to do about it, one sentence; may be empty.
+        warning: whether it speaks against merging the models as they are.
+    """
+
+    kind: str
+    models: tuple[int, ...]
+    text: str
+    advice: str = ""
+    warning: bool = False
+
+    def data(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "kind": self.kind,
+            "models": list(self.models),
+            "text": self.text,
+            "advice": self.advice,
+            "warning": self.warning,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ModelComparison:
+    """Several models, compared tensor by tensor.
+
+    Attributes:
+        models: in the order in which they were named, a base before them.
+        base: place of the base, 0; None without one.
+        tensors: all of them, in the order of the first model; those that only others have come last.
+        pairs: each two models, (0, 1), (0, 2), …, (1, 2), …
+        findings: what it means, the most important first.
+        notes: what was done to bring the models together, in words.
+        spectral: whether spectra were asked for.
+        bytes_read: of weights.
+        seconds: that reading and measuring took.
+    """
+
+    models: tuple[ComparedModel, ...]
+    base: int | None
+    tensors: tuple[TensorDifference, ...]
+    pairs: tuple[Pair, ...]
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
+    spectral: bool
+    bytes_read: int
+    seconds: float
+
+    @property
+    def reference(self) -> int:
+        """The model against which changes are measured where one is needed: the base, else the first."""
+        return 0
+
+    def pair(self, first: int, second: int) -> Pair:
+        """Two models in either order, as they are in `pairs`."""
+        wanted = (min(first, second), max(first, second))
+        return next(pair for pair in self.pairs if pair.key == wanted)
+
+    def grouped(self, pair: PairKey, key: Callable[[TensorDifference], K | None]) -> dict[K, Difference]:
+        """The differences of two models, added up over tensors with the same key; without those of None."""
+        found: dict[K, list[Difference]] = {}
+        for tensor in self.tensors:
+            name = key(tensor)
+            if name is not None and pair in tensor.pairs:
+                found.setdefault(name, []).append(tensor.pairs[pair])
+        return {name: total(parts) for name, parts in found.items()}
+
+    def by_role(self, pair: PairKey) -> dict[str, Difference]:
+        """By role, in order of first appearance."""
+        return self.grouped(pair, lambda tensor: tensor.role)
+
+    def by_layer(self, pair: PairKey) -> dict[tuple[str, int], Difference]:
+        """By stack and block; what stands outside of stacks is not in it."""
+        return self.grouped(
+            pair,
+            lambda t: None if t.stack is None or t.block is None else (t.stack, t.block),
+        )
+
+    def data(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "models": [
+                {
+                    "model": model.label,
+                    "architecture": model.architecture,
+                    "tensors": model.num_tensors,
+                    "parameters": model.num_parameters,
+                    "dtypes": dict(model.dtypes),
+                    "decoded_tensors": model.num_encoded,
+                    "missing": list(model.missing),
+                    "extra": list(model.extra),
+                }
+                for model in self.models
+            ],
+            "base": self.base,
+            "findings": [finding.data() for finding in self.findings],
+            "notes": list(self.notes),
+            "pairs": [
+                {
+                    **pair.data(),
+                    "roles": {role: d.data() for role, d in self.by_role(pair.key).items()},
+                    "layers": [
+                        {"stack": stack, "block": block, **d.data()}
+                        for (stack, block), d in self.by_layer(pair.key).items()
+                    ],
+                }
+                for pair in self.pairs
+            ],
+            "tensors": [tensor.data() for tensor in self.tensors],
+            "bytes_read": self.bytes_read,
+            "seconds": self.seconds,
+        }
+
+
+def total(differences: Iterable[Difference]) -> Difference:
+    """Their sum, in order."""
+    return reduce(Difference.__add__, differences, Difference())
