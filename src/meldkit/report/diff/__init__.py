@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from meldkit.report.diff.difference import Difference, Spectrum, TaskDifference, total
 from meldkit.report.diff.model import (
     ComparedModel,
-    Difference,
     Finding,
     ModelComparison,
     Pair,
     PairKey,
     Relation,
-    Spectrum,
-    TaskDifference,
     TensorDifference,
-    total,
 )
 
 __all__ = [
