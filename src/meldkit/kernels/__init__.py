@@ -347,8 +347,8 @@ def count_conflicts(
         least: of each row, the magnitude from which on an element is one of the largest.
 
     Returns:
-        How many elements of each row are among the largest, without those that are 0; then, of rows i < j, how
-        many elements are not 0 in both, have opposite signs there, and are among the largest of both.
+        How many elements of each row are among the largest, without those that are 0; then, of rows i < j,
+        how many elements are not 0 in both, have opposite signs there, and are among the largest of both.
     """
     m, n = u.shape
     pairs = [(i, j) for i in range(m) for j in range(i + 1, m)]

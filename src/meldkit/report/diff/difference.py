@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 from functools import reduce
 from typing import Any
 
-#: Of the largest magnitudes of a task vector, the share that is looked at.
-TOP_SHARE = 0.01
+#: One in as many elements of a tensor is among its largest changes: 1 %.
+ONE_IN = 100
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ class TensorDifference:
         pairs: the difference of each two models whose shapes fit.
         spectra: by model, of its change against `ModelComparison.reference`; only of matrices, if asked for.
         rows: how the rows of several vocabularies were brought together: "token", "number", or None.
+        whole_numbers: whether its numbers have no fractions in some model; then only equal ones are counted.
     """
 
     name: str
@@ -48,6 +49,7 @@ class TensorDifference:
     pairs: Mapping[PairKey, Difference]
     spectra: Mapping[int, Spectrum]
     rows: str | None = None
+    whole_numbers: bool = False
 
     @property
     def numel(self) -> int:
@@ -100,21 +102,25 @@ class ComparedModel:
     """One of the models.
 
     Attributes:
+        name: what findings call it: A, B, …, or "base".
         label: as it was named.
         architecture: from its configuration; empty if it does not say.
         num_tensors, num_parameters: of its own, compared or not.
         dtypes: elements by type of their values, safetensors spelling.
         num_encoded: tensors that are decoded when read: quantised, or changed by an adapter.
+        quantised: whether some of them have fewer bits than types of numbers with fractions.
         missing: tensors of other models that it lacks.
         extra: tensors that only it has.
     """
 
+    name: str
     label: str
     architecture: str
     num_tensors: int
     num_parameters: int
     dtypes: Mapping[str, int]
     num_encoded: int
+    quantised: bool
     missing: tuple[str, ...]
     extra: tuple[str, ...]
 
@@ -231,7 +237,7 @@ class ModelComparison:
         found: dict[K, list[Difference]] = {}
         for tensor in self.tensors:
             name = key(tensor)
-            if name is not None and pair in tensor.pairs:
+            if name is not None and pair in tensor.pairs and not tensor.whole_numbers:
                 found.setdefault(name, []).append(tensor.pairs[pair])
         return {name: total(parts) for name, parts in found.items()}
 
@@ -251,12 +257,14 @@ class ModelComparison:
         return {
             "models": [
                 {
+                    "name": model.name,
                     "model": model.label,
                     "architecture": model.architecture,
                     "tensors": model.num_tensors,
                     "parameters": model.num_parameters,
                     "dtypes": dict(model.dtypes),
                     "decoded_tensors": model.num_encoded,
+                    "quantised": model.quantised,
                     "missing": list(model.missing),
                     "extra": list(model.extra),
                 }
