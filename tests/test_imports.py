@@ -57,7 +57,7 @@ _EXTERNAL = {
     "api": "",
     "memory": "torch numpy",
     "merge": "",
-    "report": "",
+    "report": "torch numpy",
     "raw": "torch numpy",
     "cli": "click rich",
     "__init__": "",

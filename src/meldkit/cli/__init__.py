@@ -23,6 +23,7 @@ _COMMANDS = {
     "pytorch": "Merge weight files of any PyTorch program.",
     "plan": "Show what a recipe would do, without reading a weight.",
     "inspect": "Show what a model is made of: parts, layers, types.",
+    "diff": "Compare the weights of models, and say what that means.",
     "tokenizers": "Compare the tokenizers of models.",
     "methods": "List the merge methods, or explain one.",
     "schema": "Print the JSON Schema of recipes, for editors.",

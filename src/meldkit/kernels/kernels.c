@@ -370,3 +370,93 @@ void meldkit_alone(const float *row, const float *count, long n, int64_t out[2])
         out[0] += part[0], out[1] += part[1];
     }
 }
+
+/* --- differences ------------------------------------------------------------------------------------------ */
+
+LOOP void add_differences(double *restrict lanes, int64_t *restrict equal, const double *restrict a,
+                          const double *restrict b, long n) {
+    double squares[LANES], largest[LANES];
+    int64_t same[LANES] = {0};
+    for (long l = 0; l < LANES; l++) squares[l] = lanes[l], largest[l] = lanes[LANES + l];
+    for (long i = 0; i < n; i += LANES)
+        for (long l = 0; l < LANES; l++) {
+            double change = b[i + l] - a[i + l], size = fabs(change);
+            squares[l] += change * change;
+            largest[l] = size > largest[l] ? size : largest[l];
+            same[l] += change == 0;
+        }
+    for (long l = 0; l < LANES; l++) lanes[l] = squares[l], lanes[LANES + l] = largest[l], *equal += same[l];
+}
+
+/* Products of rows i <= j, in that order; for rows i < j the sum of the squares of their difference, the largest
+ * difference, and how many are 0. `room` has place for m BLOCK + (pairs i <= j + 2 pairs i < j) LANES. */
+void meldkit_differences(const float *x, long stride, long m, long n, double *room, double *products,
+                         double *squares, double *largest, int64_t *equal) {
+    long num_products = m * (m + 1) / 2, num_pairs = m * (m - 1) / 2, pair;
+    double *all_lanes = room + m * BLOCK, *lanes, *more = all_lanes + num_products * LANES;
+    memset(all_lanes, 0, sizeof(double) * (num_products + 2 * num_pairs) * LANES);
+    memset(equal, 0, sizeof(int64_t) * num_pairs);
+    for (long start = 0; start < n; start += BLOCK) {
+        long length = smaller(n - start, BLOCK), whole = (length + LANES - 1) / LANES * LANES;
+        for (long i = 0; i < m; i++) {
+            to_doubles(room + i * BLOCK, x + i * stride + start, length);
+            for (long k = length; k < whole; k++) room[i * BLOCK + k] = 0;
+        }
+        lanes = all_lanes, pair = 0;
+        for (long i = 0; i < m; i++)
+            for (long j = i; j < m; j++, lanes += LANES) {
+                const double *a = room + i * BLOCK, *b = room + j * BLOCK;
+                add_products(lanes, a, b, whole);
+                if (i == j) continue;
+                add_differences(more + 2 * pair * LANES, equal + pair, a, b, whole);
+                equal[pair++] -= whole - length;
+            }
+    }
+    for (long k = 0; k < num_products; k++) products[k] = sum_of(all_lanes + k * LANES);
+    for (pair = 0; pair < num_pairs; pair++) {
+        lanes = more + 2 * pair * LANES;
+        squares[pair] = sum_of(lanes);
+        largest[pair] = 0;
+        for (long l = 0; l < LANES; l++)
+            if (lanes[LANES + l] > largest[pair]) largest[pair] = lanes[LANES + l];
+    }
+}
+
+LOOP void count_conflicts(const float *restrict u, const float *restrict v, float least_u, float least_v,
+                          int *restrict counts, long n) {
+    int both = 0, opposite = 0, top = 0;
+    for (long i = 0; i < n; i++) {
+        int changed = (u[i] != 0) & (v[i] != 0);
+        both += changed;
+        opposite += changed & ((u[i] > 0) != (v[i] > 0));
+        top += changed & (fabsf(u[i]) >= least_u) & (fabsf(v[i]) >= least_v);
+    }
+    counts[0] = both, counts[1] = opposite, counts[2] = top;
+}
+
+LOOP int count_top(const float *restrict u, float least, long n) {
+    int top = 0;
+    for (long i = 0; i < n; i++) top += (u[i] != 0) & (fabsf(u[i]) >= least);
+    return top;
+}
+
+/* Of each row, how many are not 0 and at least `least` in magnitude; of rows i < j, where both are not 0, where
+ * their signs differ there, and where both are as large. */
+void meldkit_conflicts(const float *u, long stride, long m, long n, const float *least, int64_t *tops,
+                       int64_t *counts) {
+    memset(tops, 0, sizeof(int64_t) * m);
+    memset(counts, 0, sizeof(int64_t) * 3 * m * (m - 1) / 2);
+    for (long start = 0; start < n; start += BLOCK) {
+        long length = smaller(n - start, BLOCK);
+        int64_t *pair = counts;
+        for (long i = 0; i < m; i++) {
+            const float *row = u + i * stride + start;
+            tops[i] += count_top(row, least[i], length);
+            for (long j = i + 1; j < m; j++, pair += 3) {
+                int part[3];
+                count_conflicts(row, u + j * stride + start, least[i], least[j], part, length);
+                for (int c = 0; c < 3; c++) pair[c] += part[c];
+            }
+        }
+    }
+}
