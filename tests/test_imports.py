@@ -33,7 +33,7 @@ _TIERS = {
     "api": "errors recipe methods checkpoint plan engine output options",
     "memory": "errors shapes methods checkpoint plan engine",
     "merge": "api config options output",
-    "report": "errors recipe checkpoint layout methods vocab plan",
+    "report": "errors shapes kernels recipe checkpoint layout methods vocab plan engine api",
     "raw": "errors shapes recipe checkpoint plan options api",
     "cli": "errors options api raw report",
     "__init__": "api memory",

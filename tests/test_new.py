@@ -211,7 +211,7 @@ def test_schema_beside_the_recipe_is_named(capsys: pytest.CaptureFixture[str]) -
         (["tie", "a", "b"], "unknown merge_method 'tie'\n  did you mean 'ties'?"),
         (
             ["a", "b"],
-            "'a' is a model\n  the method comes first: meldkit new METHOD a b; meldkit methods lists them",
+            "'a' is a model\n  the method comes first: meldkit new METHOD a b; or meldkit new --suggest",
         ),
         (
             ["ties", "a"],

@@ -149,7 +149,7 @@ def _verdict(text: str, headers: Mapping[ModelRef, Header], name: str) -> list[s
 
     def opened(ref: ModelRef) -> Checkpoint:
         header = headers.get(ref)
-        return header.checkpoint if header and header.checkpoint else open_model(ref)
+        return header.checkpoint if header and header.checkpoint else open_model(ref, headers_only=True)
 
     try:
         return list(build_plan(parse_recipe(text, name), opened).warnings)

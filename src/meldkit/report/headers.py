@@ -46,7 +46,7 @@ class Header:
 def read_header(ref: ModelRef, cache: Path | None = None) -> Header:
     """Open a model; where that cannot be, the header says why."""
     try:
-        checkpoint = open_model(ref, cache=cache)
+        checkpoint = open_model(ref, cache=cache, headers_only=True)
         layout = infer_layout(checkpoint, checkpoint.config)
     except MeldError as e:
         return Header(ref, problem=e.message)
