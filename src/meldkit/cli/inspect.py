@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from meldkit.cli.arguments import Model
 from meldkit.cli.display import count, table, text_size
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model")
+@click.argument("model", type=Model())
 @click.option("--transformers-cache", default=None, help="Folder for downloaded models.")
 @click.option("--verbose", "-v", is_flag=True, help="List every tensor: type, shape, part and role.")
 def command(model: str, transformers_cache: str | None, verbose: bool) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meldkit.cli import INTERRUPTED
+from meldkit.cli.arguments import Folder, Recipe
 from meldkit.cli.display import show_progress, text_size
 from meldkit.options import MergeOptions
 
@@ -56,8 +57,8 @@ def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("recipe", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("recipe", type=Recipe())
+@click.argument("out", type=Folder())
 @with_options
 def command(recipe: Path, out: Path, **given: Any) -> None:
     """Merge models as RECIPE (a YAML file, or - for standard input) says, into the new folder OUT.

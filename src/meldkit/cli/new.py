@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from meldkit.cli import arguments
 from meldkit.cli.display import show_progress
 from meldkit.errors import RecipeError
 
@@ -19,9 +21,21 @@ if TYPE_CHECKING:
 SCHEMA = "recipe.schema.json"
 
 
+def _names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """For the tab key: the method comes first, unless it is to be suggested."""
+    given = ctx.params.get(param.name or "") or ()
+    if given or ctx.params.get("suggest"):
+        return arguments.models(incomplete)
+    return arguments.methods(incomplete)
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("names", nargs=-1, metavar="METHOD MODEL...")
-@click.option("--base", help="Base model; without it the first model is, where METHOD needs one.")
+@click.argument("names", nargs=-1, metavar="METHOD MODEL...", shell_complete=_names)
+@click.option(
+    "--base",
+    type=arguments.Model(),
+    help="Base model; without it the first model is, where METHOD needs one.",
+)
 @click.option(
     "--suggest", is_flag=True, help="Choose the method from how the models differ; name models only."
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from meldkit.cli.arguments import Recipe
 from meldkit.cli.display import count, table, text_size
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ _LAYER = re.compile(r"\.\d+\.")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("recipe", type=Recipe())
 @click.option("--allow-crimes/--no-allow-crimes", default=False, help="As for merge.")
 @click.option("--allow-crop/--no-allow-crop", default=False, help="As for merge.")
 @click.option("--trust-remote-code/--no-trust-remote-code", default=False, help="As for merge.")
