@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,15 +22,24 @@ _ROWS = 24
 _NOTES = 8
 
 
+def planning_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What decides a plan, as options of the same names as those of merge."""
+    for decorate in (
+        click.option("--plugin", multiple=True, help="As for merge."),
+        click.option("--transformers-cache", default=None, help="As for merge."),
+        click.option("--trust-remote-code/--no-trust-remote-code", default=False, help="As for merge."),
+        click.option("--allow-crop/--no-allow-crop", default=False, help="As for merge."),
+        click.option("--allow-crimes/--no-allow-crimes", default=False, help="As for merge."),
+    ):
+        function = decorate(function)
+    return function
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--allow-crimes/--no-allow-crimes", default=False, help="As for merge.")
-@click.option("--allow-crop/--no-allow-crop", default=False, help="As for merge.")
-@click.option("--trust-remote-code/--no-trust-remote-code", default=False, help="As for merge.")
+@planning_options
 @click.option("--out-shard-size", default="5B", show_default=True, help="As for merge.")
-@click.option("--transformers-cache", default=None, help="As for merge.")
 @click.option("--num-threads", "-j", type=int, default=None, help="As for merge.")
-@click.option("--plugin", multiple=True, help="As for merge.")
 @click.option(
     "--probe/--no-probe",
     "probing",

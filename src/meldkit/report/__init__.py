@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from meldkit.report.explain import (
+    Explanation,
+    Grid,
+    ModelValues,
+    TensorExplanation,
+    explain,
+    grids,
+    varying,
+)
+from meldkit.report.groups import Group, group_tensors
 from meldkit.report.inspect import Inspection, PartSummary, inspect
 from meldkit.report.plan import Cost, InputModel, Output, PlanSummary, Treatment, summarise_plan
 from meldkit.report.probe import Probe
@@ -14,17 +24,26 @@ from meldkit.report.tokenizers import (
 
 __all__ = [
     "Cost",
+    "Explanation",
+    "Grid",
+    "Group",
     "InputModel",
     "Inspection",
+    "ModelValues",
     "Output",
     "PairDifference",
     "PartSummary",
     "PlanSummary",
     "Probe",
+    "TensorExplanation",
     "TokenizerComparison",
     "TokenizerSummary",
     "Treatment",
     "compare_tokenizers",
+    "explain",
+    "grids",
+    "group_tensors",
     "inspect",
     "summarise_plan",
+    "varying",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from meldkit.layout import Stack
@@ -29,11 +30,17 @@ class Group:
     num_blocks: int
 
 
-def group_tensors(plan: Plan) -> tuple[Group, ...]:
-    """The groups of a plan: what stands outside of the stacks first, then stack by stack."""
+def group_tensors(plan: Plan, chosen: Iterable[int] | None = None) -> tuple[Group, ...]:
+    """The groups of a plan: what stands outside of the stacks first, then stack by stack.
+
+    Args:
+        plan: whose tensors.
+        chosen: places of those that count; None for all.
+    """
     leaves: dict[str, str] = {}
     families: dict[tuple[Stack | None, str], list[int]] = {}
-    for index, slot in enumerate(plan.slots):
+    for index in range(len(plan.slots)) if chosen is None else chosen:
+        slot = plan.slots[index]
         leaf = leaves.get(slot.place.leaf)
         if leaf is None:
             leaf = leaves[slot.place.leaf] = _NUMBER.sub("*", slot.place.leaf)
