@@ -32,7 +32,7 @@ _TIERS = {
     "api": "errors recipe methods checkpoint plan engine output options",
     "memory": "errors methods checkpoint plan engine",
     "merge": "api config options output",
-    "report": "errors recipe checkpoint layout vocab plan",
+    "report": "errors recipe checkpoint layout methods vocab plan engine output",
     "raw": "errors recipe checkpoint plan options api",
     "cli": "errors options api raw report",
     "__init__": "api memory",

@@ -178,8 +178,24 @@ def _words(method: Method, treatment: Treatment, common: Mapping[str, object]) -
         own = {name: values for name, values in treatment.values.items() if name not in common}
         parts.append(f"{method.name} {in_words(own, usual(method))}".rstrip())
     if treatment.copied_from:
-        parts.append(f"copied from {', '.join(treatment.copied_from)}")
+        all_of_one = len(treatment.copied_from) == 1 and not treatment.num_merged
+        sources = [
+            label if all_of_one or not blocks else f"{label} ({_runs(blocks)})"
+            for label, blocks in treatment.copied_from.items()
+        ]
+        parts.append(f"copied from {', '.join(sources)}")
     return " or ".join(parts)
+
+
+def _runs(numbers: Iterable[int]) -> str:
+    """Ascending numbers with runs of them taken together: "0-3, 7"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ", ".join("-".join(map(str, run)) for run in runs)
 
 
 def usual(method: Method) -> dict[str, object]:

@@ -97,7 +97,7 @@ class Treatment:
         num_parameters: elements of them.
         dtypes: of the output.
         num_merged: how many the method makes.
-        copied_from: labels of the models that the others are copied from.
+        copied_from: labels of the models that the others are copied from, and the blocks that are.
         values: of each parameter the distinct values, in the order of the tensors; tuples have one per model.
     """
 
@@ -108,7 +108,7 @@ class Treatment:
     num_parameters: int
     dtypes: tuple[str, ...]
     num_merged: int
-    copied_from: tuple[str, ...]
+    copied_from: Mapping[str, tuple[int, ...]]
     values: Mapping[str, tuple[Any, ...]]
 
 
@@ -233,7 +233,12 @@ def _treatments(plan: Plan) -> tuple[Treatment, ...]:
     for group in group_tensors(plan):
         jobs = [plan.jobs[index] for index in group.members]
         merged = [job for job in jobs if job.method is not None]
-        sources = (plan.checkpoints[job.inputs[0].checkpoint] for job in jobs if job.method is None)
+        copies: dict[str, dict[int, None]] = {}
+        for index, job in zip(group.members, jobs, strict=True):
+            if job.method is None:
+                blocks = copies.setdefault(plan.checkpoints[job.inputs[0].checkpoint].label, {})
+                if (block := plan.slots[index].place.block) is not None:
+                    blocks[block] = None
         found.append(
             Treatment(
                 stack=group.stack,
@@ -243,7 +248,7 @@ def _treatments(plan: Plan) -> tuple[Treatment, ...]:
                 num_parameters=sum(job.numel for job in jobs),
                 dtypes=tuple(dict.fromkeys(job.dtype for job in jobs)),
                 num_merged=len(merged),
-                copied_from=tuple(dict.fromkeys(checkpoint.label for checkpoint in sources)),
+                copied_from={label: tuple(blocks) for label, blocks in copies.items()},
                 values={
                     name: tuple(dict.fromkeys(job.values[name] for job in merged))
                     for name in (merged[0].values if merged else ())
