@@ -50,8 +50,8 @@ def command(
 ) -> None:
     """Show which value each parameter of RECIPE has, and which of its lines says so.
 
-    PATTERN chooses tensors of the output: a name, a part of names, or an expression as in the recipe's filters
-    (re:… or glob:…). Without it all are explained, those that are alike together. Reads headers only.
+    PATTERN chooses tensors of the output: a name, a part of names, or an expression as in the recipe's
+    filters (re:… or glob:…). Without it all are explained, those that are alike together. Reads headers only.
     """
     from meldkit.api import plan
     from meldkit.options import MergeOptions
@@ -96,6 +96,8 @@ def describe(explanation: Explanation, *, verbose: bool = False) -> Iterator[str
 def _body(explanation: Explanation, tensors: Sequence[TensorExplanation]) -> list[str]:
     """What is done with tensors, and a row for each parameter and model."""
     plan = explanation.plan
+    # Of a hundred thousand experts nearly all are alike.
+    tensors = list({_alike(t): t for t in tensors}.values())
     merged = [t for t in tensors if t.method is not None]
     lines: list[str] = []
     if merged:
@@ -110,6 +112,12 @@ def _body(explanation: Explanation, tensors: Sequence[TensorExplanation]) -> lis
         lines += wrapped(f"note: {note}")
     rows = list(_rows(explanation, tensors))
     return lines + (table(rows) if rows else [])
+
+
+def _alike(t: TensorExplanation) -> tuple[object, ...]:
+    """What is equal for tensors about which the same is to be said."""
+    own = [(model.label, id(model.values)) for model in t.models]
+    return (t.t, t.method, t.why_copied, t.base and t.base[0], id(t.values), *own, *t.notes)
 
 
 def _rows(explanation: Explanation, tensors: Sequence[TensorExplanation]) -> Iterator[tuple[str, ...]]:
@@ -145,7 +153,7 @@ def _listed(words: Iterable[str], separator: str = ", ") -> str:
 
 
 def draw(explanation: Explanation, parameter: str | None = None) -> Iterator[str]:
-    """Parameters over the layers: a row for each leaf, a cell for each layer, the higher the larger the value.
+    """Parameters over the layers: a row for each leaf, a cell for each layer, higher for larger values.
 
     Raises:
         RecipeError: the method has no such parameter.
@@ -166,7 +174,7 @@ def draw(explanation: Explanation, parameter: str | None = None) -> Iterator[str
 
 
 def _scale(drawn: Sequence[Grid]) -> list[Any]:
-    """What the heights stand for: the lowest and the highest number, or words in the order of their appearance."""
+    """What the heights stand for: the lowest and the highest number, or words as they come."""
     values = [v for grid in drawn for row in grid.rows.values() for v in row if v is not None]
     if all(isinstance(value, float) for value in values):
         return [min(values), max(values)]

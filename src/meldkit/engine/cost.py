@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from meldkit.checkpoint import DTYPES
+from meldkit.checkpoint import DTYPES, TensorInfo
 from meldkit.engine.blocks import elements_of_row
 from meldkit.engine.tensor_run import PAGE, SPAN, TILE
 from meldkit.methods import Noise, Whole
@@ -17,7 +17,7 @@ from meldkit.plan import Plan, TensorJob
 _FLOAT = 4
 #: Bytes per element of a tile for what methods set aside: two numbers, and where they draw random ones, those
 #: and what is compared with them, besides a flag per model.
-_ASIDE, _ASIDE_RANDOM = 2 * _FLOAT, 16
+_ASIDE, _ASIDE_RANDOM = 2 * _FLOAT, 24
 #: Bytes per element of a tile while a tensor is decoded that is not stored as an array of its type.
 _DECODING = 4 * _FLOAT
 #: Bytes of a thread: its stack, and what its allocator keeps back.
@@ -55,34 +55,58 @@ class Work:
 
     Attributes:
         passes: how often its inputs are read, in the usual case.
-        grain: starts and lengths of its tiles are multiples of this.
+        bytes_to_read: of its inputs, each pass counted; adapters not.
         held: bytes that its statistic holds.
+        buffers: bytes that it needs of each buffer of a worker: those of inputs, of output, for decoding, and
+            what the method sets aside.
     """
 
-    passes: int = 1
-    grain: int = CHUNK
-    held: int = 0
+    passes: int
+    bytes_to_read: int
+    held: int
+    buffers: tuple[int, int, int, int]
 
 
 def work_of(plan: Plan) -> list[Work]:
     """What each job takes; jobs that are alike are looked at once."""
     known: dict[Hashable, Work] = {}
-    return [_work(job, known) for job in plan.jobs]
-
-
-def _work(job: TensorJob, known: dict[Hashable, Work]) -> Work:
-    if job.method is None:
-        return _COPY
-    key = (job.shape, len(job.inputs), *job.values.items())
-    found = known.get(key)
-    if found is None:
-        statistic = job.method.statistic(job.whole, job.values)
-        held = 0 if statistic is None else statistic.held
-        found = known[key] = Work(job.num_passes, job.method.grain(job.whole, job.values), held)
+    tensors = [checkpoint.tensors for checkpoint in plan.checkpoints]
+    found: list[Work] = []
+    for job in plan.jobs:
+        infos = [tensors[i.checkpoint][i.tensor] for i in job.all_inputs]
+        stored = [(info.dtype, info.nbytes, info.encoding is None) for info in infos]
+        key = (job.shape, job.dtype, job.method is None, job.scales is None, *stored, *job.values.items())
+        work = known.get(key)
+        if work is None:
+            work = known[key] = _work(job, infos)
+        found.append(work)
     return found
 
 
-_COPY = Work()
+def _work(job: TensorJob, infos: Sequence[TensorInfo]) -> Work:
+    grain, statistic = CHUNK, None
+    if job.method is not None:
+        grain = job.method.grain(job.whole, job.values)
+        statistic = job.method.statistic(job.whole, job.values)
+    tile = max(TILE // grain, 1) * grain
+    span = min(max(SPAN // tile, 1) * tile, job.numel)
+    n = min(tile, job.numel)
+    rows = decoding = aside = 0
+    if job.method is not None or job.scales is not None or infos[0].encoding is not None:
+        rows = len(infos) * n * _FLOAT
+        decoding = max(n * (i.nbytes // max(1, i.numel) if i.encoding is None else _DECODING) for i in infos)
+    if job.scales is not None:
+        decoding = max(decoding, 2 * min(tile + elements_of_row(job), job.numel) * _FLOAT)
+    if job.method is not None:
+        aside = n * (len(infos) + _ASIDE_RANDOM if job.method.random else _ASIDE)
+    passes = job.num_passes
+    return Work(
+        passes=passes,
+        bytes_to_read=passes * sum(info.nbytes for info in infos),
+        held=0 if statistic is None else statistic.held,
+        # Two buffers of output: one is written while the other is filled.
+        buffers=(rows, 2 * (span * DTYPES[job.dtype].itemsize + PAGE), decoding, aside),
+    )
 
 
 def memory_of(plan: Plan, works: Sequence[Work], threads: int) -> Memory:
@@ -94,35 +118,25 @@ def memory_of(plan: Plan, works: Sequence[Work], threads: int) -> Memory:
         threads: worker threads.
     """
     # Buffers grow to the largest need and stay.
-    rows = output = scratch = aside = 0
-    for job, work in zip(plan.jobs, works, strict=True):
-        tile = max(TILE // work.grain, 1) * work.grain
-        span = min(max(SPAN // tile, 1) * tile, job.numel)
-        n = min(tile, job.numel)
-        output = max(output, span * DTYPES[job.dtype].itemsize + PAGE)
-        infos = [plan.checkpoints[i.checkpoint][i.tensor] for i in job.all_inputs]
-        if job.method is None and job.scales is None and infos[0].encoding is None:
-            continue
-        rows = max(rows, len(infos) * n * _FLOAT)
-        if job.scales is not None:
-            scratch = max(scratch, 2 * min(tile + elements_of_row(job), job.numel) * _FLOAT)
-        for info in infos:
-            scratch = max(scratch, n * (DTYPES[info.dtype].itemsize if info.encoding is None else _DECODING))
-        if job.method is not None:
-            own = len(infos) + _ASIDE_RANDOM if job.method.random else _ASIDE
-            aside = max(aside, n * own)
+    buffers = [max(sizes) for sizes in zip(*{work.buffers for work in works}, strict=True)]
     process, planning = _process()
-    workers = threads * (rows + 2 * output + scratch + aside + _THREAD)
-    return Memory(process, workers, _statistics(plan, works, threads), planning)
+    return Memory(
+        process=process,
+        workers=threads * (sum(buffers) + _THREAD),
+        statistics=_statistics(plan, works, threads),
+        planning=planning,
+    )
 
 
 def _statistics(plan: Plan, works: Sequence[Work], threads: int) -> int:
-    # A worker that finds all of a pass handed out begins the next tensor: one each may be under way.
+    # A worker that finds all of a pass handed out begins the next tensor, and that of a tensor whose last
+    # bytes are still being written too.
+    at_once = threads + 1
     held = [work.held for work in works]
-    together = sum(held[:threads])
+    together = sum(held[:at_once])
     most = together
-    for i in range(threads, len(held)):
-        together += held[i] - held[i - threads]
+    for i in range(at_once, len(held)):
+        together += held[i] - held[i - at_once]
         most = max(most, together)
     merged = [job for job in plan.jobs if job.method is not None]
     if merged:
@@ -135,7 +149,7 @@ def _statistics(plan: Plan, works: Sequence[Work], threads: int) -> int:
 
 
 def _process() -> tuple[int, int]:
-    """Bytes of this process once PyTorch is loaded, and the most that it has used; usual ones where unknown."""
+    """Bytes of this process once PyTorch is loaded, and the most it has used; usual ones where unknown."""
     try:
         fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         now, most = (1024 * int(fields[name].split()[0]) for name in ("VmRSS", "VmHWM"))

@@ -51,7 +51,7 @@ class Reading:
 
 
 def measure_reading(plan: Plan) -> Reading | None:
-    """Read a little of the inputs of tensors from all over the plan, as a merge would; None if there are none."""
+    """Read a little of inputs from all over the plan, as a merge would; None if there are none."""
     jobs = sorted((job for job in plan.jobs if job.numel), key=lambda job: -job.numel)[: 4 * _PLACES]
     jobs = jobs[:: max(1, len(jobs) // _PLACES)]
     infos = [plan.checkpoints[i.checkpoint][i.tensor] for job in jobs for i in job.all_inputs]
@@ -91,7 +91,7 @@ def _tiles(sources: Sequence[tuple[TileSource, TensorInfo]]) -> Iterator[tuple[T
 
 
 def measure_computing(plan: Plan) -> float:
-    """Seconds per element and pass of the method on one thread, without reading and writing; 0 if all is copied.
+    """Seconds per element and pass of the method, on one thread, in memory; 0 if all is copied.
 
     The largest tensor that is merged stands for all: a tile of random numbers goes the way of its elements.
     """

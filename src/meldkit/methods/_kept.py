@@ -59,7 +59,7 @@ class KeptL1:
         self._norms: list[list[np.ndarray]] = [[] for _ in range(num_models)]
         self._kept = Kept()
         self._done = False
-        # A bit per element; two sums per run of elements, which become Python's numbers for one model at a time.
+        # A bit per element; two sums per run of elements, which become lists for one model at a time.
         self.held = num_models * (numel // 8) + -(-numel // grain) * (num_models * 16 + _PAIR)
 
     def ranges(self) -> Sequence[Range]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from meldkit.methods import Parameter, Value
 from meldkit.plan.model import Plan, TensorJob
 from meldkit.plan.slots import Entry, Slot
 from meldkit.plan.values import decide, view
+from meldkit.recipe import Filtered, Parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,34 +33,55 @@ class Decision:
 Decisions = Mapping[str, Decision | tuple[Decision, ...]]
 
 
-def decisions(plan: Plan, index: int) -> Decisions:
-    """Who decided the parameters of an output tensor; empty where the method is not applied to it.
+def decisions(plan: Plan, indices: Iterable[int]) -> Iterator[Decisions]:
+    """Who decided the parameters of output tensors; nothing where the method is not applied to one.
+
+    Tensors about which the same was decided share one mapping.
 
     Args:
         plan: of the merge.
-        index: of the tensor among `plan.jobs`.
+        indices: of the tensors among `plan.jobs`.
     """
-    slot, job = plan.slots[index], plan.jobs[index]
-    if job.method is None and (slot.missing or not slot.entries or not _merged(plan, slot)):
-        return {}
-    found: dict[str, Decision | tuple[Decision, ...]] = {}
-    for parameter in plan.method.parameters:
-        if parameter.of_recipe:
-            found[parameter.name] = _of_recipe(plan, parameter)
-        elif parameter.per_model:
-            found[parameter.name] = tuple(_decision(plan, parameter, slot, e) for e in slot.entries)
-        else:
-            found[parameter.name] = _decision(plan, parameter, slot, None)
-    return found
+    # Models of many experts have a hundred thousand tensors, and most recipes say the same about all of them.
+    known: dict[Hashable, Decisions] = {}
+    named: dict[Hashable, list[Parameter]] = {}
+    for index in indices:
+        slot = plan.slots[index]
+        if plan.jobs[index].method is None and (slot.missing or not slot.entries or not _merged(plan, slot)):
+            yield {}
+            continue
+        parts = [parameters for _, parameters in slot.scopes]
+        parts += [entry.source.parameters for entry in slot.entries]
+        said: Hashable = tuple(map(id, parts))
+        if said not in named:
+            named[said] = [p for p in plan.method.parameters if _by_name(p.name, parts)]
+        by_name = {p.name: _decided(plan, p, slot) for p in named[said]}
+        key = (said, slot.t, *by_name.values())
+        if key not in known:
+            known[key] = {
+                p.name: by_name[p.name] if p.name in by_name else _decided(plan, p, slot)
+                for p in plan.method.parameters
+            }
+        yield known[key]
 
 
-def _of_recipe(plan: Plan, parameter: Parameter) -> Decision:
-    if plan.recipe.compat is None:
-        return Decision(value=False)
-    return Decision(True, "recipe", plan.recipe.lines.get(parameter.name, plan.recipe.origin))
+def _by_name(name: str, parts: Iterable[Parameters]) -> bool:
+    """Whether the value of a parameter depends on what tensors are called."""
+    return any(name in part and isinstance(part[name].value, Filtered) for part in parts)
 
 
-def _decision(plan: Plan, parameter: Parameter, slot: Slot, entry: Entry | None) -> Decision:
+def _decided(plan: Plan, parameter: Parameter, slot: Slot) -> Decision | tuple[Decision, ...]:
+    if parameter.of_recipe:
+        if plan.recipe.compat is None:
+            return Decision(value=False)
+        return Decision(True, "recipe", plan.recipe.lines.get(parameter.name, plan.recipe.origin))
+    if parameter.per_model:
+        return tuple(_decision(parameter, slot, entry) for entry in slot.entries)
+    return _decision(parameter, slot, None)
+
+
+def _decision(parameter: Parameter, slot: Slot, entry: Entry | None) -> Decision:
+    # Nothing can be missing here: the plan would not have been made.
     value, found = decide(parameter, slot, entry, (), "")
     if found is None:
         return Decision(value)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 from meldkit.errors import RecipeError
-from meldkit.plan import Decision, Plan, decisions, why_copied
+from meldkit.plan import Decision, Decisions, Plan, decisions, why_copied
 from meldkit.recipe import filter_matches
 from meldkit.report.groups import Group, group_tensors
 
@@ -84,8 +84,29 @@ class Explanation:
             "method": self.plan.method.name,
             "pattern": self.pattern,
             "num_tensors": len(self.plan.jobs),
-            "tensors": [asdict(tensor) for tensor in self.tensors.values()],
+            "tensors": [_data(tensor) for tensor in self.tensors.values()],
         }
+
+
+def _data(tensor: TensorExplanation) -> dict[str, Any]:
+    models = [(model.label, model.tensor, _decided(model.values)) for model in tensor.models]
+    return {
+        "name": tensor.name,
+        "t": tensor.t,
+        "method": tensor.method,
+        "why_copied": tensor.why_copied,
+        "base": tensor.base and {"model": tensor.base[0], "tensor": tensor.base[1]},
+        "values": _decided(tensor.values),
+        "models": [{"model": label, "tensor": own, "values": values} for label, own, values in models],
+        "notes": list(tensor.notes),
+    }
+
+
+def _decided(values: Mapping[str, Decision]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"value": d.value, "scope": d.scope, "where": d.where, "filter": d.filter}
+        for name, d in values.items()
+    }
 
 
 def explain(plan: Plan, pattern: str | None = None) -> Explanation:
@@ -93,14 +114,21 @@ def explain(plan: Plan, pattern: str | None = None) -> Explanation:
 
     Args:
         plan: as `meldkit.plan` makes it.
-        pattern: a tensor's name, or what filters in recipes are: a part of it, "re:…" or "glob:…"; None for all.
+        pattern: a tensor's name, or what filters in recipes are (a part of it, "re:…", "glob:…"); None for all.
 
     Raises:
         RecipeError: the pattern matches no tensor of the output, or is no valid expression.
     """
     chosen = _chosen(plan, pattern)
     notes = _notes(plan)
-    tensors = {plan.jobs[index].name: _tensor(plan, index, notes) for index in chosen}
+    labels = [checkpoint.label for checkpoint in plan.checkpoints]
+    parts: dict[int, _Parts] = {}
+    tensors: dict[str, TensorExplanation] = {}
+    for index, found in zip(chosen, decisions(plan, chosen), strict=True):
+        # The plan's decisions are shared by tensors that are alike, and so are these.
+        if id(found) not in parts:
+            parts[id(found)] = _apart(found, len(plan.jobs[index].inputs))
+        tensors[plan.jobs[index].name] = _tensor(plan, index, parts[id(found)], labels, notes)
     return Explanation(plan, pattern, tensors, group_tensors(plan, chosen))
 
 
@@ -149,27 +177,36 @@ def _notes(plan: Plan) -> dict[str, list[str]]:
     return found
 
 
-def _tensor(plan: Plan, index: int, notes: Mapping[str, Sequence[str]]) -> TensorExplanation:
-    job, slot = plan.jobs[index], plan.slots[index]
+#: Decisions about the whole tensor, and those about each model.
+_Parts = tuple[Mapping[str, Decision], Sequence[Mapping[str, Decision]]]
+
+
+def _apart(found: Decisions, num_models: int) -> _Parts:
     values: dict[str, Decision] = {}
-    own: list[dict[str, Decision]] = [{} for _ in job.inputs]
-    for name, found in decisions(plan, index).items():
-        if isinstance(found, tuple):
-            for model, decision in zip(own, found, strict=True):
-                model[name] = decision
+    own: list[dict[str, Decision]] = [{} for _ in range(num_models)]
+    for name, decision in found.items():
+        if isinstance(decision, tuple):
+            for model, part in zip(own, decision, strict=True):
+                model[name] = part
         else:
-            values[name] = found
-    base = job.base
+            values[name] = decision
+    return values, own
+
+
+def _tensor(
+    plan: Plan, index: int, parts: _Parts, labels: Sequence[str], notes: Mapping[str, Sequence[str]]
+) -> TensorExplanation:
+    job, base = plan.jobs[index], plan.jobs[index].base
     return TensorExplanation(
         name=job.name,
-        t=slot.t,
+        t=plan.slots[index].t,
         method=job.method.name if job.method else None,
         why_copied=why_copied(plan, index),
-        base=None if base is None else (plan.checkpoints[base.checkpoint].label, base.tensor),
-        values=values,
+        base=None if base is None else (labels[base.checkpoint], base.tensor),
+        values=parts[0],
         models=tuple(
-            ModelValues(plan.checkpoints[i.checkpoint].label, i.tensor, decided)
-            for i, decided in zip(job.inputs, own, strict=True)
+            ModelValues(labels[i.checkpoint], i.tensor, own)
+            for i, own in zip(job.inputs, parts[1], strict=True)
         ),
         notes=tuple(notes.get(job.name, ())),
     )

@@ -213,11 +213,7 @@ def _cost(plan: Plan, works: Sequence[Work], threads: int, *, probing: bool) -> 
     if measured is not None:
         seconds = measured.estimate(plan, works, threads, default_threads())
     return Cost(
-        bytes_to_read=sum(
-            work.passes * plan.checkpoints[i.checkpoint][i.tensor].nbytes
-            for job, work in zip(plan.jobs, works, strict=True)
-            for i in job.all_inputs
-        ),
+        bytes_to_read=sum(work.bytes_to_read for work in works),
         bytes_to_write=plan.bytes_to_write,
         bytes_to_download=absent,
         passes=max((work.passes for work in works), default=0),
@@ -267,7 +263,7 @@ def _tensor(plan: Plan, labels: Sequence[str], job: TensorJob) -> dict[str, Any]
         "shape": list(job.shape),
         "file": plan.files[job.file].name,
         "method": job.method.name if job.method else None,
-        "values": {name: value for name, value in job.values.items()},
+        "values": dict(job.values),
         "inputs": inputs,
         "base": base,
     }

@@ -14,7 +14,7 @@ from meldkit.engine import Work
 from meldkit.errors import MeldError
 from meldkit.plan import Plan
 
-#: Seconds for which is written, and bytes that are written at most; the file has no name and is gone after it.
+#: Seconds for which is written, and bytes that are written at most, into a file without a name.
 _WRITING = 0.2
 _MOST_WRITTEN = 128_000_000
 _PIECE = 8_000_000
@@ -25,7 +25,7 @@ class Probe:
     """What was measured.
 
     Attributes:
-        reading: bytes per second from the disk of the inputs, or from the system's cache where they are in it.
+        reading: bytes per second from the disk of the inputs, or from the system's cache if they are in it.
         rereading: bytes per second of what has just been read.
         writing: bytes per second to the disk of the current folder; None where nothing can be written.
         first, again: seconds per element and input for reading, on one thread: the first time, and again.
