@@ -69,13 +69,12 @@ def command(
 def describe(explanation: Explanation, *, verbose: bool = False) -> Iterator[str]:
     """The explanation in words and tables, 80 columns wide where names allow."""
     plan = explanation.plan
+    num = len(explanation.decisions)
     if explanation.pattern is not None:
-        matching = f"of {len(plan.jobs)} tensors match '{explanation.pattern}'"
-        yield f"{len(explanation.tensors)} {matching}"
+        yield f"'{explanation.pattern}' matches {num:,} of {count(len(plan.jobs), 'tensor')}"
         yield ""
-    few = len(explanation.tensors) <= _FEW
-    if verbose or few:
-        for place, tensor in enumerate(explanation.tensors.values()):
+    if verbose or num <= _FEW:
+        for place, tensor in enumerate(explanation.tensors()):
             yield from [""] * (place > 0)
             yield tensor.name
             yield from _body(explanation, [tensor])
@@ -83,7 +82,7 @@ def describe(explanation: Explanation, *, verbose: bool = False) -> Iterator[str
     # Groups of a stack about which the same is to be said are said it once.
     alike: dict[tuple[str, tuple[str, ...]], list[Group]] = {}
     for group in explanation.groups:
-        body = tuple(_body(explanation, explanation.of_group(group)))
+        body = tuple(_body(explanation, explanation.distinct(group.members)))
         alike.setdefault((group.stack, body), []).append(group)
     for place, ((stack, body), groups) in enumerate(alike.items()):
         yield from [""] * (place > 0)
@@ -96,8 +95,6 @@ def describe(explanation: Explanation, *, verbose: bool = False) -> Iterator[str
 def _body(explanation: Explanation, tensors: Sequence[TensorExplanation]) -> list[str]:
     """What is done with tensors, and a row for each parameter and model."""
     plan = explanation.plan
-    # Of a hundred thousand experts nearly all are alike.
-    tensors = list({_alike(t): t for t in tensors}.values())
     merged = [t for t in tensors if t.method is not None]
     lines: list[str] = []
     if merged:
@@ -112,12 +109,6 @@ def _body(explanation: Explanation, tensors: Sequence[TensorExplanation]) -> lis
         lines += wrapped(f"note: {note}")
     rows = list(_rows(explanation, tensors))
     return lines + (table(rows) if rows else [])
-
-
-def _alike(t: TensorExplanation) -> tuple[object, ...]:
-    """What is equal for tensors about which the same is to be said."""
-    own = [(model.label, id(model.values)) for model in t.models]
-    return (t.t, t.method, t.why_copied, t.base and t.base[0], id(t.values), *own, *t.notes)
 
 
 def _rows(explanation: Explanation, tensors: Sequence[TensorExplanation]) -> Iterator[tuple[str, ...]]:

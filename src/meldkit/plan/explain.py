@@ -9,7 +9,7 @@ from meldkit.methods import Parameter, Value
 from meldkit.plan.model import Plan, TensorJob
 from meldkit.plan.slots import Entry, Slot
 from meldkit.plan.values import decide, view
-from meldkit.recipe import Filtered, Parameters
+from meldkit.recipe import Filtered, choices
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,30 +44,36 @@ def decisions(plan: Plan, indices: Iterable[int]) -> Iterator[Decisions]:
     """
     # Models of many experts have a hundred thousand tensors, and most recipes say the same about all of them.
     known: dict[Hashable, Decisions] = {}
-    named: dict[Hashable, list[Parameter]] = {}
+    filters: dict[Hashable, list[tuple[int, Filtered]]] = {}
     for index in indices:
         slot = plan.slots[index]
         if plan.jobs[index].method is None and (slot.missing or not slot.entries or not _merged(plan, slot)):
             yield {}
             continue
-        parts = [parameters for _, parameters in slot.scopes]
-        parts += [entry.source.parameters for entry in slot.entries]
-        said: Hashable = tuple(map(id, parts))
-        if said not in named:
-            named[said] = [p for p in plan.method.parameters if _by_name(p.name, parts)]
-        by_name = {p.name: _decided(plan, p, slot) for p in named[said]}
-        key = (said, slot.t, *by_name.values())
+        said = (
+            *[id(parameters) for _, parameters in slot.scopes],
+            *[id(entry.source) for entry in slot.entries],
+        )
+        if said not in filters:
+            filters[said] = _filters(plan, slot)
+        names = [slot.name, *[entry.input.tensor for entry in slot.entries]]
+        key = (said, slot.t, *[choices(value, names[place]) for place, value in filters[said]])
         if key not in known:
-            known[key] = {
-                p.name: by_name[p.name] if p.name in by_name else _decided(plan, p, slot)
-                for p in plan.method.parameters
-            }
+            known[key] = {p.name: _decided(plan, p, slot) for p in plan.method.parameters}
         yield known[key]
 
 
-def _by_name(name: str, parts: Iterable[Parameters]) -> bool:
-    """Whether the value of a parameter depends on what tensors are called."""
-    return any(name in part and isinstance(part[name].value, Filtered) for part in parts)
+def _filters(plan: Plan, slot: Slot) -> list[tuple[int, Filtered]]:
+    """The values that depend on names: on the tensor's own (0), or on that of a model's tensor (from 1)."""
+    found: dict[tuple[int, Filtered], None] = {}
+    for parameter in plan.method.parameters:
+        entries: tuple[Entry | None, ...] = slot.entries if parameter.per_model else (None,)
+        for place, entry in enumerate(entries, start=int(parameter.per_model)):
+            for _, parameters in view(slot, entry)[1]:
+                setting = parameters.get(parameter.name)
+                if setting is not None and isinstance(setting.value, Filtered):
+                    found[place, setting.value] = None
+    return list(found)
 
 
 def _decided(plan: Plan, parameter: Parameter, slot: Slot) -> Decision | tuple[Decision, ...]:

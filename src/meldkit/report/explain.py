@@ -65,18 +65,33 @@ class Explanation:
     Attributes:
         plan: what is explained.
         pattern: which tensors were asked for; None for all.
-        tensors: by name, in the order of the output.
+        decisions: who decided their parameters, by their places in `plan.jobs`.
         groups: by stack and leaf, of those tensors.
     """
 
     plan: Plan
     pattern: str | None
-    tensors: Mapping[str, TensorExplanation]
+    decisions: Mapping[int, Decisions]
     groups: tuple[Group, ...]
 
-    def of_group(self, group: Group) -> list[TensorExplanation]:
-        """The tensors of one of the groups."""
-        return [self.tensors[self.plan.jobs[index].name] for index in group.members]
+    def tensors(self, members: Iterable[int] | None = None) -> list[TensorExplanation]:
+        """Tensors at some places, or all that were asked for, in the order of the output."""
+        explained = _Explained(self.plan)
+        places = self.decisions if members is None else members
+        return [explained.tensor(index, self.decisions[index]) for index in places]
+
+    def distinct(self, members: Iterable[int]) -> list[TensorExplanation]:
+        """Of the tensors at some places, one each of those that differ in more than their names."""
+        jobs, slots = self.plan.jobs, self.plan.slots
+        noted = {note.partition(": ")[0] for note in self.plan.notes}
+        seen: dict[tuple[object, ...], int] = {}
+        for index in members:
+            job = jobs[index]
+            models = [tensor.checkpoint for tensor in job.all_inputs]
+            # Of what is copied the reason may differ, and notes are of single tensors.
+            alone = index if job.name in noted or job.method is None else None
+            seen.setdefault((id(self.decisions[index]), slots[index].t, alone, *models), index)
+        return self.tensors(seen.values())
 
     def data(self) -> dict[str, Any]:
         """Everything as JSON has it."""
@@ -84,7 +99,7 @@ class Explanation:
             "method": self.plan.method.name,
             "pattern": self.pattern,
             "num_tensors": len(self.plan.jobs),
-            "tensors": [_data(tensor) for tensor in self.tensors.values()],
+            "tensors": [_data(tensor) for tensor in self.tensors()],
         }
 
 
@@ -114,22 +129,14 @@ def explain(plan: Plan, pattern: str | None = None) -> Explanation:
 
     Args:
         plan: as `meldkit.plan` makes it.
-        pattern: a tensor's name, or what filters in recipes are (a part of it, "re:…", "glob:…"); None for all.
+        pattern: a tensor's name, or what filters in recipes are (a part of it, "re:…", "glob:…"), or None.
 
     Raises:
         RecipeError: the pattern matches no tensor of the output, or is no valid expression.
     """
     chosen = _chosen(plan, pattern)
-    notes = _notes(plan)
-    labels = [checkpoint.label for checkpoint in plan.checkpoints]
-    parts: dict[int, _Parts] = {}
-    tensors: dict[str, TensorExplanation] = {}
-    for index, found in zip(chosen, decisions(plan, chosen), strict=True):
-        # The plan's decisions are shared by tensors that are alike, and so are these.
-        if id(found) not in parts:
-            parts[id(found)] = _apart(found, len(plan.jobs[index].inputs))
-        tensors[plan.jobs[index].name] = _tensor(plan, index, parts[id(found)], labels, notes)
-    return Explanation(plan, pattern, tensors, group_tensors(plan, chosen))
+    found = dict(zip(chosen, decisions(plan, chosen), strict=True))
+    return Explanation(plan, pattern, found, group_tensors(plan, chosen))
 
 
 def _chosen(plan: Plan, pattern: str | None) -> Sequence[int]:
@@ -167,49 +174,38 @@ def _near(pattern: str, names: Iterable[str]) -> str:
     return f"did you mean {' or '.join(near)}?"
 
 
-def _notes(plan: Plan) -> dict[str, list[str]]:
-    """The plan's notes by the tensor that they begin with."""
-    found: dict[str, list[str]] = {}
-    for note in plan.notes:
-        name, colon, rest = note.partition(": ")
-        if colon:
-            found.setdefault(name, []).append(rest)
-    return found
+class _Explained:
+    """Makes explanations of tensors from the plan's decisions."""
 
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._labels = [checkpoint.label for checkpoint in plan.checkpoints]
+        self._notes: dict[str, list[str]] = {}
+        for note in plan.notes:
+            # Those about a tensor begin with its name.
+            name, colon, rest = note.partition(": ")
+            if colon:
+                self._notes.setdefault(name, []).append(rest)
 
-#: Decisions about the whole tensor, and those about each model.
-_Parts = tuple[Mapping[str, Decision], Sequence[Mapping[str, Decision]]]
-
-
-def _apart(found: Decisions, num_models: int) -> _Parts:
-    values: dict[str, Decision] = {}
-    own: list[dict[str, Decision]] = [{} for _ in range(num_models)]
-    for name, decision in found.items():
-        if isinstance(decision, tuple):
-            for model, part in zip(own, decision, strict=True):
-                model[name] = part
-        else:
-            values[name] = decision
-    return values, own
-
-
-def _tensor(
-    plan: Plan, index: int, parts: _Parts, labels: Sequence[str], notes: Mapping[str, Sequence[str]]
-) -> TensorExplanation:
-    job, base = plan.jobs[index], plan.jobs[index].base
-    return TensorExplanation(
-        name=job.name,
-        t=plan.slots[index].t,
-        method=job.method.name if job.method else None,
-        why_copied=why_copied(plan, index),
-        base=None if base is None else (labels[base.checkpoint], base.tensor),
-        values=parts[0],
-        models=tuple(
-            ModelValues(labels[i.checkpoint], i.tensor, own)
-            for i, own in zip(job.inputs, parts[1], strict=True)
-        ),
-        notes=tuple(notes.get(job.name, ())),
-    )
+    def tensor(self, index: int, found: Decisions) -> TensorExplanation:
+        job, labels = self._plan.jobs[index], self._labels
+        own: list[dict[str, Decision]] = [{} for _ in job.inputs]
+        for name, decided in found.items():
+            for model, decision in zip(own, decided, strict=True) if isinstance(decided, tuple) else ():
+                model[name] = decision
+        return TensorExplanation(
+            name=job.name,
+            t=self._plan.slots[index].t,
+            method=job.method.name if job.method else None,
+            why_copied=why_copied(self._plan, index),
+            base=None if job.base is None else (labels[job.base.checkpoint], job.base.tensor),
+            values={name: d for name, d in found.items() if isinstance(d, Decision)},
+            models=tuple(
+                ModelValues(labels[i.checkpoint], i.tensor, values)
+                for i, values in zip(job.inputs, own, strict=True)
+            ),
+            notes=tuple(self._notes.get(job.name, ())),
+        )
 
 
 @dataclass(frozen=True, slots=True)
