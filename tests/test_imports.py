@@ -33,7 +33,7 @@ _TIERS = {
     "api": "errors recipe methods checkpoint plan engine output options",
     "memory": "errors shapes methods checkpoint plan engine",
     "merge": "api config options output",
-    "report": "errors recipe checkpoint layout vocab plan",
+    "report": "errors recipe checkpoint layout vocab plan methods engine output",
     "raw": "errors shapes recipe checkpoint plan options api",
     "cli": "errors options api raw report",
     "__init__": "api memory",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from importlib import import_module
 from typing import NoReturn
@@ -21,6 +22,7 @@ _COMMANDS = {
     "merge": "Merge models as a recipe says.",
     "pytorch": "Merge weight files of any PyTorch program.",
     "plan": "Show what a recipe would do, without reading a weight.",
+    "explain": "Show where the values of a recipe's parameters come from.",
     "inspect": "Show what a model is made of: parts, layers, types.",
     "tokenizers": "Compare the tokenizers of models.",
     "methods": "List the merge methods, or explain one.",
@@ -69,7 +71,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     gc.disable()
     import_when_used("torch")
     try:
-        status = cli.main(args, prog_name="meldkit", standalone_mode=False)
+        status = cli.main(args, prog_name="meldkit", standalone_mode=False, color=_color())
     except MeldError as e:
         _print_error(str(e))
         status = e.exit_status
@@ -89,6 +91,11 @@ def main(args: list[str] | None = None) -> NoReturn:
     sys.exit(status)
 
 
+def _color() -> bool | None:
+    """False if nobody wants colours (https://no-color.org), else None: terminals get them, files do not."""
+    return False if os.environ.get("NO_COLOR") else None
+
+
 def _print_error(text: str) -> None:
-    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    click.secho("error: ", fg="red", bold=True, nl=False, err=True, color=_color())
     click.echo(text, err=True)

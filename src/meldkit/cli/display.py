@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 #: Seconds between lines when there is no terminal to draw on.
 _LINE_INTERVAL = 5.0
+#: Columns that terminals have at least, and of which a table's last column gets this many at least.
+WIDTH = 80
+_HALF = 48
 
 
 def text_size(num_bytes: float) -> str:
@@ -22,6 +26,13 @@ def text_size(num_bytes: float) -> str:
             return f"{num_bytes:.0f} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:.2f} GB"
+
+
+def text_time(seconds: float) -> str:
+    """A duration for people, with as many digits as estimates are worth."""
+    if seconds < 99.5:
+        return f"{seconds:.2g} s" if seconds < 9.5 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"
 
 
 def count(number: int, noun: str) -> str:
@@ -37,6 +48,39 @@ def table(rows: Iterable[Sequence[str]]) -> list[str]:
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
+
+
+def wrapped(text: str, *, indent: int = 2, hanging: int = 4) -> list[str]:
+    """A sentence in lines of at most `WIDTH` columns, where its words allow."""
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=" " * indent,
+        subsequent_indent=" " * hanging,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def wrapped_table(rows: Iterable[Sequence[str]], *, indent: int = 2) -> list[str]:
+    """As `table`, with the last column in as many lines as it takes to stay within `WIDTH` columns.
+
+    Where the others leave it too little room, it goes below them.
+    """
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    lines: list[str] = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        head = " " * indent + "".join(f"{cell}  " for cell in cells)
+        if len(head) + len(row[-1]) <= WIDTH:
+            lines.append((head + row[-1]).rstrip())
+        elif len(head) <= _HALF:
+            first, *rest = wrapped(row[-1], indent=len(head), hanging=len(head))
+            lines += [head + first.lstrip(), *rest]
+        else:
+            lines += [head.rstrip(), *wrapped(row[-1], indent=indent + 4, hanging=indent + 4)]
+    return lines
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def run_jobs(
     Raises:
         MeldError: whatever the first failing tile raised; the others are stopped.
     """
-    of_model = _measure_model(jobs, inputs, seed=seed, threads=threads, tile=tile, progress=progress)
+    of_model = measure_model(jobs, inputs, seed=seed, threads=threads, tile=tile, progress=progress)
     tensors = (
         TensorRun(job, inputs, sink, seed=seed, tile=tile, of_model=of_model, allow_nonfinite=allow_nonfinite)
         for job in jobs
@@ -52,7 +52,7 @@ def run_jobs(
     run(tensors, threads=threads, progress=progress)
 
 
-def _measure_model(
+def measure_model(
     jobs: Sequence[TensorJob],
     inputs: Inputs,
     *,

@@ -86,7 +86,7 @@ def run(
         raise ValueError(f"threads is {threads}; it must be 1 or more")
     queue = _Queue(iter(tensors))
     with (
-        _single_threaded_torch,
+        single_threaded_torch,
         ThreadPoolExecutor(_WRITERS, "write") as writer,
         ThreadPoolExecutor(threads, "work") as pool,
     ):
@@ -130,7 +130,7 @@ class _TorchThreads:
                 torch.set_num_threads(self._before)
 
 
-_single_threaded_torch = _TorchThreads()
+single_threaded_torch = _TorchThreads()
 
 
 def _work(queue: _Queue, writer: Executor) -> None:

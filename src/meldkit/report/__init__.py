@@ -1,8 +1,20 @@
-"""What models are made of."""
+"""What models are made of, and what merges would do."""
 
 from __future__ import annotations
 
+from meldkit.report.explain import (
+    Explanation,
+    Grid,
+    ModelValues,
+    TensorExplanation,
+    explain,
+    grids,
+    varying,
+)
+from meldkit.report.groups import Group, group_tensors
 from meldkit.report.inspect import Inspection, PartSummary, inspect
+from meldkit.report.plan import Cost, InputModel, Output, PlanSummary, Treatment, summarise_plan
+from meldkit.report.probe import Probe
 from meldkit.report.tokenizers import (
     PairDifference,
     TokenizerComparison,
@@ -11,11 +23,27 @@ from meldkit.report.tokenizers import (
 )
 
 __all__ = [
+    "Cost",
+    "Explanation",
+    "Grid",
+    "Group",
+    "InputModel",
     "Inspection",
+    "ModelValues",
+    "Output",
     "PairDifference",
     "PartSummary",
+    "PlanSummary",
+    "Probe",
+    "TensorExplanation",
     "TokenizerComparison",
     "TokenizerSummary",
+    "Treatment",
     "compare_tokenizers",
+    "explain",
+    "grids",
+    "group_tensors",
     "inspect",
+    "summarise_plan",
+    "varying",
 ]
