@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from meldkit.report.inspect import Inspection, PartSummary, inspect
+from meldkit.report.inspect import (
+    AdapterFacts,
+    Inspection,
+    PartSummary,
+    Quantisation,
+    TokenizerFacts,
+    inspect,
+)
+from meldkit.report.relatives import Relative
 from meldkit.report.tokenizers import (
     PairDifference,
     TokenizerComparison,
@@ -11,10 +19,14 @@ from meldkit.report.tokenizers import (
 )
 
 __all__ = [
+    "AdapterFacts",
     "Inspection",
     "PairDifference",
     "PartSummary",
+    "Quantisation",
+    "Relative",
     "TokenizerComparison",
+    "TokenizerFacts",
     "TokenizerSummary",
     "compare_tokenizers",
     "inspect",
