@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -43,14 +43,20 @@ class Hub:
         repositories: by id.
         requests: "METHOD path" of each, in order.
         ranges: Range headers that came with requests for weights.
+        sent: bytes of weight files that were sent.
         cut: connections to break off in the middle of the next weight files.
+        whole: take no heed of ranges.
         down: answer everything with an internal error.
+        tokens: Authorization headers that came with requests to another host than the hub's.
     """
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     ranges: list[str] = field(default_factory=list)
+    sent: int = 0
+    tokens: list[str] = field(default_factory=list)
     cut: int = 0
+    whole: bool = False
     down: bool = False
     url: str = ""
 
@@ -121,17 +127,23 @@ class _Handler(BaseHTTPRequestHandler):
         headers = headers or {}
         asked = self.headers["range"]
         status, body = 200, content
-        if asked:
+        if asked and not self.hub.whole:
             self.hub.ranges.append(asked)
-            first = int(asked.removeprefix("bytes=").partition("-")[0])
-            status, body = 206, content[first:]
-            headers |= {"Content-Range": f"bytes {first}-{len(content) - 1}/{len(content)}"}
-        if self.command == "GET" and self.hub.cut and len(body) > 200:
-            self.hub.cut -= 1
-            self._send(status, body, headers, keep=len(body) // 2)
-            self.close_connection = True
-            return
-        self._send(status, body, headers)
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            stop = min(int(last) + 1, len(content)) if last else len(content)
+            if int(first) >= len(content):
+                return self._send(416, b"", headers | {"Content-Range": f"bytes */{len(content)}"})
+            status, body = 206, content[int(first) : stop]
+            headers |= {"Content-Range": f"bytes {first}-{stop - 1}/{len(content)}"}
+        if self.command == "GET" and self.path.startswith("/cdn/"):
+            self.hub.tokens += filter(None, [self.headers["authorization"]])
+            self.hub.sent += len(body)
+            if self.hub.cut and len(body) > 200:
+                self.hub.cut -= 1
+                self._send(status, body, headers, keep=len(body) // 2)
+                self.close_connection = True
+                return None
+        return self._send(status, body, headers)
 
     def _json(self, data: object) -> None:
         self._send(200, json.dumps(data).encode(), {"Content-Type": "application/json"})
@@ -145,7 +157,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body[:keep])
+            # Whoever asked for a part and is sent all of it, goes away.
+            with suppress(ConnectionError):
+                self.wfile.write(body[:keep])
 
 
 def _sha(content: bytes) -> str:

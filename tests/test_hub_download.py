@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,55 +14,11 @@ from safetensors.torch import save
 
 import command
 import tiny
-from hub_server import Hub, Repository, serve
+from hub_models import MAIN, OLD, model, put, sharded
+from hub_server import Hub
 from meldkit.checkpoint import open_model
 from meldkit.errors import CheckpointError
 from meldkit.recipe import ModelRef
-
-MAIN, OLD = "a" * 40, "b" * 40
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub that huggingface_hub takes for its own, with an empty cache."""
-    import huggingface_hub.constants as constants
-    from huggingface_hub.utils import disable_progress_bars
-
-    monkeypatch.chdir(tmp_path)
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    disable_progress_bars()
-    with serve() as served:
-        monkeypatch.setattr(constants, "ENDPOINT", served.url)
-        template = served.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        yield served
-
-
-def model(seed: int = 0, layers: int = 2) -> dict[str, bytes]:
-    """The files of a model that a merge needs."""
-    folder = tiny.decoder(Path(f"made-{seed}-{layers}"), seed, layers=layers)
-    files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    return files | {"tokenizer.json": b'{"model": {"vocab": {}}}', "LICENSE": b"free", "merges.txt": b"#"}
-
-
-def sharded(seed: int = 0) -> dict[str, bytes]:
-    """The same in two files."""
-    files = model(seed)
-    tensors = tiny.tensors(Path(f"made-{seed}-2"))
-    parts = [dict(list(tensors.items())[index::2]) for index in range(2)]
-    names = [f"model-{index + 1:05d}-of-00002.safetensors" for index in range(2)]
-    weight_map = {name: file for file, part in zip(names, parts, strict=True) for name in part}
-    del files["model.safetensors"]
-    files |= {file: save(part) for file, part in zip(names, parts, strict=True)}
-    return files | {"model.safetensors.index.json": json.dumps({"weight_map": weight_map}).encode()}
-
-
-def put(hub: Hub, files: dict[str, bytes], name: str = "org/name", **more: object) -> Repository:
-    hub.repositories[name] = Repository({MAIN: files}, {"main": MAIN}, **more)  # type: ignore[arg-type]
-    return hub.repositories[name]
 
 
 def opened(reference: str = "org/name") -> set[str]:
@@ -92,7 +47,6 @@ SURPLUS = {
     "onnx/config.json": b"{}",
     "tf_model.h5": b"surplus",
     "model.Q4.gguf": b"surplus",
-    "README.md": b"read me",
     "image.png": b"surplus",
     ".gitattributes": b"surplus",
     "pytorch_model.bin.index.json": b"{}",
@@ -240,10 +194,10 @@ def test_file_that_is_not_there(hub: Hub) -> None:
     assert not hub.fetched()
 
 
-def test_a_gguf_file_needs_nothing_else(hub: Hub) -> None:
+def test_a_gguf_file_needs_nothing_but_its_card(hub: Hub) -> None:
     put(hub, model() | {"a.Q4.gguf": b"damaged"})
     assert "a.Q4.gguf" in refused("org/name/a.Q4.gguf")
-    assert {name.rpartition("/")[2] for name in hub.fetched()} == {"a.Q4.gguf"}
+    assert {name.rpartition("/")[2] for name in hub.fetched()} == {"a.Q4.gguf", "README.md"}
 
 
 def test_all_parts_of_a_split_gguf_model_are_fetched(hub: Hub) -> None:
@@ -251,7 +205,7 @@ def test_all_parts_of_a_split_gguf_model_are_fetched(hub: Hub) -> None:
     # Files of equal content would be fetched once.
     put(hub, model() | {name: name.encode() for name in (*parts, "b-00001-of-00003.gguf")})
     assert "is not a GGUF file" in refused(f"org/name/{parts[1]}")
-    assert {name.rpartition("/")[2] for name in hub.fetched()} == set(parts)
+    assert {name.rpartition("/")[2] for name in hub.fetched()} == {*parts, "README.md"}
 
 
 def test_adapters(hub: Hub) -> None:

@@ -57,7 +57,7 @@ _EXTERNAL = {
     "api": "",
     "memory": "torch numpy",
     "merge": "",
-    "report": "",
+    "report": "yaml",
     "raw": "torch numpy",
     "cli": "click rich",
     "__init__": "",

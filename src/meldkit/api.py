@@ -12,7 +12,7 @@ from typing import Any
 from meldkit import __version__
 from meldkit.checkpoint import OpenFiles, StoredTensor, TileSource, open_files, open_model
 from meldkit.engine import Progress, default_threads, run_jobs
-from meldkit.errors import NotSupportedError
+from meldkit.errors import NotSupportedError, RunError
 from meldkit.methods import METHODS, Method, describe, get_method, load_plugin
 from meldkit.options import MergeOptions
 from meldkit.output import OutputFolder, check_free, write_side_files
@@ -80,12 +80,13 @@ def read_recipe(recipe: RecipeLike) -> Recipe:
     return recipe_from_data(recipe) if isinstance(recipe, Mapping) else load_recipe(recipe)
 
 
-def plan(recipe: RecipeLike, options: MergeOptions | None = None) -> Plan:
+def plan(recipe: RecipeLike, options: MergeOptions | None = None, *, headers_only: bool = False) -> Plan:
     """Decide everything about a merge without reading a weight.
 
     Args:
         recipe: path of a YAML file, a mapping, or a `Recipe`.
         options: as for `merge`.
+        headers_only: of the weights of models on the hub, fetch only headers; see `Plan.to_download`.
 
     Raises:
         RecipeError: the recipe cannot be carried out.
@@ -99,11 +100,15 @@ def plan(recipe: RecipeLike, options: MergeOptions | None = None) -> Plan:
     load_plugins(options.plugin)
     cache = Path(options.transformers_cache) if options.transformers_cache else None
 
+    wanted = read_recipe(recipe)
+    merged = wanted.models()
+
     def opened(ref: ModelRef) -> Any:
-        return open_model(ref, cache=cache)
+        # Of a model that only gives its tokenizer, no weight is ever read.
+        return open_model(ref, cache=cache, headers_only=headers_only or ref not in merged)
 
     return build_plan(
-        read_recipe(recipe),
+        wanted,
         opened,
         shard_size=options.shard_bytes(),
         allow_crimes=options.allow_crimes,
@@ -133,9 +138,11 @@ def merge(
     """
     options = options or MergeOptions()
     started = time.perf_counter()
-    # First of all, because planning may download models.
+    # First of all, because planning may take a while.
     check_free(Path(out), overwrite=options.overwrite)
-    chosen = recipe if isinstance(recipe, Plan) else plan(recipe, options)
+    chosen = _with_weights(
+        recipe if isinstance(recipe, Plan) else plan(recipe, options, headers_only=True), options
+    )
     folder = OutputFolder(Path(out), chosen, overwrite=options.overwrite)
     try:
         with open_files() as files:
@@ -161,6 +168,19 @@ def merge(
         num_resumed=len(folder.finished),
         discarded=folder.discarded,
     )
+
+
+def _with_weights(chosen: Plan, options: MergeOptions) -> Plan:
+    """The same plan with every model downloaded. What would fail has failed before."""
+    if not chosen.to_download:
+        return chosen
+    whole = plan(chosen.recipe, options)
+    if whole.digest() != chosen.digest():
+        raise RunError(
+            "what was downloaded is not what was planned",
+            hint="a model changed on the hub meanwhile, or the plan was made with other options; plan again",
+        )
+    return whole
 
 
 def _run(

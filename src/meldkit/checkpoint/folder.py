@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from meldkit.checkpoint.json_file import shown
 from meldkit.checkpoint.quantised import dequantised, digest_of_settings
 from meldkit.checkpoint.tensor import StoredTensor, TensorInfo, TileSource
 from meldkit.checkpoint.weights import parts, read_weights
-from meldkit.errors import CheckpointError
+from meldkit.errors import CheckpointError, RunError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,6 +33,8 @@ class Checkpoint(Mapping[str, TensorInfo]):
         parts: folders below, such as "2_Dense", with which the names of tensors in their weight files begin.
         notes: what adapters do besides changing values, in words.
         warnings: what may not be as it was meant, in words.
+        absent: weight files of which only the heads are here, with their sizes in bytes; planning is all that
+            this checkpoint is good for if there are any.
     """
 
     label: str
@@ -45,6 +47,7 @@ class Checkpoint(Mapping[str, TensorInfo]):
     parts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    absent: Mapping[Path, int] = field(default_factory=dict[Path, int])
 
     def __getitem__(self, name: str) -> TensorInfo:
         return self.tensors[name]
@@ -67,6 +70,7 @@ class Checkpoint(Mapping[str, TensorInfo]):
 
     def stored(self, files: OpenFiles, name: str) -> StoredTensor:
         """A plain tensor as it lies in its file."""
+        self._check_present(name)
         return StoredTensor(files, self.tensors[name])
 
     def files(self) -> list[Path]:
@@ -75,7 +79,15 @@ class Checkpoint(Mapping[str, TensorInfo]):
 
     def source(self, files: OpenFiles, name: str) -> TileSource:
         """Tiles of the tensor's value, adapters added."""
+        self._check_present(name)
         return self.tensors[name].open(files)
+
+    def _check_present(self, name: str) -> None:
+        if self.absent and not self.absent.keys().isdisjoint(self.tensors[name].files):
+            raise RunError(
+                f"model '{self.label}' has not been downloaded: of {shown(name)} only the header is here",
+                hint="open the model without headers_only",
+            )
 
 
 def open_checkpoint(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
@@ -15,19 +17,123 @@ from meldkit.errors import CheckpointError
 _MODELS = ("model.safetensors", "pytorch_model.bin")
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _INDEX = ".index.json"
-_WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".pickle")
+#: Endings of weight files, whether they are read or not.
+WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".pickle")
 #: What goes with weights: configuration, tokenizer, templates, code; and what must be passed on.
 _SIDE = (".json", ".txt", ".model", ".jinja", ".py", ".tiktoken", ".vocab", ".bpe", ".merges")
 _LICENSES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
+_CARD = "README.md"
 #: Lists the parts of a sentence-transformers model, with their folders.
 _PARTS = "modules.json"
 _HINT = "check the spelling, your connection, and HF_TOKEN for private or gated models"
 
 
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Where the files of a model lie.
+
+    Attributes:
+        path: its folder, or the one file that is meant.
+        absent: weight files of which only the heads are here, the rest holes; with their sizes in bytes.
+        notes: what went otherwise than usual, in words.
+    """
+
+    path: Path
+    absent: Mapping[Path, int] = field(default_factory=dict[Path, int])
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A model of the hub.
+
+    HF_TOKEN, HF_HUB_OFFLINE, HF_ENDPOINT and HF_HOME are honoured.
+
+    Attributes:
+        name: organisation/name.
+        revision: branch, tag or commit; None for the default branch.
+        cache: where downloads are kept; None for the hub's own cache.
+    """
+
+    name: str
+    revision: str | None
+    cache: Path | None
+
+    def look_up(self) -> tuple[str, list[str]]:
+        """The commit that is meant, and the names of its files."""
+        from huggingface_hub import HfApi
+
+        info = HfApi().model_info(self.name, revision=self.revision)
+        return info.sha or "", [sibling.rfilename for sibling in info.siblings or []]
+
+    def fetch(self, names: Sequence[str], *, local: bool = False) -> Path:
+        """The folder of a snapshot with such files in it; only what is in the cache if `local`."""
+        from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
+
+        return Path(
+            snapshot_download(
+                self.name,
+                revision=self.revision,
+                cache_dir=self.cache,
+                allow_patterns=[glob.escape(name) for name in names],
+                local_files_only=local,
+            )
+        )
+
+    def read(self, name: str) -> Any:
+        """What a JSON file says; None if it is not JSON."""
+        return parsed(self.fetch([name]) / name)
+
+    def cached(self, file: str | None = None) -> Path | None:
+        """The snapshot that an earlier run left, for when the hub does not answer; None if there is none."""
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            folder = self.fetch([file] if file else ["config.json", "adapter_config.json"], local=True)
+        except LocalEntryNotFoundError:
+            return None
+        if file:
+            return folder if (folder / file).exists() else None
+        # Planning fetches everything but the weights.
+        return folder if any(path.name.endswith(WEIGHTS) for path in folder.rglob("*")) else None
+
+    def snapshot(self, commit: str) -> Path:
+        """Where the files of a commit are downloaded to."""
+        from huggingface_hub import constants
+        from huggingface_hub.file_download import repo_folder_name
+
+        base = Path(self.cache or constants.HF_HUB_CACHE).expanduser().resolve()
+        return base / repo_folder_name(repo_id=self.name, repo_type="model") / "snapshots" / commit
+
+    @contextmanager
+    def failures(self) -> Generator[None]:
+        """Tell of every failure of the hub's client in one way.
+
+        Raises:
+            CheckpointError: there is no such model, or the hub cannot be reached.
+        """
+        try:
+            yield
+        except failures() as e:
+            raise CheckpointError(
+                f"model '{self.name}' is neither a local path nor to be had from the Hugging Face Hub: "
+                + _reason(e, self.revision, self.cache),
+                hint=_hint(e, self.name),
+            ) from e
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """Everything that the hub's client raises where the network, the hub or the user is to blame."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    # Among its bases is the error of the HTTP library, which differs between versions of the hub's client.
+    return (OSError, HFValidationError, *cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__))
+
+
 def download(repo: str, revision: str | None, cache: Path | None, file: str | None = None) -> Path:
     """The folder of a model's files, or the path of one of them; what is in the cache is not fetched again.
 
-    HF_TOKEN, HF_HUB_OFFLINE, HF_ENDPOINT and HF_HOME are honoured. Without a connection the cache must do.
+    Without a connection the cache must do.
 
     Args:
         repo: organisation/name.
@@ -38,58 +144,27 @@ def download(repo: str, revision: str | None, cache: Path | None, file: str | No
     Raises:
         CheckpointError: there is no such model, it has no weights, or the hub cannot be reached.
     """
-    from huggingface_hub import HfApi, snapshot_download  # pyright: ignore[reportUnknownVariableType]
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionNotFoundError
+    from huggingface_hub.errors import RevisionNotFoundError
 
-    # Among its bases is the error of the HTTP library, which differs between versions of the hub's client.
-    failures = (OSError, HFValidationError, *cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__))
-
-    def fetch(patterns: Sequence[str], *, local: bool = False) -> Path:
-        return Path(
-            snapshot_download(
-                repo,
-                revision=revision,
-                cache_dir=cache,
-                allow_patterns=list(patterns),
-                local_files_only=local,
-            )
-        )
-
-    def read(name: str) -> Any:
+    repository = Repository(repo, revision, cache)
+    with repository.failures():
         try:
-            return json.loads((fetch([glob.escape(name)]) / name).read_bytes())
-        except ValueError:
-            return None
-
-    try:
-        try:
-            siblings = HfApi().model_info(repo, revision=revision).siblings or []
-        except failures as e:
-            if isinstance(e, RevisionNotFoundError):
+            _, names = repository.look_up()
+        except failures() as e:
+            if isinstance(e, RevisionNotFoundError) or (found := repository.cached(file)) is None:
                 raise
-            wanted = [file] if file else ["config.json", "adapter_config.json"]
-            folder = _cached(lambda: fetch(wanted, local=True), e)
+            folder = found
         else:
-            names = [sibling.rfilename for sibling in siblings]
-            chosen = needed(repo, names, read, file)
-            folder = fetch([glob.escape(name) for name in chosen])
-    except failures as e:
-        raise CheckpointError(
-            f"model '{repo}' is neither a local path nor to be had from the Hugging Face Hub: "
-            + _reason(e, revision, cache),
-            hint=_hint(e, repo),
-        ) from e
+            folder = repository.fetch(needed(repo, names, repository.read, file))
     return folder / file if file else folder
 
 
-def _cached(look: Callable[[], Path], reason: Exception) -> Path:
-    """What an earlier run has left, now that the hub does not answer; else the reason why it does not."""
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
+def parsed(path: Path) -> Any:
+    """What a JSON file says; None if it is not JSON."""
     try:
-        return look()
-    except LocalEntryNotFoundError:
-        raise reason from None
+        return json.loads(path.read_bytes())
+    except ValueError:
+        return None
 
 
 def needed(repo: str, names: Sequence[str], read: Callable[[str], Any], file: str | None = None) -> list[str]:
@@ -119,7 +194,8 @@ def needed(repo: str, names: Sequence[str], read: Callable[[str], Any], file: st
         raise _no_weights(repo, names)
     # A GGUF file holds configuration and tokenizer too.
     side = [] if file is not None and file.endswith(".gguf") else _side(names, _parts(names, read))
-    return list(dict.fromkeys([*weights, *side]))
+    # The card tells what an adapter's base was made of.
+    return list(dict.fromkeys([*weights, *side, *(name for name in (_CARD,) if name in names)]))
 
 
 def _weights(names: Sequence[str], read: Callable[[str], Any]) -> Iterator[str]:
@@ -138,7 +214,7 @@ def _weights(names: Sequence[str], read: Callable[[str], Any]) -> Iterator[str]:
 
 
 def _no_weights(repo: str, names: Sequence[str]) -> CheckpointError:
-    others = [name for name in names if name.endswith(_WEIGHTS)]
+    others = [name for name in names if name.endswith(WEIGHTS)]
     if not others:
         return CheckpointError(
             f"model '{repo}' on the Hugging Face Hub has no weights", hint="check the spelling"
@@ -152,7 +228,7 @@ def _no_weights(repo: str, names: Sequence[str]) -> CheckpointError:
 
 def _side(names: Sequence[str], parts: set[str]) -> list[str]:
     """Files that are not weights; folders that hold weights are other models or formats, except for parts."""
-    foreign = {PurePosixPath(name).parts[0] for name in names if "/" in name and name.endswith(_WEIGHTS)}
+    foreign = {PurePosixPath(name).parts[0] for name in names if "/" in name and name.endswith(WEIGHTS)}
     chosen: list[str] = []
     for name in names:
         path = PurePosixPath(name)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
-from meldkit.checkpoint.adapter import base_of
+from meldkit.checkpoint.adapter import PREFIX, base_of, weights_file
 from meldkit.checkpoint.folder import Checkpoint, open_checkpoint
 from meldkit.checkpoint.hub import download
 from meldkit.checkpoint.json_file import shown
-from meldkit.checkpoint.weights import SUFFIXES
+from meldkit.checkpoint.stand_in import locate_heads
+from meldkit.checkpoint.weights import SUFFIXES, read_file
 from meldkit.errors import CheckpointError
 from meldkit.recipe.refs import ModelRef
 
@@ -23,19 +25,54 @@ _HUB_FILE = re.compile(
 )
 
 
-def open_model(ref: ModelRef, *, cache: Path | None = None, alone: bool = False) -> Checkpoint:
+def open_model(
+    ref: ModelRef, *, cache: Path | None = None, alone: bool = False, headers_only: bool = False
+) -> Checkpoint:
     """Open the model that a recipe refers to, downloading it first if it is not a local path.
 
     Args:
         ref: the reference.
         cache: where downloads are kept; None for the hub's own cache.
         alone: leave aside what lies beside a weight file.
+        headers_only: of weights that are neither local nor in the cache, fetch only what planning looks at.
 
     Raises:
         CheckpointError: there is no such path, or the hub has no such model or cannot be reached.
     """
-    folder = _locate(ref.path, ref.revision, cache)
-    adapters = [_locate(a.path, a.revision, cache) for a in ref.adapters]
+    search = _Search(cache, headers_only)
+    return _opened(ref, search.locate(ref.path, ref.revision), search, alone)
+
+
+def open_as_stored(ref: ModelRef, *, cache: Path | None = None, headers_only: bool = False) -> Checkpoint:
+    """The same, but an adapter without a base model is opened as what it is.
+
+    It has its own tensors, named after the modules that they change, and no configuration.
+
+    Raises:
+        CheckpointError: there is no such path, or the hub has no such model or cannot be reached.
+    """
+    search = _Search(cache, headers_only)
+    folder = search.locate(ref.path, ref.revision)
+    if ref.adapters or not _is_adapter(folder):
+        return _opened(ref, folder, search, alone=False)
+    header = read_file(weights_file(folder))
+    return Checkpoint(
+        label=str(ref),
+        folder=folder,
+        tensors={
+            (own := name.removeprefix(PREFIX)): replace(t, name=own) for name, t in header.tensors.items()
+        },
+        config={},
+        tokenizer=None,
+        adapters=(),
+        fingerprint=header.digest,
+        notes=tuple(search.notes),
+        absent=search.absent,
+    )
+
+
+def _opened(ref: ModelRef, folder: Path, search: _Search, alone: bool) -> Checkpoint:
+    adapters = [search.locate(a.path, a.revision) for a in ref.adapters]
     while _is_adapter(folder):
         if folder in adapters:
             raise CheckpointError(
@@ -43,8 +80,9 @@ def open_model(ref: ModelRef, *, cache: Path | None = None, alone: bool = False)
                 hint=f"write it as BASE_MODEL+{ref}",
             )
         adapters.insert(0, folder)
-        folder = _locate_base(str(ref), folder, cache)
-    return open_checkpoint(str(ref), folder, tuple(adapters), alone=alone)
+        folder = search.locate_base(str(ref), folder)
+    checkpoint = open_checkpoint(str(ref), folder, tuple(adapters), alone=alone)
+    return replace(checkpoint, absent=search.absent, notes=(*search.notes, *checkpoint.notes))
 
 
 def _is_adapter(folder: Path) -> bool:
@@ -54,43 +92,60 @@ def _is_adapter(folder: Path) -> bool:
     )
 
 
-def _locate_base(label: str, adapter: Path, cache: Path | None) -> Path:
-    """The model that an adapter names as its base: seen from the adapter, from here, or on the hub."""
-    name, revision = base_of(adapter)
-    if not name:
+class _Search:
+    """Looks for models and remembers what is not here yet."""
+
+    def __init__(self, cache: Path | None, headers_only: bool) -> None:
+        self._cache = cache
+        self._headers_only = headers_only
+        self.absent: dict[Path, int] = {}
+        self.notes: list[str] = []
+
+    def locate_base(self, label: str, adapter: Path) -> Path:
+        """The model that an adapter names as its base: seen from the adapter, from here, or on the hub."""
+        name, revision = base_of(adapter)
+        if not name:
+            raise CheckpointError(
+                f"model '{label}': {adapter} is a LoRA adapter that names no base model",
+                hint=f"write it as BASE_MODEL+{label}",
+            )
+        try:
+            beside = adapter / name
+            if beside.exists():
+                return beside
+            return self.locate(name, revision)
+        except (OSError, ValueError, CheckpointError) as e:
+            raise CheckpointError(
+                f"model '{label}': {adapter} is a LoRA adapter whose base model {shown(name)} was not found: "
+                + (e.message if isinstance(e, CheckpointError) else str(e)),
+                hint=f"write it as BASE_MODEL+{label}",
+            ) from e
+
+    def locate(self, path: str, revision: str | None) -> Path:
+        """A local path, or where the files of a model of the hub are."""
+        try:
+            local = Path(path).expanduser()
+            if local.exists():
+                return local
+        except (OSError, RuntimeError) as e:  # the name is too long, may not be looked at, or `~nobody`
+            reason = e.strerror if isinstance(e, OSError) else str(e)
+            raise CheckpointError(
+                f"model '{path}' cannot be opened: {reason}", hint="check the path in the recipe"
+            ) from e
+        if _HUB_ID.fullmatch(path):
+            return self._from_hub(path, revision, None)
+        if match := _HUB_FILE.fullmatch(path):
+            return self._from_hub(match["repo"], revision, match["file"])
         raise CheckpointError(
-            f"model '{label}': {adapter} is a LoRA adapter that names no base model",
-            hint=f"write it as BASE_MODEL+{label}",
+            f"model '{path}' does not exist",
+            hint=f"looked for {local.absolute()}; check the path in the recipe"
+            + ("" if re.search(r"[/\\]", path) else "; a model of the Hugging Face Hub is written org/name"),
         )
-    try:
-        beside = adapter / name
-        if beside.exists():
-            return beside
-        return _locate(name, revision, cache)
-    except (OSError, ValueError, CheckpointError) as e:
-        raise CheckpointError(
-            f"model '{label}': {adapter} is a LoRA adapter whose base model {shown(name)} was not found: "
-            + (e.message if isinstance(e, CheckpointError) else str(e)),
-            hint=f"write it as BASE_MODEL+{label}",
-        ) from e
 
-
-def _locate(path: str, revision: str | None, cache: Path | None) -> Path:
-    try:
-        local = Path(path).expanduser()
-        if local.exists():
-            return local
-    except (OSError, RuntimeError) as e:  # the name is too long, may not be looked at, or `~nobody`
-        reason = e.strerror if isinstance(e, OSError) else str(e)
-        raise CheckpointError(
-            f"model '{path}' cannot be opened: {reason}", hint="check the path in the recipe"
-        ) from e
-    if _HUB_ID.fullmatch(path):
-        return download(path, revision, cache)
-    if match := _HUB_FILE.fullmatch(path):
-        return download(match["repo"], revision, cache, match["file"])
-    raise CheckpointError(
-        f"model '{path}' does not exist",
-        hint=f"looked for {local.absolute()}; check the path in the recipe"
-        + ("" if re.search(r"[/\\]", path) else "; a model of the Hugging Face Hub is written org/name"),
-    )
+    def _from_hub(self, repo: str, revision: str | None, file: str | None) -> Path:
+        if not self._headers_only:
+            return download(repo, revision, self._cache, file)
+        found = locate_heads(repo, revision, self._cache, file)
+        self.absent |= found.absent
+        self.notes += found.notes
+        return found.path

@@ -57,7 +57,7 @@ def command(
     from meldkit.options import MergeOptions
     from meldkit.report import explain
 
-    explanation = explain(plan(recipe, MergeOptions(**given)), pattern)
+    explanation = explain(plan(recipe, MergeOptions(**given), headers_only=True), pattern)
     if as_json:
         click.echo(json.dumps(explanation.data(), ensure_ascii=False))
     elif as_grid or parameter is not None:

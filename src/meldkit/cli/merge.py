@@ -72,7 +72,8 @@ def command(recipe: Path, out: Path, **given: Any) -> None:
         # The hub's library draws bars of its own while it downloads.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     check_free(out, overwrite=options.overwrite)
-    chosen = plan(recipe, options)
+    # What would fail, fails before anything is downloaded.
+    chosen = plan(recipe, options, headers_only=True)
     if loud:
         announce(chosen, options)
     with interruptible(), show_progress(enabled=loud) as progress:

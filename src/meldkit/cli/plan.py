@@ -59,7 +59,8 @@ def command(recipe: Path, probing: bool, as_json: bool, verbose: bool, **given: 
     from meldkit.report import summarise_plan
 
     options = MergeOptions(**given)
-    summary = summarise_plan(plan(recipe, options), threads=options.num_threads, probing=probing)
+    chosen = plan(recipe, options, headers_only=True)
+    summary = summarise_plan(chosen, threads=options.num_threads, probing=probing)
     if as_json:
         click.echo(json.dumps(summary.data(), ensure_ascii=False))
     else:

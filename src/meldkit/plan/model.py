@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meldkit.checkpoint import DTYPES, Checkpoint
@@ -182,6 +183,11 @@ class Plan:
                 known[key] = job.num_passes
             result.append(known[key])
         return result
+
+    @property
+    def to_download(self) -> Mapping[Path, int]:
+        """Weight files that are not here yet but for their heads, with their sizes in bytes."""
+        return {path: size for checkpoint in self.checkpoints for path, size in checkpoint.absent.items()}
 
     @property
     def num_parameters(self) -> int:

@@ -12,9 +12,17 @@ from meldkit.report.explain import (
     varying,
 )
 from meldkit.report.groups import Group, group_tensors
-from meldkit.report.inspect import Inspection, PartSummary, inspect
+from meldkit.report.inspect import (
+    AdapterFacts,
+    Inspection,
+    PartSummary,
+    Quantisation,
+    TokenizerFacts,
+    inspect,
+)
 from meldkit.report.plan import Cost, InputModel, Output, PlanSummary, Treatment, summarise_plan
 from meldkit.report.probe import Probe
+from meldkit.report.relatives import Relative
 from meldkit.report.tokenizers import (
     PairDifference,
     TokenizerComparison,
@@ -23,6 +31,7 @@ from meldkit.report.tokenizers import (
 )
 
 __all__ = [
+    "AdapterFacts",
     "Cost",
     "Explanation",
     "Grid",
@@ -35,8 +44,11 @@ __all__ = [
     "PartSummary",
     "PlanSummary",
     "Probe",
+    "Quantisation",
+    "Relative",
     "TensorExplanation",
     "TokenizerComparison",
+    "TokenizerFacts",
     "TokenizerSummary",
     "Treatment",
     "compare_tokenizers",

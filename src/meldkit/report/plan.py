@@ -207,7 +207,7 @@ def _vocabulary(plan: Plan) -> int | None:
 
 
 def _cost(plan: Plan, works: Sequence[Work], threads: int, *, probing: bool) -> Cost:
-    absent = sum(getattr(plan, "to_download", {}).values())
+    absent = sum(plan.to_download.values())
     measured = probe(plan) if probing and not absent else None
     seconds = None
     if measured is not None:

@@ -84,7 +84,7 @@ def _summary(model: str, cache: Path | None, trust_remote_code: bool) -> Tokeniz
     local = Path(model).expanduser()
     if local.is_dir() and not any(any(local.glob(weights)) for weights in ("*.safetensors", "*.bin")):
         return _read(model, local, None, trust_remote_code)
-    checkpoint = open_model(ModelRef.parse(model), cache=cache)
+    checkpoint = open_model(ModelRef.parse(model), cache=cache, headers_only=True)
     with tokenizer_files(checkpoint) as folder:
         return _read(model, folder, embedding_rows(checkpoint), trust_remote_code)
 

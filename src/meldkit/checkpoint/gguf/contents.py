@@ -14,6 +14,7 @@ import math
 import stat
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -22,6 +23,7 @@ import numpy as np
 
 from meldkit.checkpoint.gguf.blocks import KINDS, Kind
 from meldkit.checkpoint.json_file import shown
+from meldkit.checkpoint.ranges import RemoteFile
 from meldkit.errors import CheckpointError, FormatError
 
 _MAGIC = b"GGUF"
@@ -123,6 +125,20 @@ def read_contents(path: Path, *, texts: bool = False) -> Contents:
         raise CheckpointError(
             f"cannot read {path}: {e.strerror}", hint="check the path, or download the file again"
         ) from e
+
+
+def fetch_contents(remote: RemoteFile, path: Path) -> None:
+    """Read all of a remote file that `read_contents` and `Contents.numbers` will; faults are theirs to tell.
+
+    Args:
+        remote: the file.
+        path: where it is laid.
+    """
+    with suppress(CheckpointError):
+        contents = _Reader(path, cast("BinaryIO", remote), remote.size, True).contents()
+        for entry in contents.tensors.values():
+            if entry.kind.name == "F32" and entry.name.startswith("rope_"):
+                remote.fetch(entry.offset, entry.offset + entry.nbytes)
 
 
 class _Reader:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from meldkit.checkpoint.pickled.read import SUFFIXES, read_pickled
+from meldkit.checkpoint.pickled.read import LOCAL_HEADER_BYTES, SUFFIXES, local_header, read_pickled
 
-__all__ = ["SUFFIXES", "read_pickled"]
+__all__ = ["LOCAL_HEADER_BYTES", "SUFFIXES", "local_header", "read_pickled"]

@@ -40,7 +40,8 @@ SUFFIXES = (".bin", ".pt", ".pth", ".tar", ".ckpt")
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _ZIP = b"PK\x03\x04"
-_LOCAL_HEADER_BYTES = 30
+#: Before a member's bytes in a zip archive, then follow its name and an `extra` field.
+LOCAL_HEADER_BYTES = 30
 _UTF8 = 1 << 11
 _HINT = "download the file again, or check how it was written"
 _SAVE_HINT = "save the model's state_dict with torch.save"
@@ -167,8 +168,8 @@ def _data_offset(path: Path, f: BinaryIO, info: zipfile.ZipInfo) -> int:
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.compress_size != info.file_size:
         raise _bad(path, f"has {shown(info.filename)} compressed or encrypted, which torch.save never does")
     f.seek(info.header_offset)
-    header = f.read(_LOCAL_HEADER_BYTES)
-    if len(header) < _LOCAL_HEADER_BYTES or not header.startswith(_ZIP):
+    header = f.read(LOCAL_HEADER_BYTES)
+    if len(header) < LOCAL_HEADER_BYTES or not header.startswith(_ZIP):
         raise _bad(path, f"is a damaged zip archive: no member at byte {info.header_offset:,}")
     (method,) = struct.unpack("<H", header[8:10])
     name_length, extra_length = struct.unpack("<HH", header[26:30])
@@ -177,10 +178,17 @@ def _data_offset(path: Path, f: BinaryIO, info: zipfile.ZipInfo) -> int:
         raise _bad(
             path, f"is a damaged zip archive: its table and its contents differ about {shown(info.filename)}"
         )
-    offset = info.header_offset + _LOCAL_HEADER_BYTES + name_length + extra_length
+    offset = info.header_offset + LOCAL_HEADER_BYTES + name_length + extra_length
     if offset + info.file_size > path.stat().st_size:
         raise _bad(path, f"is a damaged zip archive: {shown(info.filename)} reaches beyond its end")
     return offset
+
+
+def local_header(info: zipfile.ZipInfo) -> bytes:
+    """What stands before the bytes of a member, with its name and without an `extra` field."""
+    name = info.orig_filename.encode("utf-8" if info.flag_bits & _UTF8 else "cp437")
+    fields = (20, info.flag_bits, info.compress_type, 0, 0, info.CRC, 0, 0, len(name), 0)
+    return _ZIP + struct.pack("<HHHHHIIIHH", *fields) + name
 
 
 def _read_legacy(path: Path, f: BufferedReader) -> tuple[Any, _Places, str]:
