@@ -24,6 +24,7 @@ _COMMANDS = {
     "plan": "Show what a recipe would do, without reading a weight.",
     "explain": "Show where the values of a recipe's parameters come from.",
     "inspect": "Show what a model is made of: parts, layers, types.",
+    "diff": "Compare the weights of models, and say what that means.",
     "tokenizers": "Compare the tokenizers of models.",
     "methods": "List the merge methods, or explain one.",
 }

@@ -42,6 +42,11 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "at_least": (None, [c_void_p, c_long, c_float, c_void_p]),
     "changed": (None, [c_void_p, c_long, c_long, c_long, c_float, c_void_p, c_void_p]),
     "alone": (None, [c_void_p, c_void_p, c_long, c_void_p]),
+    "differences": (
+        None,
+        [c_void_p, c_long, c_long, c_long, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p],
+    ),
+    "conflicts": (None, [c_void_p, c_long, c_long, c_long, POINTER(c_float), c_void_p, c_void_p]),
 }
 
 
