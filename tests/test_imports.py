@@ -26,7 +26,7 @@ _TIERS = {
     "vocab": "errors shapes recipe checkpoint",
     "plan": "errors recipe layout methods checkpoint vocab",
     "engine": "errors shapes methods checkpoint plan",
-    "output": "errors checkpoint vocab plan engine",
+    "output": "errors layout checkpoint vocab plan engine",
     "options": "errors",
     "config": "recipe",
     "api": "errors recipe methods checkpoint plan engine output options",

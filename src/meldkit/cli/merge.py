@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meldkit.cli import INTERRUPTED
-from meldkit.cli.display import show_progress, text_size
+from meldkit.cli.display import count, show_progress, text_size
 from meldkit.options import MergeOptions
 
 if TYPE_CHECKING:
-    from meldkit.api import MergeResult
+    from meldkit.api import MergeResult, Verification
     from meldkit.plan import Plan
 
 #: Notes shown without -v; a model of many layers can earn hundreds of the same kind.
@@ -119,12 +119,29 @@ def summary(result: MergeResult, code: str) -> None:
         click.echo(f"continued: {result.num_resumed} of {len(plan.jobs)} tensors were already done")
     click.echo(
         f"merged {len(plan.jobs)} tensors, {text_size(result.bytes_written)}, in {result.seconds:.1f} s "
-        f"({text_size(traffic / result.seconds)}/s read and written), peak memory {text_size(peak)}"
+        f"({text_size(traffic / result.seconds)}/s), peak memory {text_size(peak)}"
     )
+    click.echo(checked(result.verification))
     click.echo(f"written to {result.path}")
     # Double quotes read better; they are not enough where the shell looks into them.
     quoted = shlex.quote(code) if set(code) & set('"$`\\!') else f'"{code}"'
     click.echo(f"try it: python -c {quoted}")
+
+
+def checked(verification: Verification) -> str:
+    """What was verified, as one line."""
+    found = verification
+    parts = [f"{count(found.num_tensors, 'tensor')} in {count(found.num_files, 'file')}", "shapes, types"]
+    if not found.nonfinite:
+        parts.append("all finite")
+    fitting = [
+        word
+        for word, number in (("config", found.num_facts), ("tokenizer", found.num_tokens or found.num_ids))
+        if number
+    ]
+    if fitting:
+        parts.append(f"{' and '.join(fitting)} fit{'s' * (len(fitting) == 1)}")
+    return f"checked: {', '.join(parts)}"
 
 
 def _peak_memory() -> int:
