@@ -20,6 +20,7 @@ INTERRUPTED = 4
 #: Command name → what `meldkit --help` says about it. The file has the same name.
 _COMMANDS = {
     "merge": "Merge models as a recipe says.",
+    "smoke": "Run a model, and see whether it still works.",
     "pytorch": "Merge weight files of any PyTorch program.",
     "plan": "Show what a recipe would do, without reading a weight.",
     "explain": "Show where the values of a recipe's parameters come from.",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+import click
 
 if TYPE_CHECKING:
     from meldkit.api import Status
@@ -17,6 +20,8 @@ _LINE_INTERVAL = 5.0
 #: Columns that terminals have at least, and of which a table's last column gets this many at least.
 WIDTH = 80
 _HALF = 48
+#: Columns of a terminal that is too narrow for names and sizes beside a bar.
+_NARROW = 70
 
 
 def text_size(num_bytes: float) -> str:
@@ -38,6 +43,12 @@ def text_time(seconds: float) -> str:
 def count(number: int, noun: str) -> str:
     """A number of things, such as "1 layer" or "2 layers"."""
     return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def warn(text: str) -> None:
+    """A warning, on standard error."""
+    click.secho("warning: ", fg="yellow", nl=False, err=True)
+    click.echo(text, err=True)
 
 
 def table(rows: Iterable[Sequence[str]]) -> list[str]:
@@ -88,37 +99,68 @@ def show_progress(*, enabled: bool) -> Generator[Callable[[Status], None] | None
     """A callback for `merge` that draws a bar on a terminal and writes lines elsewhere; None if disabled."""
     if not enabled:
         yield None
-    elif sys.stderr.isatty():
+    elif _draws():
         with _bar() as update:
-            yield update
+            yield lambda status: update(status.done, status.total, status.tensor)
     else:
         yield _lines()
 
 
 @contextmanager
-def _bar() -> Generator[Callable[[Status], None]]:
+def show_steps(*, enabled: bool) -> Generator[Callable[[int, int, str], None] | None]:
+    """The same for work in few steps: called with how many are done, of how many, and what is next."""
+    if not enabled:
+        yield None
+    elif _draws():
+        with _bar(steps=True) as update:
+            yield update
+    else:
+        yield _step
+
+
+def _draws() -> bool:
+    """Whether standard error is a terminal on which a line can be drawn over."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _step(done: int, total: int, what: str) -> None:
+    if done < total:
+        print(f"{done + 1} of {total}: {what}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _bar(*, steps: bool = False) -> Generator[Callable[[int, int, str], None]]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
+        MofNCompleteColumn,
         Progress,
+        ProgressColumn,
+        TaskProgressColumn,
         TextColumn,
+        TimeElapsedColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
+    from rich.table import Column
 
-    columns = (
-        BarColumn(bar_width=20),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.description}", markup=False),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
+    console = Console(stderr=True)
+    columns: list[ProgressColumn] = [BarColumn(bar_width=None if console.width < _NARROW else 20)]
+    if steps:
+        columns += [MofNCompleteColumn(), TimeElapsedColumn()]
+    elif console.width < _NARROW:
+        columns += [TaskProgressColumn(), TimeRemainingColumn(compact=True)]
+    else:
+        columns += [DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(compact=True)]
+    if console.width >= _NARROW:
+        one_line = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+        columns.append(TextColumn("{task.description}", markup=False, table_column=one_line))
+    with Progress(*columns, console=console, transient=True, expand=True) as display:
         task = display.add_task("", total=None)
 
-        def update(status: Status) -> None:
-            display.update(task, completed=status.done, total=status.total, description=status.tensor)
+        def update(done: int, total: int, what: str) -> None:
+            display.update(task, completed=done, total=total, description=what)
 
         yield update
 

@@ -19,7 +19,7 @@ from meldkit.checkpoint import (
     open_files,
 )
 from meldkit.engine.jobs import measure_model
-from meldkit.engine.run import single_threaded_torch
+from meldkit.engine.run import run, single_threaded_torch
 from meldkit.engine.tensor_run import SPAN, TILE, Buffers, TensorRun, cut
 from meldkit.plan import Input, Plan, TensorJob
 
@@ -105,14 +105,13 @@ def measure_computing(plan: Plan) -> float:
     inputs, buffers, sink = _Random(job), Buffers(), _Nowhere()
     with single_threaded_torch:
         began = time.perf_counter()
-        of_model = measure_model([job], inputs, seed=0, threads=1, tile=TILE, progress=None)
+        of_model = measure_model([job], inputs, run, seed=0, tile=TILE)
         in_advance = time.perf_counter() - began if of_model is not None else 0.0
         times: list[float] = []
         until = time.perf_counter() + _COMPUTING
         while True:
             began = time.perf_counter()
-            run = TensorRun(job, inputs, sink, of_model=of_model)
-            _carry_out(run, buffers)
+            _carry_out(TensorRun(job, inputs, sink, of_model=of_model), buffers)
             times.append(time.perf_counter() - began)
             if time.perf_counter() > until:
                 break
@@ -166,6 +165,9 @@ class _Nowhere:
     """Takes what is written and forgets it."""
 
     def write(self, job: TensorJob, start: int, data: memoryview) -> None:
+        pass
+
+    def let_through(self, job: TensorJob) -> None:
         pass
 
     def finish(self, job: TensorJob) -> None:

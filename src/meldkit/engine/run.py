@@ -70,13 +70,16 @@ def run(
     threads: int = 1,
     progress: Callable[[Progress], None] | None = None,
     interval: float = 0.1,
-) -> None:
+) -> int:
     """Carry out all tensors; returns when the last one is finished.
 
     Args:
         tensors: opened one after the other as workers become free.
         threads: worker threads.
         progress: called from this thread every `interval` seconds, and once at the end.
+
+    Returns:
+        Elements processed, counted once per pass.
 
     Raises:
         MeldError: whatever the first failing tile raised; the others are stopped.
@@ -103,6 +106,7 @@ def run(
             queue.stop()
     if queue.error is not None:
         raise queue.error
+    return queue.progress.elements
 
 
 class _TorchThreads:

@@ -35,6 +35,7 @@ from meldkit.report.inspect import (
 from meldkit.report.plan import Cost, InputModel, Output, PlanSummary, Treatment, summarise_plan
 from meldkit.report.probe import Probe
 from meldkit.report.relatives import Relative
+from meldkit.report.smoke import ModelRun, SmokeTest, smoke
 from meldkit.report.tokenizers import (
     PairDifference,
     TokenizerComparison,
@@ -54,6 +55,7 @@ __all__ = [
     "InputModel",
     "Inspection",
     "ModelComparison",
+    "ModelRun",
     "ModelValues",
     "Output",
     "Pair",
@@ -64,6 +66,7 @@ __all__ = [
     "Quantisation",
     "Relation",
     "Relative",
+    "SmokeTest",
     "Spectrum",
     "TaskDifference",
     "TensorDifference",
@@ -78,6 +81,7 @@ __all__ = [
     "grids",
     "group_tensors",
     "inspect",
+    "smoke",
     "summarise_plan",
     "varying",
 ]
