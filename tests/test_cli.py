@@ -101,8 +101,9 @@ def test_summary(capsys: pytest.CaptureFixture[str]) -> None:
     done = command.run(capsys, "merge", "recipe.yml", "out dir")
     assert (done.status, done.err) == (0, "")
     assert re.fullmatch(
-        r"merged 9 tensors, 5 kB, in \d+\.\d s \(\d+ [kM]?B/s read and written\), "
+        r"merged 9 tensors, 5 kB, in \d+\.\d s \(\d+ [kM]?B/s\), "
         r"peak memory (\d+ MB|\d\.\d\d GB)\n"
+        r"checked: 9 tensors in 1 file, shapes, types, all finite, config fits\n"
         r"written to out dir\n"
         r"try it: python -c \"from transformers import AutoModel; "
         r"print\(AutoModel\.from_pretrained\('out dir'\)\)\"\n",

@@ -90,7 +90,13 @@ class Memory:
         self.bytes: dict[str, bytearray] = {}
         self.times: dict[str, np.ndarray] = {}
         self.finished: list[str] = []
+        self.nonfinite: set[str] = set()
         self._lock = threading.Lock()
+
+    def let_through(self, job: TensorJob) -> None:
+        with self._lock:
+            assert job.name not in self.finished
+            self.nonfinite.add(job.name)
 
     def write(self, job: TensorJob, start: int, data: memoryview) -> None:
         itemsize = job.nbytes // job.numel
@@ -154,15 +160,26 @@ def make_job(
     )
 
 
-def runs(jobs: Iterable[TensorJob], store: Any, sink: Any, tile: int = CHUNK) -> Iterator[TensorRun]:
-    return (TensorRun(job, store, sink, tile=tile, span=tile) for job in jobs)
+def runs(
+    jobs: Iterable[TensorJob], store: Any, sink: Any, tile: int = CHUNK, *, allow_nonfinite: bool = False
+) -> Iterator[TensorRun]:
+    return (
+        TensorRun(job, store, sink, tile=tile, span=tile, allow_nonfinite=allow_nonfinite) for job in jobs
+    )
 
 
 def carry_out(
-    jobs: Iterable[TensorJob], store: Any, sink: Any, *, threads: int = 2, tile: int = CHUNK, **more: Any
+    jobs: Iterable[TensorJob],
+    store: Any,
+    sink: Any,
+    *,
+    threads: int = 2,
+    tile: int = CHUNK,
+    allow_nonfinite: bool = False,
+    **more: Any,
 ) -> None:
     """Run the jobs; a deadlock is a failure, and no worker may outlive the run."""
-    tensors = runs(jobs, store, sink, tile)
+    tensors = runs(jobs, store, sink, tile, allow_nonfinite=allow_nonfinite)
     try:
         within(DEADLINE, lambda: run(tensors, threads=threads, **more))
     finally:
@@ -229,12 +246,32 @@ def test_many_tiny_tensors() -> None:
 
 
 def test_copies_are_bytes() -> None:
-    """Without a method nothing is looked at: NaN with its payload, infinities, negative zeros."""
+    """Without a method nothing is changed: NaN with its payload, infinities, negative zeros."""
     store, sink = Store(), Memory()
     bits = np.random.default_rng(0).integers(0, 2**32, 2 * CHUNK + 3, np.uint32)
     x = torch.from_numpy(bits.view(np.float32))
-    carry_out([make_job(store, "x", len(x), None, tensors=[x])], store, sink)
+    carry_out([make_job(store, "x", len(x), None, tensors=[x])], store, sink, allow_nonfinite=True)
     assert sink.bytes["x"] == bits.tobytes()
+    assert sink.nonfinite == {"x"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e5m2], ids=str)
+def test_copies_are_looked_at(dtype: torch.dtype) -> None:
+    """NaN is refused; infinities, of which masks are made, are let through and told."""
+    x = seeded(2 * CHUNK + 3, 0).to(dtype)
+    for value, place in ((float("inf"), CHUNK), (float("nan"), 2 * CHUNK + 1)):
+        x[place] = value
+        store, sink = Store(), Memory()
+        job = make_job(store, "x", len(x), None, dtype=dtype, tensors=[x])
+        if value == float("inf"):
+            carry_out([job], store, sink)
+            assert sink.nonfinite == {"x"}
+        else:
+            with pytest.raises(RunError, match=rf"'x' of 'model 0' has the value nan at element {place:,}\n"):
+                carry_out([job], store, sink)
+    clean, sink = Store(), Memory()
+    carry_out([make_job(clean, "x", 9, None, dtype=dtype, tensors=[seeded(9, 1).to(dtype)])], clean, sink)
+    assert not sink.nonfinite
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16], ids=str)

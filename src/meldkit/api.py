@@ -15,7 +15,7 @@ from meldkit.engine import Progress, default_threads, run_jobs
 from meldkit.errors import NotSupportedError, RunError
 from meldkit.methods import METHODS, Method, describe, get_method, load_plugin
 from meldkit.options import MergeOptions
-from meldkit.output import OutputFolder, check_free, write_side_files
+from meldkit.output import OutputFolder, Verification, check_fit, check_free, write_side_files
 from meldkit.plan import Input, Plan, build_plan
 from meldkit.recipe import ModelRef, Recipe, load_recipe, recipe_from_data
 
@@ -23,6 +23,7 @@ __all__ = [
     "MergeResult",
     "RecipeLike",
     "Status",
+    "Verification",
     "check_free",
     "describe",
     "get_method",
@@ -48,6 +49,7 @@ class MergeResult:
         bytes_written: bytes of weights written.
         num_resumed: tensors taken over from an interrupted run.
         discarded: whether partial work for another plan was thrown away.
+        verification: what was checked before the folder was published.
     """
 
     path: Path
@@ -57,6 +59,7 @@ class MergeResult:
     bytes_written: int
     num_resumed: int
     discarded: bool
+    verification: Verification
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,8 @@ def merge(
     chosen = _with_weights(
         recipe if isinstance(recipe, Plan) else plan(recipe, options, headers_only=True), options
     )
+    if chosen.config is not None:
+        check_fit(chosen, chosen.config, {job.name: job.shape for job in chosen.jobs})
     folder = OutputFolder(Path(out), chosen, overwrite=options.overwrite)
     try:
         with open_files() as files:
@@ -156,7 +161,7 @@ def merge(
             name=folder.path.resolve().name,
             version=__version__,
         )
-        folder.publish()
+        verification = folder.publish()
     finally:
         folder.close()
     return MergeResult(
@@ -167,6 +172,7 @@ def merge(
         bytes_written=chosen.bytes_to_write,
         num_resumed=len(folder.finished),
         discarded=folder.discarded,
+        verification=verification,
     )
 
 
@@ -190,10 +196,12 @@ def _run(
     options: MergeOptions,
     progress: Callable[[Status], None] | None,
 ) -> None:
+    # What an earlier run was allowed to let through, this one may not be.
+    finished = folder.finished if options.allow_nonfinite else folder.finished - folder.nonfinite
     total = sum(
         num * job.numel
         for num, job in zip(chosen.passes(), chosen.jobs, strict=True)
-        if job.name not in folder.finished
+        if job.name not in finished
     )
     scale = chosen.bytes_to_write / max(1, chosen.num_parameters)
 
@@ -206,7 +214,7 @@ def _run(
         chosen.jobs,
         _PlanInputs(chosen, files),
         folder,
-        finished=folder.finished,
+        finished=finished,
         seed=chosen.seed,
         allow_nonfinite=options.allow_nonfinite,
         threads=options.num_threads or default_threads(),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from meldkit.api import MergeResult, merge
+from meldkit.api import MergeResult, Status, check_free, merge, plan
 from meldkit.config import MergeConfiguration
 from meldkit.options import MergeOptions
 from meldkit.output import RECORD
@@ -43,8 +46,27 @@ def run_merge(
         _log.info(line)
     if (Path(out_path) / RECORD).is_file():
         options = replace(options, overwrite=True)
-    recipe = merge_config.recipe()
-    result = merge(recipe, out_path, options)
-    for line in result.plan.warnings:
+    check_free(Path(out_path), overwrite=options.overwrite)
+    chosen = plan(merge_config.recipe(), options)
+    for line in chosen.warnings:
         _log.warning(line)
+    with _bar(quiet=options.quiet) as progress:
+        result = merge(chosen, out_path, options, progress=progress)
+    if result.verification.nonfinite:
+        _log.warning("NaN or Inf in %s", ", ".join(result.verification.nonfinite))
     return result
+
+
+@contextmanager
+def _bar(*, quiet: bool) -> Generator[Callable[[Status], None]]:
+    """The bar that transformers draws: in notebooks, and on terminals; nothing into files and pipes."""
+    from tqdm.auto import tqdm
+
+    bar: Any = tqdm(desc="merging", unit="B", unit_scale=True, disable=True if quiet else None)
+    with bar:
+
+        def update(status: Status) -> None:
+            bar.total = status.total
+            bar.update(status.done - bar.n)
+
+        yield update

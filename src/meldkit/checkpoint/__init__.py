@@ -7,9 +7,10 @@ from meldkit.checkpoint.experts import as_stored_by
 from meldkit.checkpoint.files import OpenFiles, open_files
 from meldkit.checkpoint.folder import Checkpoint, open_checkpoint
 from meldkit.checkpoint.json_file import read_json
-from meldkit.checkpoint.models import open_model
+from meldkit.checkpoint.models import open_as_stored, open_model
 from meldkit.checkpoint.renamed import as_named_by
 from meldkit.checkpoint.safetensors import read_header
+from meldkit.checkpoint.stored import quantisation_method, stored_entries
 from meldkit.checkpoint.tensor import (
     Encoding,
     Header,
@@ -36,10 +37,13 @@ __all__ = [
     "TileSource",
     "as_named_by",
     "as_stored_by",
+    "open_as_stored",
     "open_checkpoint",
     "open_files",
     "open_model",
+    "quantisation_method",
     "read_all",
     "read_header",
     "read_json",
+    "stored_entries",
 ]

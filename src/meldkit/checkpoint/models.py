@@ -6,12 +6,12 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from meldkit.checkpoint.adapter import base_of
+from meldkit.checkpoint.adapter import PREFIX, base_of, weights_file
 from meldkit.checkpoint.folder import Checkpoint, open_checkpoint
 from meldkit.checkpoint.hub import download
 from meldkit.checkpoint.json_file import shown
 from meldkit.checkpoint.stand_in import locate_heads
-from meldkit.checkpoint.weights import SUFFIXES
+from meldkit.checkpoint.weights import SUFFIXES, read_file
 from meldkit.errors import CheckpointError
 from meldkit.recipe.refs import ModelRef
 
@@ -40,7 +40,38 @@ def open_model(
         CheckpointError: there is no such path, or the hub has no such model or cannot be reached.
     """
     search = _Search(cache, headers_only)
+    return _opened(ref, search.locate(ref.path, ref.revision), search, alone)
+
+
+def open_as_stored(ref: ModelRef, *, cache: Path | None = None, headers_only: bool = False) -> Checkpoint:
+    """The same, but an adapter without a base model is opened as what it is.
+
+    It has its own tensors, named after the modules that they change, and no configuration.
+
+    Raises:
+        CheckpointError: there is no such path, or the hub has no such model or cannot be reached.
+    """
+    search = _Search(cache, headers_only)
     folder = search.locate(ref.path, ref.revision)
+    if ref.adapters or not _is_adapter(folder):
+        return _opened(ref, folder, search, alone=False)
+    header = read_file(weights_file(folder))
+    return Checkpoint(
+        label=str(ref),
+        folder=folder,
+        tensors={
+            (own := name.removeprefix(PREFIX)): replace(t, name=own) for name, t in header.tensors.items()
+        },
+        config={},
+        tokenizer=None,
+        adapters=(),
+        fingerprint=header.digest,
+        notes=tuple(search.notes),
+        absent=search.absent,
+    )
+
+
+def _opened(ref: ModelRef, folder: Path, search: _Search, alone: bool) -> Checkpoint:
     adapters = [search.locate(a.path, a.revision) for a in ref.adapters]
     while _is_adapter(folder):
         if folder in adapters:

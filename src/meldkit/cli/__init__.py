@@ -25,8 +25,10 @@ COMPLETE = "_MELDKIT_COMPLETE"
 _COMMANDS = {
     "new": "Write a recipe to begin with.",
     "merge": "Merge models as a recipe says.",
+    "smoke": "Run a model, and see whether it still works.",
     "pytorch": "Merge weight files of any PyTorch program.",
     "plan": "Show what a recipe would do, without reading a weight.",
+    "explain": "Show where the values of a recipe's parameters come from.",
     "inspect": "Show what a model is made of: parts, layers, types.",
     "diff": "Compare the weights of models, and say what that means.",
     "tokenizers": "Compare the tokenizers of models.",
@@ -85,7 +87,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     if COMPLETE in os.environ:
         import_module("meldkit.cli.completion").register()
     try:
-        status = cli.main(args, prog_name="meldkit", standalone_mode=False)
+        status = cli.main(args, prog_name="meldkit", standalone_mode=False, color=_color())
     except MeldError as e:
         _print_error(str(e))
         status = e.exit_status
@@ -150,6 +152,11 @@ def _option_hint(name: str, context: click.Context) -> str:
     return f"{context.command_path} --help lists the options"
 
 
+def _color() -> bool | None:
+    """False if nobody wants colours (https://no-color.org), else None: terminals get them, files do not."""
+    return False if os.environ.get("NO_COLOR") else None
+
+
 def _print_error(text: str) -> None:
-    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    click.secho("error: ", fg="red", bold=True, nl=False, err=True, color=_color())
     click.echo(text, err=True)

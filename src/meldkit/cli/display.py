@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+import click
 
 if TYPE_CHECKING:
     from meldkit.api import Status
 
 #: Seconds between lines when there is no terminal to draw on.
 _LINE_INTERVAL = 5.0
+#: Columns that terminals have at least, and of which a table's last column gets this many at least.
+WIDTH = 80
+_HALF = 48
+#: Columns of a terminal that is too narrow for names and sizes beside a bar.
+_NARROW = 70
 
 
 def text_size(num_bytes: float) -> str:
@@ -24,9 +33,22 @@ def text_size(num_bytes: float) -> str:
     return f"{num_bytes:.2f} GB"
 
 
+def text_time(seconds: float) -> str:
+    """A duration for people, with as many digits as estimates are worth."""
+    if seconds < 99.5:
+        return f"{seconds:.2g} s" if seconds < 9.5 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"
+
+
 def count(number: int, noun: str) -> str:
     """A number of things, such as "1 layer" or "2 layers"."""
     return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def warn(text: str) -> None:
+    """A warning, on standard error."""
+    click.secho("warning: ", fg="yellow", nl=False, err=True)
+    click.echo(text, err=True)
 
 
 def table(rows: Iterable[Sequence[str]]) -> list[str]:
@@ -39,42 +61,106 @@ def table(rows: Iterable[Sequence[str]]) -> list[str]:
     ]
 
 
+def wrapped(text: str, *, indent: int = 2, hanging: int = 4) -> list[str]:
+    """A sentence in lines of at most `WIDTH` columns, where its words allow."""
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=" " * indent,
+        subsequent_indent=" " * hanging,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def wrapped_table(rows: Iterable[Sequence[str]], *, indent: int = 2) -> list[str]:
+    """As `table`, with the last column in as many lines as it takes to stay within `WIDTH` columns.
+
+    Where the others leave it too little room, it goes below them.
+    """
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    lines: list[str] = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        head = " " * indent + "".join(f"{cell}  " for cell in cells)
+        if len(head) + len(row[-1]) <= WIDTH:
+            lines.append((head + row[-1]).rstrip())
+        elif len(head) <= _HALF:
+            first, *rest = wrapped(row[-1], indent=len(head), hanging=len(head))
+            lines += [head + first.lstrip(), *rest]
+        else:
+            lines += [head.rstrip(), *wrapped(row[-1], indent=indent + 4, hanging=indent + 4)]
+    return lines
+
+
 @contextmanager
 def show_progress(*, enabled: bool) -> Generator[Callable[[Status], None] | None]:
     """A callback for `merge` that draws a bar on a terminal and writes lines elsewhere; None if disabled."""
     if not enabled:
         yield None
-    elif sys.stderr.isatty():
+    elif _draws():
         with _bar() as update:
-            yield update
+            yield lambda status: update(status.done, status.total, status.tensor)
     else:
         yield _lines()
 
 
 @contextmanager
-def _bar() -> Generator[Callable[[Status], None]]:
+def show_steps(*, enabled: bool) -> Generator[Callable[[int, int, str], None] | None]:
+    """The same for work in few steps: called with how many are done, of how many, and what is next."""
+    if not enabled:
+        yield None
+    elif _draws():
+        with _bar(steps=True) as update:
+            yield update
+    else:
+        yield _step
+
+
+def _draws() -> bool:
+    """Whether standard error is a terminal on which a line can be drawn over."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _step(done: int, total: int, what: str) -> None:
+    if done < total:
+        print(f"{done + 1} of {total}: {what}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _bar(*, steps: bool = False) -> Generator[Callable[[int, int, str], None]]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
+        MofNCompleteColumn,
         Progress,
+        ProgressColumn,
+        TaskProgressColumn,
         TextColumn,
+        TimeElapsedColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
+    from rich.table import Column
 
-    columns = (
-        BarColumn(bar_width=20),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.description}", markup=False),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
+    console = Console(stderr=True)
+    columns: list[ProgressColumn] = [BarColumn(bar_width=None if console.width < _NARROW else 20)]
+    if steps:
+        columns += [MofNCompleteColumn(), TimeElapsedColumn()]
+    elif console.width < _NARROW:
+        columns += [TaskProgressColumn(), TimeRemainingColumn(compact=True)]
+    else:
+        columns += [DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(compact=True)]
+    if console.width >= _NARROW:
+        one_line = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+        columns.append(TextColumn("{task.description}", markup=False, table_column=one_line))
+    with Progress(*columns, console=console, transient=True, expand=True) as display:
         task = display.add_task("", total=None)
 
-        def update(status: Status) -> None:
-            display.update(task, completed=status.done, total=status.total, description=status.tensor)
+        def update(done: int, total: int, what: str) -> None:
+            display.update(task, completed=done, total=total, description=what)
 
         yield update
 

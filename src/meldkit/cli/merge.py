@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from meldkit.cli import INTERRUPTED
+from meldkit.cli import smoke as smoke_command
 from meldkit.cli.arguments import Folder, Recipe
-from meldkit.cli.display import show_progress, text_size
+from meldkit.cli.display import count, show_progress, text_size, warn
 from meldkit.options import MergeOptions
 
 if TYPE_CHECKING:
-    from meldkit.api import MergeResult
+    from meldkit.api import MergeResult, Verification
     from meldkit.plan import Plan
+    from meldkit.report import SmokeTest
 
 #: Notes shown without -v; a model of many layers can earn hundreds of the same kind.
 _NOTES = 3
@@ -59,77 +63,154 @@ def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("recipe", type=Recipe())
 @click.argument("out", type=Folder())
+@click.option("--smoke", is_flag=True, help="Run the result and its inputs, and warn if it is much worse.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else there.")
 @with_options
-def command(recipe: Path, out: Path, **given: Any) -> None:
+def command(recipe: Path, out: Path, smoke: bool, as_json: bool, **given: Any) -> None:
     """Merge models as RECIPE (a YAML file, or - for standard input) says, into the new folder OUT.
 
     Interrupted, it leaves nothing that looks like a model; the same command continues.
     """
-    from meldkit.api import check_free, merge, plan
-
     options = MergeOptions(**given)
     loud = not options.quiet
     if not loud:
         # The hub's library draws bars of its own while it downloads.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    check_free(out, overwrite=options.overwrite)
-    # What would fail, fails before anything is downloaded.
-    chosen = plan(recipe, options, headers_only=True)
+    with interruptible():
+        from meldkit.api import check_free, merge, plan
+
+        check_free(out, overwrite=options.overwrite)
+        # What would fail, fails before anything is downloaded.
+        chosen = plan(recipe, options, headers_only=True)
+        if loud:
+            announce(chosen, options, smoke=smoke)
+        with show_progress(enabled=loud) as progress:
+            result = merge(chosen, out, options, progress=progress)
     if loud:
-        announce(chosen, options)
-    with interruptible(), show_progress(enabled=loud) as progress:
-        result = merge(chosen, out, options, progress=progress)
-    if loud:
-        summary(result, _first_steps(result))
+        warn_of_values(result)
+        if not as_json:
+            summary(result, _first_steps(result))
+    test = test_merge(result, options) if smoke else None
+    if test is not None and loud:
+        smoke_command.report(test, table_to_stderr=as_json)
+    if as_json:
+        click.echo(json.dumps(data(result, test), indent=2, ensure_ascii=False))
+
+
+def test_merge(result: MergeResult, options: MergeOptions) -> SmokeTest:
+    """Run the result and what it was made of."""
+    recipe = result.plan.recipe
+    # The base comes first, as everything else is compared with it.
+    first = [] if recipe.base_model is None else [recipe.base_model]
+    inputs = list(dict.fromkeys([*first, *recipe.models()]))
+    return smoke_command.run(result.path, inputs, options, result.path.absolute().parent)
 
 
 @contextmanager
 def interruptible() -> Generator[None]:
-    """Turn Ctrl-C into a message and an exit status."""
+    """Answer Ctrl-C and SIGTERM at once: say how to continue, and leave.
+
+    There is nothing to tidy: what the journal says is on the disk whatever happens, and the rest is done
+    again. Waiting for what is in hand, for other threads and for the disk, would take seconds.
+    """
+    again = shlex.join(["meldkit", *sys.argv[1:]])
+    terminal = sys.stderr.isatty()
+    # On a terminal: clear the bar and the ^C that the user typed, and show the cursor that bars hide.
+    start = "\r\x1b[K\x1b[?25h" if terminal and os.environ.get("TERM") != "dumb" else "\n" * terminal
+    text = f"{start}stopped; what is done is kept. To continue: {again}\n".encode()
+
+    def stop(*_: object) -> None:
+        # Not through objects that the interrupted code may hold the locks of.
+        os.write(2, text)
+        os._exit(INTERRUPTED)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
-    except KeyboardInterrupt:
-        again = shlex.join(["meldkit", *sys.argv[1:]])
-        # On a terminal the line begins with the ^C that the user typed.
-        click.echo(
-            "\n" * sys.stderr.isatty() + f"stopped; what is done is kept. To continue: {again}", err=True
-        )
-        sys.exit(INTERRUPTED)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def announce(chosen: Plan, options: MergeOptions) -> None:
+def announce(chosen: Plan, options: MergeOptions, *, smoke: bool = False) -> None:
     """Warnings and notes, before the work begins."""
     for line in chosen.warnings:
-        click.secho("warning: ", fg="yellow", nl=False, err=True)
-        click.echo(line, err=True)
+        warn(line)
     shown = chosen.notes if options.verbosity else chosen.notes[:_NOTES]
-    notes = [*(options.idle() if options.verbosity else ()), *shown]
+    idle = replace(options, cuda=False, device=None) if smoke else options
+    notes = [*(idle.idle() if options.verbosity else ()), *shown]
     if len(shown) < len(chosen.notes):
         notes.append(f"{len(chosen.notes) - len(shown)} more like these; -v lists them")
     for line in notes:
         click.echo(f"note: {line}", err=True)
 
 
+def warn_of_values(result: MergeResult) -> None:
+    """A warning about NaN and Inf in the output."""
+    names = result.verification.nonfinite
+    if names:
+        listed = ", ".join(names[:_NOTES]) + ", …" * (len(names) > _NOTES)
+        total = count(result.verification.num_tensors, "tensor")
+        warn(f"NaN or Inf in {len(names)} of {total}: {listed}")
+
+
 def summary(result: MergeResult, code: str) -> None:
     """What was done, how fast, where it is, and what to do next: a line of Python."""
     plan = result.plan
     traffic = result.bytes_read + result.bytes_written
-    peak = _peak_memory()
+    peak = peak_memory()
     if result.discarded:
         click.echo("unfinished work for another recipe or other inputs was in the folder and was thrown away")
     if result.num_resumed:
         click.echo(f"continued: {result.num_resumed} of {len(plan.jobs)} tensors were already done")
     click.echo(
         f"merged {len(plan.jobs)} tensors, {text_size(result.bytes_written)}, in {result.seconds:.1f} s "
-        f"({text_size(traffic / result.seconds)}/s read and written), peak memory {text_size(peak)}"
+        f"({text_size(traffic / result.seconds)}/s), peak memory {text_size(peak)}"
     )
+    click.echo(checked(result.verification))
     click.echo(f"written to {result.path}")
     # Double quotes read better; they are not enough where the shell looks into them.
     quoted = shlex.quote(code) if set(code) & set('"$`\\!') else f'"{code}"'
     click.echo(f"try it: python -c {quoted}")
 
 
-def _peak_memory() -> int:
+def checked(verification: Verification) -> str:
+    """What was verified, as one line."""
+    found = verification
+    parts = [f"{count(found.num_tensors, 'tensor')} in {count(found.num_files, 'file')}", "shapes, types"]
+    if not found.nonfinite:
+        parts.append("all finite")
+    fitting = [
+        word
+        for word, number in (("config", found.num_facts), ("tokenizer", found.num_tokens or found.num_ids))
+        if number
+    ]
+    if fitting:
+        parts.append(f"{' and '.join(fitting)} fit{'s' * (len(fitting) == 1)}")
+    return f"checked: {', '.join(parts)}"
+
+
+def data(result: MergeResult, test: SmokeTest | None) -> dict[str, Any]:
+    """The result as JSON has it."""
+    plan = result.plan
+    return {
+        "path": str(result.path),
+        "seconds": result.seconds,
+        "bytes_read": result.bytes_read,
+        "bytes_written": result.bytes_written,
+        "peak_memory": peak_memory(),
+        "tensors": len(plan.jobs),
+        "tensors_resumed": result.num_resumed,
+        "work_discarded": result.discarded,
+        "plan": plan.digest(),
+        "verification": asdict(result.verification),
+        "smoke": None if test is None else test.data(),
+        "warnings": list(plan.warnings),
+        "notes": list(plan.notes),
+    }
+
+
+def peak_memory() -> int:
     """Bytes; on Linux of this program alone, where the usual number begins with that of who started it."""
     try:
         status = Path("/proc/self/status").read_text()

@@ -9,7 +9,7 @@ import click
 
 from meldkit.cli.arguments import Folder, Recipe
 from meldkit.cli.display import show_progress
-from meldkit.cli.merge import announce, interruptible, summary, with_options
+from meldkit.cli.merge import announce, interruptible, summary, warn_of_values, with_options
 from meldkit.options import MergeOptions
 
 
@@ -25,17 +25,19 @@ def command(recipe: Path, out: Path, **given: Any) -> None:
     else the base (else the first) model's file holds, such as hyperparameters, without the state of its
     training.
     """
-    from meldkit.raw import check_out, merge_raw, plan_raw
-
     options = MergeOptions(**given)
     loud = not options.quiet
-    check_out(out, overwrite=options.overwrite)
-    chosen = plan_raw(recipe, out, options)
+    with interruptible():
+        from meldkit.raw import check_out, merge_raw, plan_raw
+
+        check_out(out, overwrite=options.overwrite)
+        chosen = plan_raw(recipe, out, options)
+        if loud:
+            announce(chosen, options)
+        with show_progress(enabled=loud) as progress:
+            result = merge_raw(chosen, out, options, progress=progress, note=_note if loud else None)
     if loud:
-        announce(chosen, options)
-    with interruptible(), show_progress(enabled=loud) as progress:
-        result = merge_raw(chosen, out, options, progress=progress, note=_note if loud else None)
-    if loud:
+        warn_of_values(result)
         summary(result, _first_steps(result.path))
 
 

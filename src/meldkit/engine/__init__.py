@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+from meldkit.engine.cost import Memory, Work, memory_of, work_of
 from meldkit.engine.jobs import run_jobs
 from meldkit.engine.run import Progress, default_threads, run
 from meldkit.engine.tensor_run import PAGE, TILE, Inputs, Sink, TensorRun
 
-__all__ = ["PAGE", "TILE", "Inputs", "Progress", "Sink", "TensorRun", "default_threads", "run", "run_jobs"]
+__all__ = [
+    "PAGE",
+    "TILE",
+    "Inputs",
+    "Memory",
+    "Progress",
+    "Sink",
+    "TensorRun",
+    "Work",
+    "default_threads",
+    "memory_of",
+    "run",
+    "run_jobs",
+    "work_of",
+]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import Lock
 from typing import Any
 
-from meldkit.engine.run import Progress, run
+from meldkit.engine.run import Progress, Runnable, run
 from meldkit.engine.tensor_run import TILE, Buffers, Inputs, Sink, TensorRun, cut, read_tile
 from meldkit.methods import Noise, Whole
 from meldkit.methods.statistics import Range, Statistic
@@ -43,23 +43,33 @@ def run_jobs(
     Raises:
         MeldError: whatever the first failing tile raised; the others are stopped.
     """
-    of_model = _measure_model(jobs, inputs, seed=seed, threads=threads, tile=tile, progress=progress)
+    before = 0
+
+    def told(state: Progress) -> None:
+        """Each run counts from 0; the sum of all is what is told."""
+        if progress is not None:
+            progress(Progress(before + state.elements, state.tensor))
+
+    def run_all(tensors: Iterable[Runnable]) -> None:
+        nonlocal before
+        before += run(tensors, threads=threads, progress=told)
+
+    of_model = measure_model(jobs, inputs, run_all, seed=seed, tile=tile)
     tensors = (
         TensorRun(job, inputs, sink, seed=seed, tile=tile, of_model=of_model, allow_nonfinite=allow_nonfinite)
         for job in jobs
         if job.name not in finished
     )
-    run(tensors, threads=threads, progress=progress)
+    run_all(tensors)
 
 
-def _measure_model(
+def measure_model(
     jobs: Sequence[TensorJob],
     inputs: Inputs,
+    run_all: Callable[[Iterable[Runnable]], object],
     *,
     seed: int,
-    threads: int,
     tile: int,
-    progress: Callable[[Progress], None] | None,
 ) -> Any:
     """What a method wants to know of all tensors together, one after the other in order; None if nothing."""
     merged = [job for job in jobs if job.method is not None]
@@ -74,7 +84,7 @@ def _measure_model(
         return None
     lock = Lock()
     while ranges := statistic.ranges():
-        run(_pass(merged, inputs, statistic, ranges, lock, tile), threads=threads, progress=progress)
+        run_all(_pass(merged, inputs, statistic, ranges, lock, tile))
         statistic.finish_pass()
     return statistic.result
 

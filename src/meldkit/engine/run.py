@@ -70,13 +70,16 @@ def run(
     threads: int = 1,
     progress: Callable[[Progress], None] | None = None,
     interval: float = 0.1,
-) -> None:
+) -> int:
     """Carry out all tensors; returns when the last one is finished.
 
     Args:
         tensors: opened one after the other as workers become free.
         threads: worker threads.
         progress: called from this thread every `interval` seconds, and once at the end.
+
+    Returns:
+        Elements processed, counted once per pass.
 
     Raises:
         MeldError: whatever the first failing tile raised; the others are stopped.
@@ -86,7 +89,7 @@ def run(
         raise ValueError(f"threads is {threads}; it must be 1 or more")
     queue = _Queue(iter(tensors))
     with (
-        _single_threaded_torch,
+        single_threaded_torch,
         ThreadPoolExecutor(_WRITERS, "write") as writer,
         ThreadPoolExecutor(threads, "work") as pool,
     ):
@@ -103,6 +106,7 @@ def run(
             queue.stop()
     if queue.error is not None:
         raise queue.error
+    return queue.progress.elements
 
 
 class _TorchThreads:
@@ -130,7 +134,7 @@ class _TorchThreads:
                 torch.set_num_threads(self._before)
 
 
-_single_threaded_torch = _TorchThreads()
+single_threaded_torch = _TorchThreads()
 
 
 def _work(queue: _Queue, writer: Executor) -> None:

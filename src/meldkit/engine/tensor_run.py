@@ -43,6 +43,10 @@ class Sink(Protocol):
         """
         ...
 
+    def let_through(self, job: TensorJob) -> None:
+        """The tensor holds NaN or Inf, which was not refused; told before its job is finished."""
+        ...
+
     def finish(self, job: TensorJob) -> None:
         """All bytes of the tensor have been written."""
         ...
@@ -240,6 +244,7 @@ class TensorRun:
         if self._raw is not None:
             raw = buffers.output(self.job, start, stop)
             self._raw.read_bytes(start, raw.numpy().data)
+            self._check_copy(start, raw)
             return buffers.write(self._sink, self.job, start, raw)
         if self._writing:
             write = self._write if self.job.scales is None else self._write_in_blocks
@@ -263,8 +268,10 @@ class TensorRun:
         for first, last in cut([(start, stop)], self._tile):
             values = self._values(first, last, buffers)
             part = output[first - start : last - start].copy_(values)
-            if not self._allow_nonfinite and not _fit(values, part):
-                self._refuse_output(first, last, values, part.dtype, buffers)
+            if not _fit(values, part):
+                if not self._allow_nonfinite:
+                    self._refuse_output(first, last, values, part.dtype, buffers)
+                self._sink.let_through(self.job)
         return buffers.write(self._sink, self.job, start, raw)
 
     def _write_in_blocks(self, start: int, stop: int, buffers: Buffers) -> Future[None]:
@@ -286,8 +293,11 @@ class TensorRun:
                 continue
             values = held[:complete]
             scales = scales_of(job, values, buffers.scratch, allow_nonfinite=self._allow_nonfinite)
-            if not self._allow_nonfinite and not _all_finite(scales):
-                self._refuse_output(done, done + complete, values, codes.dtype, buffers)
+            # Scales are finite where NaN is allowed; the values then say whether there was any.
+            if not _all_finite(values if self._allow_nonfinite else scales):
+                if not self._allow_nonfinite:
+                    self._refuse_output(done, done + complete, values, codes.dtype, buffers)
+                self._sink.let_through(job)
             round_to(codes[done - start :][:complete], values, scales, job)
             all_scales[(done - start) // block :][: scales.numel()] = scales.view(-1)
             # What is left is less than a row of blocks, so that it does not lie over its new place.
@@ -313,6 +323,20 @@ class TensorRun:
                 raise ValueError(f"it returned {list(merged.shape)} for a tile of {list(models[0].shape)}")
         return merged if base is None else merged.add_(base)
 
+    def _check_copy(self, start: int, raw: Tensor) -> None:
+        """Refuse NaN among bytes that are copied; Inf is let through, for masks are stored as such."""
+        dtype = DTYPES[self.job.dtype]
+        if not dtype.floating:
+            return
+        values = raw.view(getattr(torch, dtype.torch))
+        if dtype.itemsize == 1:
+            values = values.float()  # types of one byte have no sums
+        if _all_finite(values):
+            return
+        if not self._allow_nonfinite and values.isnan().any():
+            self._refuse_input(self.job.inputs[0], start, values, torch.isnan(values))
+        self._sink.let_through(self.job)
+
     @contextmanager
     def _method_failures(self) -> Generator[None]:
         """Methods may come from outside and raise anything; say which one failed, and on what."""
@@ -336,12 +360,16 @@ class TensorRun:
         rows = list(models) if base is None else [base, *models]
         for row, tensor in zip(rows, self.job.all_inputs, strict=True):
             if not _all_finite(row):
-                first = int(torch.nonzero(~torch.isfinite(row))[0])
-                raise RunError(
-                    f"tensor '{tensor.tensor}' of '{self._inputs.label(tensor)}' has the value "
-                    f"{row[first].item()} at element {start + first:,}",
-                    hint="repair the model, or let it through with --allow-nonfinite",
-                )
+                self._refuse_input(tensor, start, row, ~torch.isfinite(row))
+
+    def _refuse_input(self, tensor: Input, start: int, values: Tensor, bad: Tensor) -> NoReturn:
+        """Say which of an input's values, that begin at element `start`, is the first bad one."""
+        first = int(torch.nonzero(bad)[0])
+        raise RunError(
+            f"tensor '{tensor.tensor}' of '{self._inputs.label(tensor)}' has the value "
+            f"{values[first].item()} at element {start + first:,}",
+            hint="repair the model, or let it through with --allow-nonfinite",
+        )
 
     def _refuse_output(
         self, start: int, stop: int, values: Float32[Tensor, " n"], dtype: torch.dtype, buffers: Buffers

@@ -312,21 +312,11 @@ def differences(
     m, n = x.shape
     pairs = [(i, j) for i in range(m) for j in range(i + 1, m)]
     if _LIBRARY is not None and fits(x):
-        num_products = m * (m + 1) // 2
-        room = _rooms.take("doubles", np.float64, m * _BLOCK + (num_products + 2 * len(pairs)) * _LANES)
-        sums, equal = np.empty(num_products + 2 * len(pairs)), np.empty(len(pairs), np.int64)
-        products_, squares, largest = np.split(sums, [num_products, num_products + len(pairs)])
-        _LIBRARY.differences(
-            x.data_ptr(),
-            x.stride(0),
-            m,
-            n,
-            address(room),
-            address(products_),
-            address(squares),
-            address(largest),
-            address(equal),
-        )
+        products_, squares = np.empty(m * (m + 1) // 2), np.empty(len(pairs))
+        largest, equal = np.empty(len(pairs)), np.empty(len(pairs), np.int64)
+        room = _rooms.take("doubles", np.float64, (m + 3 * len(pairs)) * _LANES)
+        outputs = (room, products_, squares, largest, equal)
+        _LIBRARY.differences(x.data_ptr(), x.stride(0), m, n, *map(address, outputs))
         return products_.tolist(), squares.tolist(), largest.tolist(), equal.tolist()
     found: list[tuple[float, float, int]] = []
     for i, j in pairs:

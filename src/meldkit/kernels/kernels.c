@@ -373,52 +373,74 @@ void meldkit_alone(const float *row, const float *count, long n, int64_t out[2])
 
 /* --- differences ------------------------------------------------------------------------------------------ */
 
-LOOP void add_differences(double *restrict lanes, int64_t *restrict equal, const double *restrict a,
-                          const double *restrict b, long n) {
-    double squares[LANES], largest[LANES];
-    int64_t same[LANES] = {0};
-    for (long l = 0; l < LANES; l++) squares[l] = lanes[l], largest[l] = lanes[LANES + l];
+/* Of each row the squares; of two rows products, squares of differences, largest ones, and how many are 0: each
+ * of them in LANES, into which the numbers of a row go in turn. Whole lanes only. */
+LOOP void add_squares(double *restrict lanes, const float *restrict a, long n) {
+    double squares[LANES];
+    for (long l = 0; l < LANES; l++) squares[l] = lanes[l];
+    for (long i = 0; i < n; i += LANES)
+        for (long l = 0; l < LANES; l++) squares[l] += (double)a[i + l] * (double)a[i + l];
+    for (long l = 0; l < LANES; l++) lanes[l] = squares[l];
+}
+
+LOOP void add_differences(double *restrict lanes, int64_t *restrict equal, const float *restrict a,
+                          const float *restrict b, long n) {
+    double products[LANES], squares[LANES], largest[LANES];
+    int same[LANES] = {0};
+    for (long l = 0; l < LANES; l++)
+        products[l] = lanes[l], squares[l] = lanes[LANES + l], largest[l] = lanes[2 * LANES + l];
     for (long i = 0; i < n; i += LANES)
         for (long l = 0; l < LANES; l++) {
-            double change = b[i + l] - a[i + l], size = fabs(change);
+            double one = a[i + l], other = b[i + l], change = other - one, size = fabs(change);
+            products[l] += one * other;
             squares[l] += change * change;
             largest[l] = size > largest[l] ? size : largest[l];
-            same[l] += change == 0;
+            same[l] += a[i + l] == b[i + l];
         }
-    for (long l = 0; l < LANES; l++) lanes[l] = squares[l], lanes[LANES + l] = largest[l], *equal += same[l];
+    for (long l = 0; l < LANES; l++) {
+        lanes[l] = products[l], lanes[LANES + l] = squares[l], lanes[2 * LANES + l] = largest[l];
+        *equal += same[l];
+    }
 }
 
 /* Products of rows i <= j, in that order; for rows i < j the sum of the squares of their difference, the largest
- * difference, and how many are 0. `room` has place for m BLOCK + (pairs i <= j + 2 pairs i < j) LANES. */
+ * difference, and how many are 0. `room` has place for m + 3 (pairs i < j) lanes. */
 void meldkit_differences(const float *x, long stride, long m, long n, double *room, double *products,
                          double *squares, double *largest, int64_t *equal) {
-    long num_products = m * (m + 1) / 2, num_pairs = m * (m - 1) / 2, pair;
-    double *all_lanes = room + m * BLOCK, *lanes, *more = all_lanes + num_products * LANES;
-    memset(all_lanes, 0, sizeof(double) * (num_products + 2 * num_pairs) * LANES);
+    long num_pairs = m * (m - 1) / 2, pair;
+    double *lanes = room + m * LANES;
+    memset(room, 0, sizeof(double) * (m + 3 * num_pairs) * LANES);
     memset(equal, 0, sizeof(int64_t) * num_pairs);
     for (long start = 0; start < n; start += BLOCK) {
-        long length = smaller(n - start, BLOCK), whole = (length + LANES - 1) / LANES * LANES;
+        long length = smaller(n - start, BLOCK), whole = length / LANES * LANES, rest = length - whole;
+        pair = 0;
         for (long i = 0; i < m; i++) {
-            to_doubles(room + i * BLOCK, x + i * stride + start, length);
-            for (long k = length; k < whole; k++) room[i * BLOCK + k] = 0;
-        }
-        lanes = all_lanes, pair = 0;
-        for (long i = 0; i < m; i++)
-            for (long j = i; j < m; j++, lanes += LANES) {
-                const double *a = room + i * BLOCK, *b = room + j * BLOCK;
-                add_products(lanes, a, b, whole);
-                if (i == j) continue;
-                add_differences(more + 2 * pair * LANES, equal + pair, a, b, whole);
-                equal[pair++] -= whole - length;
+            const float *a = x + i * stride + start;
+            float end_a[LANES] = {0}, end_b[LANES] = {0};
+            memcpy(end_a, a + whole, sizeof(float) * rest);
+            add_squares(room + i * LANES, a, whole);
+            if (rest) add_squares(room + i * LANES, end_a, LANES);
+            for (long j = i + 1; j < m; j++, pair++) {
+                const float *b = x + j * stride + start;
+                add_differences(lanes + 3 * pair * LANES, equal + pair, a, b, whole);
+                if (!rest) continue;
+                memcpy(end_b, b + whole, sizeof(float) * rest);
+                add_differences(lanes + 3 * pair * LANES, equal + pair, end_a, end_b, LANES);
+                equal[pair] -= LANES - rest;
             }
+        }
     }
-    for (long k = 0; k < num_products; k++) products[k] = sum_of(all_lanes + k * LANES);
-    for (pair = 0; pair < num_pairs; pair++) {
-        lanes = more + 2 * pair * LANES;
-        squares[pair] = sum_of(lanes);
-        largest[pair] = 0;
-        for (long l = 0; l < LANES; l++)
-            if (lanes[LANES + l] > largest[pair]) largest[pair] = lanes[LANES + l];
+    pair = 0;
+    for (long i = 0; i < m; i++) {
+        *products++ = sum_of(room + i * LANES);
+        for (long j = i + 1; j < m; j++, pair++) {
+            const double *own = lanes + 3 * pair * LANES;
+            *products++ = sum_of(own);
+            squares[pair] = sum_of(own + LANES);
+            largest[pair] = 0;
+            for (long l = 2 * LANES; l < 3 * LANES; l++)
+                if (own[l] > largest[pair]) largest[pair] = own[l];
+        }
     }
 }
 

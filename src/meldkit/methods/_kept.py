@@ -11,6 +11,9 @@ from meldkit import kernels
 from meldkit.methods.statistics import CHUNK, Range, exact_sum, l1_ratio
 from meldkit.shapes import Float32, Tensor
 
+#: Bytes of a list of two numbers.
+_PAIR = 136
+
 
 class Kept:
     """Which elements of each tile are kept; and the L1 ratios.
@@ -55,6 +58,8 @@ class KeptL1:
         self._norms: list[list[np.ndarray]] = [[] for _ in range(num_models)]
         self._kept = Kept()
         self._done = False
+        # A bit per element; two sums per run of elements, which become lists for one model at a time.
+        self.held = num_models * (numel // 8) + -(-numel // grain) * (num_models * 16 + _PAIR)
 
     def ranges(self) -> Sequence[Range]:
         return [] if self._done else [(0, self._numel)]

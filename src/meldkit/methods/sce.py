@@ -34,7 +34,9 @@ def measure(whole: Whole, *, select_topk: float, fuse: str, **_: object) -> Stat
         selection = Derived(
             lambda x, _: kernels.variance(x).unsqueeze(0), KthMagnitude([[rank]], whole.numel)
         )
-    return Chain(selection, energies, lambda _, measured: measured)
+    # Bits of what is selected.
+    held = whole.numel // 8 if select_topk < 1 else 0
+    return Chain(selection, energies, lambda _, measured: measured, held=held)
 
 
 class _Energies(Sums):

@@ -16,13 +16,14 @@ import shutil
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Event, Lock, Thread
 
-from meldkit.checkpoint import read_header
 from meldkit.errors import CheckpointError, OutputError, RunError
 from meldkit.output.files import describes_model
 from meldkit.output.journal import Entries, Journal, read_journal
+from meldkit.output.verify import Verification, check_weights, verify
 from meldkit.output.weight_file import WeightFile
 from meldkit.plan import OutputFile, Plan, TensorJob
 
@@ -72,6 +73,7 @@ class OutputFolder:
     Attributes:
         path, partial: the folder, and where everything is until it is complete.
         finished: names of the tensors that an interrupted run has left.
+        nonfinite: names of tensors that hold NaN or Inf.
         discarded: whether finished tensors for another plan were thrown away.
 
     Raises:
@@ -96,15 +98,17 @@ class OutputFolder:
             self.partial.mkdir(parents=True, exist_ok=True)
             self._journal = Journal(self.partial / _JOURNAL)
             undo.callback(self._close_files)
-            self.finished, self.discarded = self._resume(identity, overwrite)
+            entries, self.discarded = self._resume(identity, overwrite)
+            self.finished = entries.done
+            self.nonfinite = set(entries.nonfinite)
             for file in plan.files:
                 self._weights.append(self._open_file(file))
             undo.pop_all()
         self._syncer = Thread(target=self._sync_regularly, name="sync", daemon=True)
         self._syncer.start()
 
-    def _resume(self, identity: str, overwrite: bool) -> tuple[frozenset[str], bool]:
-        """Take over what an earlier run has left, or clear it away: (finished tensors, anything lost)."""
+    def _resume(self, identity: str, overwrite: bool) -> tuple[Entries, bool]:
+        """Take over what an earlier run has left, or clear it away: (what is kept, anything lost)."""
         entries = read_journal(self.partial / _JOURNAL)
         usable = entries.plan == identity
         if usable:
@@ -123,9 +127,10 @@ class OutputFolder:
                 _remove(path)
         if usable:
             self._journal.cut(entries.length)
-            return entries.done & {job.name for job in self._plan.jobs}, False
+            names = {job.name for job in self._plan.jobs}
+            return replace(entries, done=entries.done & names, nonfinite=entries.nonfinite & names), False
         self._journal.restart(identity)
-        return frozenset(), bool(entries.done)
+        return Entries(), bool(entries.done)
 
     def _take_back(self, entries: Entries) -> None:
         """Undo the moves of a publication that was interrupted."""
@@ -168,6 +173,11 @@ class OutputFolder:
                 raise self._sync_error
             self._weights[job.file].write(job.offset + start * itemsize, data)
 
+    def let_through(self, job: TensorJob) -> None:
+        """The tensor holds NaN or Inf."""
+        with self._lock:
+            self.nonfinite.add(job.name)
+
     def finish(self, job: TensorJob) -> None:
         """All bytes of the tensor have been written; it enters the journal with the next sync."""
         with self._lock:
@@ -184,10 +194,11 @@ class OutputFolder:
     def _sync(self) -> None:
         with self._lock:
             names, self._unsynced = self._unsynced, []
+            nonfinite = self.nonfinite & set(names)
         if names:
             for weights in self._weights:
                 weights.sync()
-            self._journal.done(names)
+            self._journal.done(names, nonfinite)
 
     def close(self) -> None:
         """Make what is finished durable and let go of the files; the partial work stays.
@@ -218,19 +229,20 @@ class OutputFolder:
             weights.close()
         self._journal.close()
 
-    def publish(self) -> None:
-        """Check that everything is there and move it to its place, config.json last.
+    def publish(self) -> Verification:
+        """Check that everything is there and right, and move it to its place, config.json last.
 
         Raises:
             RunError: a file is not what the plan says it should be, or cannot be moved.
         """
         try:
             self._settle()
-            self._verify()
+            verification = self._verify()
             with _failures(self.path):
                 self._move()
         finally:
             self._close_files()
+        return verification
 
     def _move(self) -> None:
         new = sorted(p.name for p in self.partial.iterdir() if p.name != _JOURNAL)
@@ -258,21 +270,20 @@ class OutputFolder:
             if p.name == "config.json" or (p.name not in new and p.is_file() and describes_model(p.name))
         )
 
-    def _verify(self) -> None:
+    def _verify(self) -> Verification:
         done = read_journal(self.partial / _JOURNAL).done
         missing = [job.name for job in self._plan.jobs if job.name not in done]
         if missing:
             raise RunError(
                 f"{len(missing)} tensors were not written, the first is '{missing[0]}'", hint=_AGAIN
             )
-        stored = [part for job in self._plan.jobs for part in job.stored]
-        for index, file in enumerate(self._plan.files):
-            own = (p for p in stored if p.file == index)
-            expected = {p.name.removeprefix(file.folder): (p.dtype, p.shape, p.offset) for p in own}
-            header = read_header(self._file(file))
-            found = {t.name: (t.dtype, t.shape, t.offset) for t in header.tensors.values()}
-            if found != expected:
-                raise RunError(f"{self._file(file)} does not hold what it should", hint=_AGAIN)
+        try:
+            found = check_weights(self.partial, self._plan)
+        except RunError:
+            # Who knows what else was done to the files.
+            self._journal.cut(0)
+            raise
+        return verify(self.partial, self._plan, found, self.nonfinite)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """The journal of a merge: which plan it is for, which tensors are done, whether files are being moved.
 
 One JSON object per line: `{"plan": hash}` first, `{"done": name}` for each tensor whose bytes are durably
-on disk, `{"publish": [file, …]}` once everything is, before the first file is moved to its place. A torn
-or garbled line, and all after it, counts for nothing.
+on disk, with `"finite": false` if NaN or Inf is among them, `{"publish": [file, …]}` once everything is,
+before the first file is moved to its place. A torn or garbled line, and all after it, counts for nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,14 @@ class Entries:
     Attributes:
         plan: identity of the plan, "" if there is no journal.
         done: names of finished tensors.
+        nonfinite: those among them that hold NaN or Inf.
         publish: names of the files that were about to be moved; empty before that.
         length: bytes of the journal that make sense.
     """
 
     plan: str = ""
     done: frozenset[str] = frozenset()
+    nonfinite: frozenset[str] = frozenset()
     publish: tuple[str, ...] = ()
     length: int = 0
 
@@ -45,19 +47,21 @@ def read_journal(path: Path) -> Entries:
         raw = path.read_bytes()
     except OSError:
         return Entries()
-    plan, done, publish, length = "", set[str](), (), 0
+    plan, done, nonfinite, publish, length = "", set[str](), set[str](), (), 0
     for line in raw.split(b"\n")[:-1]:
         match _parse(line):
             case {"plan": str(plan)} if length == 0:
                 pass
-            case {"done": str(name)} if plan:
+            case {"done": str(name), **more} if plan:
                 done.add(name)
+                if more == {"finite": False}:
+                    nonfinite.add(name)
             case {"publish": [*names]} if plan:
                 publish = tuple(map(str, names))
             case _:
                 break
         length += len(line) + 1
-    return Entries(plan, frozenset(done), publish, length)
+    return Entries(plan, frozenset(done), frozenset(nonfinite), publish, length)
 
 
 def _parse(line: bytes) -> Any:
@@ -99,9 +103,9 @@ class Journal:
         """Drop what stands beyond the first `length` bytes."""
         os.ftruncate(self._descriptor, length)
 
-    def done(self, names: Iterable[str]) -> None:
-        """Enter finished tensors; durable on return."""
-        self._append([{"done": name} for name in names])
+    def done(self, names: Iterable[str], nonfinite: Collection[str] = ()) -> None:
+        """Enter finished tensors, and which of them hold NaN or Inf; durable on return."""
+        self._append({"done": name, **({"finite": False} if name in nonfinite else {})} for name in names)
 
     def publish(self, files: Iterable[str]) -> None:
         """Enter the files that will be moved; durable on return."""

@@ -3,7 +3,22 @@
 from __future__ import annotations
 
 from meldkit.plan.build import DEFAULT_SHARD_SIZE, build_plan
+from meldkit.plan.explain import Decision, Decisions, decisions, why_copied
 from meldkit.plan.model import Input, OutputFile, Plan, TensorJob
+from meldkit.plan.slots import Slot
 from meldkit.plan.tables import embedding_rows
 
-__all__ = ["DEFAULT_SHARD_SIZE", "Input", "OutputFile", "Plan", "TensorJob", "build_plan", "embedding_rows"]
+__all__ = [
+    "DEFAULT_SHARD_SIZE",
+    "Decision",
+    "Decisions",
+    "Input",
+    "OutputFile",
+    "Plan",
+    "Slot",
+    "TensorJob",
+    "build_plan",
+    "decisions",
+    "embedding_rows",
+    "why_copied",
+]

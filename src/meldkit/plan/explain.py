@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from meldkit.methods import Parameter, Value
 from meldkit.plan.model import Plan, TensorJob
 from meldkit.plan.slots import Entry, Slot
 from meldkit.plan.values import decide, view
+from meldkit.recipe import Filtered, choices
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,34 +33,61 @@ class Decision:
 Decisions = Mapping[str, Decision | tuple[Decision, ...]]
 
 
-def decisions(plan: Plan, index: int) -> Decisions:
-    """Who decided the parameters of an output tensor; empty where the method is not applied to it.
+def decisions(plan: Plan, indices: Iterable[int]) -> Iterator[Decisions]:
+    """Who decided the parameters of output tensors; nothing where the method is not applied to one.
+
+    Tensors about which the same was decided share one mapping.
 
     Args:
         plan: of the merge.
-        index: of the tensor among `plan.jobs`.
+        indices: of the tensors among `plan.jobs`.
     """
-    slot, job = plan.slots[index], plan.jobs[index]
-    if job.method is None and (slot.missing or not slot.entries or not _merged(plan, slot)):
-        return {}
-    found: dict[str, Decision | tuple[Decision, ...]] = {}
+    # Models of many experts have a hundred thousand tensors, and most recipes say the same about all of them.
+    known: dict[Hashable, Decisions] = {}
+    filters: dict[Hashable, list[tuple[int, Filtered]]] = {}
+    for index in indices:
+        slot = plan.slots[index]
+        if plan.jobs[index].method is None and (slot.missing or not slot.entries or not _merged(plan, slot)):
+            yield {}
+            continue
+        said = (
+            *[id(parameters) for _, parameters in slot.scopes],
+            *[id(entry.source) for entry in slot.entries],
+        )
+        if said not in filters:
+            filters[said] = _filters(plan, slot)
+        names = [slot.name, *[entry.input.tensor for entry in slot.entries]]
+        key = (said, slot.t, *[choices(value, names[place]) for place, value in filters[said]])
+        if key not in known:
+            known[key] = {p.name: _decided(plan, p, slot) for p in plan.method.parameters}
+        yield known[key]
+
+
+def _filters(plan: Plan, slot: Slot) -> list[tuple[int, Filtered]]:
+    """The values that depend on names: on the tensor's own (0), or on that of a model's tensor (from 1)."""
+    found: dict[tuple[int, Filtered], None] = {}
     for parameter in plan.method.parameters:
-        if parameter.of_recipe:
-            found[parameter.name] = _of_recipe(plan, parameter)
-        elif parameter.per_model:
-            found[parameter.name] = tuple(_decision(plan, parameter, slot, e) for e in slot.entries)
-        else:
-            found[parameter.name] = _decision(plan, parameter, slot, None)
-    return found
+        entries: tuple[Entry | None, ...] = slot.entries if parameter.per_model else (None,)
+        for place, entry in enumerate(entries, start=int(parameter.per_model)):
+            for _, parameters in view(slot, entry)[1]:
+                setting = parameters.get(parameter.name)
+                if setting is not None and isinstance(setting.value, Filtered):
+                    found[place, setting.value] = None
+    return list(found)
 
 
-def _of_recipe(plan: Plan, parameter: Parameter) -> Decision:
-    if plan.recipe.compat is None:
-        return Decision(value=False)
-    return Decision(True, "recipe", plan.recipe.lines.get(parameter.name, plan.recipe.origin))
+def _decided(plan: Plan, parameter: Parameter, slot: Slot) -> Decision | tuple[Decision, ...]:
+    if parameter.of_recipe:
+        if plan.recipe.compat is None:
+            return Decision(value=False)
+        return Decision(True, "recipe", plan.recipe.lines.get(parameter.name, plan.recipe.origin))
+    if parameter.per_model:
+        return tuple(_decision(parameter, slot, entry) for entry in slot.entries)
+    return _decision(parameter, slot, None)
 
 
-def _decision(plan: Plan, parameter: Parameter, slot: Slot, entry: Entry | None) -> Decision:
+def _decision(parameter: Parameter, slot: Slot, entry: Entry | None) -> Decision:
+    # Nothing can be missing here: the plan would not have been made.
     value, found = decide(parameter, slot, entry, (), "")
     if found is None:
         return Decision(value)

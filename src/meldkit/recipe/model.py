@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from meldkit.recipe.refs import ModelRef
-from meldkit.recipe.values import Filtered, Value, filter_matches
+from meldkit.recipe.values import Filtered, Value, choices
 from meldkit.recipe.write import recipe_to_yaml
 
 
@@ -36,12 +36,10 @@ class Setting:
 
     def line_for(self, tensor_name: str) -> tuple[str, str | None]:
         """Where the value for a tensor stands, and the filter that chose it; None if none did."""
-        if not isinstance(self.value, Filtered):
+        found = choices(self.value, tensor_name)
+        if not isinstance(self.value, Filtered) or found == (-1,):
             return self.where, None
-        for index, (chosen, _) in enumerate(self.value.entries):
-            if filter_matches(chosen, tensor_name):
-                return self.entries[index] if self.entries else self.where, chosen
-        return self.where, None
+        return self.entries[found[0]] if self.entries else self.where, self.value.entries[found[0]][0]
 
 
 Parameters: TypeAlias = Mapping[str, Setting]

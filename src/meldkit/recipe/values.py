@@ -211,6 +211,20 @@ def _decided(value: Value, tensor_name: str) -> Scalar | Gradient | None:
     return value
 
 
+def choices(value: Value, tensor_name: str) -> tuple[int, ...]:
+    """Which entries of filters decide for a tensor, outer ones first; -1 at the end if none does."""
+    found: list[int] = []
+    while isinstance(value, Filtered):
+        for index, (chosen, inner) in enumerate(value.entries):
+            if filter_matches(chosen, tensor_name):
+                found.append(index)
+                value = inner
+                break
+        else:
+            return (*found, -1)
+    return tuple(found)
+
+
 def evaluate(value: Value, tensor_name: str, t: float) -> Scalar | None:
     """The value for one tensor at depth `t` (0 to 1); None when no filter matches its name."""
     decided = _decided(value, tensor_name)

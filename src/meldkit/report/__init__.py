@@ -1,4 +1,4 @@
-"""What models are made of."""
+"""What models are made of, and what merges would do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,28 @@ from meldkit.report.diff import (
     TensorDifference,
     diff,
 )
-from meldkit.report.inspect import Inspection, PartSummary, inspect
+from meldkit.report.explain import (
+    Explanation,
+    Grid,
+    ModelValues,
+    TensorExplanation,
+    explain,
+    grids,
+    varying,
+)
+from meldkit.report.groups import Group, group_tensors
+from meldkit.report.inspect import (
+    AdapterFacts,
+    Inspection,
+    PartSummary,
+    Quantisation,
+    TokenizerFacts,
+    inspect,
+)
+from meldkit.report.plan import Cost, InputModel, Output, PlanSummary, Treatment, summarise_plan
+from meldkit.report.probe import Probe
+from meldkit.report.relatives import Relative
+from meldkit.report.smoke import ModelRun, SmokeTest, smoke
 from meldkit.report.tokenizers import (
     PairDifference,
     TokenizerComparison,
@@ -23,21 +44,44 @@ from meldkit.report.tokenizers import (
 )
 
 __all__ = [
+    "AdapterFacts",
     "ComparedModel",
+    "Cost",
     "Difference",
+    "Explanation",
     "Finding",
+    "Grid",
+    "Group",
+    "InputModel",
     "Inspection",
     "ModelComparison",
+    "ModelRun",
+    "ModelValues",
+    "Output",
     "Pair",
     "PairDifference",
     "PartSummary",
+    "PlanSummary",
+    "Probe",
+    "Quantisation",
     "Relation",
+    "Relative",
+    "SmokeTest",
     "Spectrum",
     "TaskDifference",
     "TensorDifference",
+    "TensorExplanation",
     "TokenizerComparison",
+    "TokenizerFacts",
     "TokenizerSummary",
+    "Treatment",
     "compare_tokenizers",
     "diff",
+    "explain",
+    "grids",
+    "group_tensors",
     "inspect",
+    "smoke",
+    "summarise_plan",
+    "varying",
 ]

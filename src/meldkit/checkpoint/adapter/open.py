@@ -39,7 +39,8 @@ from meldkit.checkpoint.tensor import TensorInfo
 from meldkit.checkpoint.weights import read_file
 from meldkit.errors import CheckpointError, FormatError, MismatchError
 
-_PREFIX = "base_model.model."
+#: What the names of an adapter's tensors begin with, before that of a module.
+PREFIX = "base_model.model."
 _SAFETENSORS, _PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 #: Parameters of experts in the order in which transformers creates them, which is that of PEFT's wrappers.
 _PARAMETERS = ("gate_up_proj", "gate_up_proj_bias", "gate_proj", "up_proj", "down_proj", "down_proj_bias")
@@ -87,9 +88,9 @@ def open_adapter(
         FormatError: a kind of adapter that is understood but not merged.
     """
     settings = Settings.read(folder)
-    header = read_file(_weights_file(folder))
+    header = read_file(weights_file(folder))
     # transformers before version 5 had a module for each expert, so that its adapters change single ones.
-    factors = (_FACTOR.fullmatch(name.removeprefix(_PREFIX)) for name in header.tensors)
+    factors = (_FACTOR.fullmatch(name.removeprefix(PREFIX)) for name in header.tensors)
     apart = one_by_one(weights, [match["module"].replace(".base_layer", "") for match in factors if match])
     laying = _Laying(settings, apart, config or {})
     laying.lay(header.tensors)
@@ -102,7 +103,8 @@ def open_adapter(
     return Adapter(folder, changed, laying.model_config, digest, tuple(laying.notes))
 
 
-def _weights_file(folder: Path) -> Path:
+def weights_file(folder: Path) -> Path:
+    """Where an adapter's weights are."""
     path = folder / _SAFETENSORS
     pickled = folder / _PICKLED
     return pickled if pickled.exists() and not path.exists() else path
@@ -150,7 +152,7 @@ class _Laying:
         tokens: dict[str, TensorInfo] = {}
         whole: list[tuple[str, TensorInfo]] = []
         for full, info in tensors.items():
-            name = full.removeprefix(_PREFIX)
+            name = full.removeprefix(PREFIX)
             if match := _TOKENS.fullmatch(name):
                 tokens[match["module"]] = info
             elif match := _FACTOR.fullmatch(name):

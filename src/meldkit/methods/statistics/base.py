@@ -37,6 +37,11 @@ class Statistic(Protocol):
         ...
 
     @property
+    def held(self) -> int:
+        """Bytes that it holds at most while it measures, and after: an estimate, before any pass."""
+        ...
+
+    @property
     def result(self) -> Any:
         """The finished statistic."""
         ...
@@ -44,6 +49,8 @@ class Statistic(Protocol):
 
 class Known:
     """A result that needs no measuring."""
+
+    held = 0
 
     def __init__(self, result: Any) -> None:
         self.result = result
@@ -73,6 +80,7 @@ class Chain:
         first: measured first.
         then: makes the second one from the first one's result; None if there is none.
         result: from both results to the chain's; the second is None if there was none.
+        held: bytes that the second one holds, where that is much.
     """
 
     def __init__(
@@ -80,7 +88,10 @@ class Chain:
         first: Statistic,
         then: Callable[[Any], Statistic | None],
         result: Callable[[Any, Any], Any] = pair,
+        *,
+        held: int = 0,
     ) -> None:
+        self.held = first.held + held
         self._first = first
         self._then = then
         self._finish = result
@@ -122,6 +133,7 @@ class Derived:
     def __init__(
         self, derive: Callable[[Float32[Tensor, "m n"], int], Float32[Tensor, "r n"]], inner: Statistic
     ) -> None:
+        self.held = inner.held
         self._derive = derive
         self._inner = inner
 

@@ -55,6 +55,10 @@ class KthMagnitude:
         self._num_blocks = num_blocks
         self._sampling = numel >= num_blocks * max(CHUNK, grain)
         self._samples: list[np.ndarray] = []
+        wanted = sum(map(len, self._selections))
+        # What lies inside the brackets; to select among it, it is joined and then ordered, one row at a time.
+        inside = round(2 * _RANK_MARGIN * numel) if self._sampling else numel
+        self.held = 4 * ((wanted + 2 * (wanted > 0)) * inside + 2 * len(ranks) * _SAMPLE * self._sampling)
 
     def ranges(self) -> Sequence[Range]:
         if all(s.value is not None for row in self._selections for s in row):

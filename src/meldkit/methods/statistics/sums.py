@@ -16,6 +16,9 @@ from meldkit.shapes import Float32, Tensor
 #: A vector whose L1 norm is below this is left as it is, as in mergekit.
 _MIN_NORM = 1e-7
 
+#: Bytes of a list, and of a number in it.
+_LIST, _FLOAT = 72, 32
+
 #: Terms of the sums over one chunk `[m, ≤ CHUNK]` that begins at that element.
 Terms = Callable[[Tensor, int], Sequence[float]]
 
@@ -48,6 +51,7 @@ class Sums:
         self._grain = grain
         self._parts: list[Sequence[float]] = []
         self._done = False
+        self.held = -(-numel // grain) * (_LIST + num_sums * _FLOAT)
 
     def ranges(self) -> Sequence[Range]:
         return [] if self._done else [(0, self._numel)]
@@ -141,6 +145,8 @@ class ColumnGram:
         self._waiting: dict[int, list[np.ndarray]] = {}
         self._next = 0
         self._done = False
+        # Products of rows that arrive before their turn wait for it.
+        self.held = 2 * len(self._pairs) * num_columns * 8
 
     def ranges(self) -> Sequence[Range]:
         return [] if self._done else [(0, self._numel)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from torch import Tensor
 from meldkit import kernels
 from meldkit.checkpoint import DTYPES, OpenFiles, StoredTensor, TensorInfo
 from meldkit.engine.tensor_run import Buffers, cut
-from meldkit.methods.base import subtract_base
 from meldkit.methods.statistics import KthMagnitude, exact_sum
 from meldkit.plan import Input, TensorJob
 from meldkit.report.diff.difference import ONE_IN, Difference, Spectrum, TaskDifference
@@ -24,9 +24,9 @@ from meldkit.shapes import Float32
 
 #: Elements of a tile, over which sums are formed before they are added exactly. A tile of two models stays
 #: in a core's own cache, and the time of a call is little beside that of its work.
-GRAIN = 1 << 17
+GRAIN = 1 << 18
 #: Elements that a worker takes at once.
-SPAN = 16 * GRAIN
+SPAN = 8 * GRAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class Measurement:
         self._task_pairs = list(combinations(range(num_tasks), 2))
         # Only where two task vectors can be compared.
         ranks = [[-(-numel // ONE_IN)]] * num_tasks
-        self._kth = KthMagnitude(ranks, numel) if self._task_pairs else None
+        self._kth = KthMagnitude(ranks, numel) if self._task_pairs and numel else None
         self._least: list[float] = []
         self._parts: list[_Sums] = []
         self._lock = Lock()
@@ -152,24 +152,28 @@ class Measurement:
         values, changes = rows[:num_models], rows[num_models:]
         for row, source in zip(values, self._sources, strict=True):
             source.read(start, stop, row, buffers.scratch)
-        nonfinite, left_out = _clear_nonfinite(values)
-        if self._task_pairs:
-            changes.copy_(values[1:])
-            subtract_base(changes, values[0])
         if self._phase == "largest":
             assert self._kth is not None
-            partial = self._kth.update(changes, start)
+            # For the price of a sum: one such value makes it NaN or Inf as well.
+            if not math.isfinite(values.sum().item()):
+                _clear_nonfinite(values)
+            partial = self._kth.update(_task_vectors(values, changes), start)
             with self._lock:
                 self._kth.absorb(partial)
             return
-        sums = _Sums(
-            *kernels.differences(values),
-            [self._count_rounded(values, pair) for pair in self._pairs],
-            kernels.products(changes) if self._task_pairs else [],
-            *(kernels.count_conflicts(changes, self._least) if self._task_pairs else ([], [])),
-            nonfinite,
-            left_out,
-        )
+        nonfinite, left_out = [0] * num_models, 0
+        differences = kernels.differences(values)
+        # Squares of float32 numbers are finite in float64, unless these are not.
+        if not all(map(math.isfinite, differences[0])):
+            nonfinite, left_out = _clear_nonfinite(values)
+            differences = kernels.differences(values)
+        task_products, tops, conflicts = [], [], []
+        rounded = [self._count_rounded(values, pair) for pair in self._pairs]
+        if self._task_pairs:
+            _task_vectors(values, changes)
+            task_products = kernels.products(changes)
+            tops, conflicts = kernels.count_conflicts(changes, self._least)
+        sums = _Sums(*differences, rounded, task_products, tops, conflicts, nonfinite, left_out)
         with self._lock:
             self._parts.append(sums)
 
@@ -184,6 +188,9 @@ class Measurement:
     def _finish_sums(self) -> None:
         parts = self._parts
         models = self.group.models
+        if not parts:  # tensors without elements
+            self.pairs = {(models[i], models[j]): Difference() for i, j in self._pairs}
+            return
         products = [exact_sum(column) for column in zip(*(p.products for p in parts), strict=True)]
         gram = dict(zip(_triangle(len(models)), products, strict=True))
         tasks = self._finish_tasks()
@@ -295,13 +302,20 @@ def _clear_nonfinite(values: Float32[Tensor, "m n"]) -> tuple[list[int], int]:
     Returns:
         How many such values each row has, and how many positions that makes.
     """
-    # For the price of a sum: one such value makes it NaN or Inf as well.
-    if torch.isfinite(values.sum()):
-        return [0] * len(values), 0
     bad = values.isfinite().logical_not_()
     somewhere = bad.any(0)
     values.masked_fill_(somewhere, 0)
     return bad.sum(1).tolist(), int(somewhere.sum())
+
+
+def _task_vectors(
+    values: Float32[Tensor, "m n"], changes: Float32[Tensor, "m-1 n"]
+) -> Float32[Tensor, "m-1 n"]:
+    """The changes of all rows against the first one, in float32 as merges form them."""
+    torch.sub(values[1:], values[0], out=changes)
+    if not math.isfinite(changes.sum().item()):  # the difference of two numbers may be too large
+        changes.nan_to_num_()
+    return changes
 
 
 def _rounded_types(infos: Sequence[TensorInfo]) -> dict[tuple[int, int], torch.dtype]:

@@ -1,0 +1,399 @@
+"""`meldkit diff`: its numbers against NumPy in float64, and what it makes of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+import word_tokenizers as words
+from meldkit import kernels
+from meldkit.report import Difference, ModelComparison, Relation, TaskDifference, diff
+from meldkit.report.diff import measure, spectrum
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def write(name: str, tensors: dict[str, Tensor], config: dict[str, object] | None = None) -> str:
+    tiny.stored(Path(name), tensors, config)
+    return name
+
+
+def kinds(comparison: ModelComparison) -> list[str]:
+    return [finding.kind for finding in comparison.findings]
+
+
+# --- numbers
+
+
+def task_oracle(u: np.ndarray, v: np.ndarray) -> TaskDifference:
+    """Straight from the definitions; u and v are float32, as task vectors are."""
+    k = -(-u.size // 100)
+    top = [(np.abs(x) >= np.sort(np.abs(x))[::-1][k - 1]) & (x != 0) for x in (u, v)]
+    both = (u != 0) & (v != 0)
+    a, b = u.astype(np.float64), v.astype(np.float64)
+    return TaskDifference(
+        (a * a).sum(),
+        (b * b).sum(),
+        (a * b).sum(),
+        int(both.sum()),
+        int((both & (np.sign(u) != np.sign(v))).sum()),
+        int(top[0].sum()),
+        int(top[1].sum()),
+        int((top[0] & top[1]).sum()),
+    )
+
+
+def oracle(one: Tensor, other: Tensor, base: Tensor | None, kept: np.ndarray) -> Difference:
+    """How two tensors differ where all models have numbers."""
+    x, y = (t.float().flatten().numpy()[kept] for t in (one, other))
+    a, b = x.astype(np.float64), y.astype(np.float64)
+    narrow = max((one.dtype, other.dtype), key=lambda dtype: torch.finfo(dtype).eps)
+    rounded = [torch.from_numpy(v).to(narrow).float().numpy() for v in (x, y)]
+    task = None
+    if base is not None:
+        z = base.float().flatten().numpy()
+        z = np.where(kept, z, 0)
+        most = np.finfo(np.float32).max
+        with np.errstate(over="ignore"):
+            u, v = (np.where(kept, t.float().flatten().numpy(), 0) - z for t in (one, other))
+        task = task_oracle(u.clip(-most, most), v.clip(-most, most))
+    return Difference(
+        numel=x.size,
+        num_equal=int((x == y).sum()),
+        num_rounded=int((rounded[0] == rounded[1]).sum()),
+        square_first=(a * a).sum(),
+        square_second=(b * b).sum(),
+        product=(a * b).sum(),
+        square_change=((b - a) ** 2).sum(),
+        largest=np.abs(b - a).max(initial=0),
+        task=task,
+    )
+
+
+def same(found: Difference, wanted: Difference) -> None:
+    """Counts and maxima exactly; sums up to the order in which they were formed."""
+    parts = [(found, wanted)]
+    if wanted.task is not None:
+        assert found.task is not None
+        parts.append((found.task, wanted.task))  # type: ignore[arg-type]
+    assert (found.task is None) == (wanted.task is None)
+    for one, other in parts:
+        for name in one.__slots__:
+            value, expected = getattr(one, name), getattr(other, name)
+            if isinstance(expected, int):
+                assert value == expected, name
+            elif name != "task":
+                scale = wanted.square_first + wanted.square_second
+                assert math.isclose(value, expected, rel_tol=1e-12, abs_tol=1e-14 * scale), name
+
+
+def adversarial() -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """Tensors of a base and two models."""
+    g = torch.Generator().manual_seed(3)
+
+    def r(*shape: int, scale: float = 1.0) -> Tensor:
+        return torch.randn(*shape, generator=g) * scale
+
+    base = r(70, 41)
+    ties = torch.randint(-2, 3, (3, 500), generator=g).float()
+    with_nan = (base.clone(), base + r(70, 41, scale=0.01), base + r(70, 41, scale=0.01))
+    with_nan[1][3, 4], with_nan[2][5, 6], with_nan[0][7, 8] = math.nan, math.inf, -math.inf
+    return {
+        "random": (base, base + r(70, 41, scale=0.01), base + r(70, 41, scale=0.01)),
+        "unlike": (r(4000), r(4000), r(4000)),
+        "equal": (base, base, base),
+        "one_equal": (base, base, base + r(70, 41)),
+        "zeros": (torch.zeros(9, 9), torch.zeros(9, 9), torch.zeros(9, 9)),
+        "zero_base": (torch.zeros(9, 9), r(9, 9), r(9, 9)),
+        "zero_model": (r(9, 9), torch.zeros(9, 9), r(9, 9)),
+        "signed_zeros": (torch.zeros(40), -torch.zeros(40), r(40)),
+        "ties": tuple(ties),  # type: ignore[dict-item]
+        "one_element": (torch.tensor([2.0]), torch.tensor([3.0]), torch.tensor([-1.0])),
+        "scalar": (torch.tensor(2.0), torch.tensor(2.5), torch.tensor(1.0)),
+        "none": (torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0, 3)),
+        "large": (r(300, scale=1e18), r(300, scale=1e18), r(300, scale=1e18)),
+        "overflows_in_float32": (
+            torch.full((300,), 3e38),
+            torch.full((300,), 3e38),
+            -torch.full((300,), 3e38),
+        ),
+        "denormal": (r(300, scale=1e-42), r(300, scale=1e-42), r(300, scale=1e-42)),
+        "three_sizes": (r(3, 5, 7), r(3, 5, 7), r(3, 5, 7)),
+        "nearly_equal": (base, torch.nextafter(base, base + 1), torch.nextafter(base, base - 1)),
+        "nonfinite": with_nan,
+        "mixed": (base, (base + r(70, 41, scale=0.01)).bfloat16(), (base + r(70, 41, scale=0.01)).half()),
+        "rounded": (base, base.bfloat16(), base.half()),
+        "more_than_a_chunk": (r(600_000), r(600_000), r(600_000)),
+    }
+
+
+@pytest.mark.parametrize("library", ["compiled", "torch"])
+def test_every_statistic(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if library == "torch":
+        monkeypatch.setattr(kernels, "_LIBRARY", None)
+    cases = adversarial()
+    for place, name in enumerate(("base", "a", "b")):
+        write(name, {f"{case}.weight": tensors[place].clone() for case, tensors in cases.items()})
+    comparison = diff(["a", "b"], "base")
+    assert {t.name for t in comparison.tensors} == {f"{case}.weight" for case in cases}
+    for tensor in comparison.tensors:
+        stored = cases[tensor.name.removesuffix(".weight")]
+        flat = np.stack([t.float().flatten().numpy() for t in stored])
+        kept = np.isfinite(flat).all(0)
+        assert tensor.num_nonfinite == tuple((~np.isfinite(flat)).sum(1).tolist())
+        assert tensor.shape == tuple(stored[0].shape)
+        if stored[0].numel() == 0:
+            assert all(d == Difference() for d in tensor.pairs.values())
+            continue
+        for i, j in combinations(range(3), 2):
+            same(tensor.pairs[i, j], oracle(stored[i], stored[j], stored[0] if i else None, kept))
+        for norm, row in zip(tensor.norms, flat, strict=True):
+            assert math.isclose(norm or 0, np.linalg.norm(row[kept].astype(np.float64)), rel_tol=1e-12)
+        json.dumps(tensor.data(), allow_nan=False)
+
+
+def test_what_follows_from_the_sums() -> None:
+    d = Difference(4, 1, 1, 25.0, 16.0, 10.0, 4.0, 1.5, TaskDifference(9.0, 4.0, -3.0, 10, 4, 3, 1, 1))
+    assert (d.norm_first, d.norm_second, d.change, d.relative_change, d.cosine) == (5, 4, 2, 0.4, 0.5)
+    assert d.task is not None
+    assert (d.task.cosine, d.task.sign_conflict, d.task.top_overlap) == (-0.5, 0.4, 0.5)
+    nothing = Difference(2, 0, 0, 0.0, 1.0, 0.0, 1.0, 1.0, TaskDifference(0.0, 0.0, 0.0, 0, 0, 0, 0, 0))
+    assert (nothing.relative_change, nothing.cosine) == (None, None)
+    assert nothing.task is not None
+    assert (nothing.task.cosine, nothing.task.sign_conflict, nothing.task.top_overlap) == (None, None, None)
+    both = d + nothing
+    assert (both.numel, both.square_change, both.largest) == (6, 5.0, 1.5)
+    assert (both.task, (nothing + d).task) == (d.task, d.task)
+    assert (Difference() + d, d + Difference()) == (d, d)
+
+
+def family(num_models: int, numel: int = 300_000) -> list[str]:
+    """Models around a base, of several tensors."""
+    g = torch.Generator().manual_seed(1)
+    shapes = {"model.layers.0.mlp.up_proj.weight": (numel // 100, 100), "model.norm.weight": (100,)}
+    shapes["model.layers.1.mlp.up_proj.weight"] = (30, 100)
+    base = {n: torch.randn(s, generator=g) for n, s in shapes.items()}
+    write("base", base)
+    names = []
+    for i in range(num_models):
+        change = {n: 0.01 * (i + 1) * torch.randn(s, generator=g) for n, s in shapes.items()}
+        names.append(write(f"m{i}", {n: (t + change[n]).bfloat16() for n, t in base.items()}))
+    return names
+
+
+def numbers(comparison: ModelComparison) -> dict[str, Any]:
+    return {key: value for key, value in comparison.data().items() if key != "seconds"}
+
+
+def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "GRAIN", 1 << 12)
+    monkeypatch.setattr(measure, "SPAN", 1 << 13)
+    models = family(3)
+    one, two, four = (numbers(diff(models, "base", spectral=True, threads=n)) for n in (1, 2, 4))
+    assert one == two == four
+
+
+def test_tiles_change_nothing_but_the_rounding_of_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = family(2, 200_000)
+    whole = diff(models, "base")
+    monkeypatch.setattr(measure, "GRAIN", 1000)
+    monkeypatch.setattr(measure, "SPAN", 7000)
+    for one, other in zip(whole.tensors, diff(models, "base").tensors, strict=True):
+        for key, found in other.pairs.items():
+            same(found, one.pairs[key])
+
+
+@pytest.mark.parametrize("base", [None, "base"])
+def test_many_models_are_their_pairs(base: str | None) -> None:
+    """Every number of the matrix is the one of the pair alone, to the last bit; each file is read once."""
+    models = family(4)
+    together = diff(models, base)
+    shift = 0 if base is None else 1
+    for i, j in combinations(range(4), 2):
+        alone = diff([models[i], models[j]], base)
+        key, own = (i + shift, j + shift), (shift, shift + 1)
+        assert together.pair(*key).total == alone.pair(*own).total
+        assert together.by_role(key) == alone.by_role(own)
+        assert together.by_layer(key) == alone.by_layer(own)
+    if base is None:
+        size = sum(t.numel() * t.element_size() for m in models for t in tiny.tensors(Path(m)).values())
+        assert together.bytes_read == size
+
+
+def test_layers_and_roles_add_up() -> None:
+    comparison = diff(family(1), "base")
+    layers, roles = comparison.by_layer((0, 1)), comparison.by_role((0, 1))
+    assert list(layers) == [("model.layers.", 0), ("model.layers.", 1)]
+    assert list(roles) == ["mlp", "norm"]
+    total = comparison.pair(1, 0).total
+    assert sum(d.numel for d in roles.values()) == total.numel == 300_000 + 3_000 + 100
+    assert math.isclose(sum(d.square_change for d in roles.values()), total.square_change)
+    assert sum(d.num_equal for d in layers.values()) == roles["mlp"].num_equal
+
+
+# --- spectra
+
+
+def change_of(singular: list[float], rows: int, columns: int) -> Tensor:
+    g = torch.Generator().manual_seed(5)
+    k = len(singular)
+    left = torch.linalg.qr(torch.randn(rows, k, generator=g, dtype=torch.float64)).Q
+    right = torch.linalg.qr(torch.randn(columns, k, generator=g, dtype=torch.float64)).Q
+    return (left * torch.tensor(singular, dtype=torch.float64)) @ right.T
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(90, 40), (40, 90), (3000, 20), (20, 3000), (1, 50), (50, 1)])
+def test_spectrum_of_a_small_matrix_is_exact(
+    rows: int, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spectrum, "_BLOCK", 1000)
+    g = torch.Generator().manual_seed(2)
+    a = torch.randn(rows, columns, generator=g)
+    b = a + 0.1 * torch.randn(rows, columns, generator=g)
+    write("a", {"w.weight": a})
+    write("b", {"w.weight": b})
+    (tensor,) = diff(["a", "b"], spectral=True).tensors
+    sizes = np.linalg.svd((b - a).numpy().astype(np.float64), compute_uv=False)
+    shares = sizes / sizes.sum()
+    found = tensor.spectra[1]
+    assert math.isclose(found.effective_rank, math.exp(-(shares * np.log(shares)).sum()), rel_tol=1e-4)
+    assert found.energy_rank == int((np.cumsum(sizes**2) < 0.9 * (sizes**2).sum()).sum()) + 1
+    assert found.captured == pytest.approx(1)
+    assert found.full_rank == min(rows, columns)
+
+
+def test_spectrum_of_a_larger_matrix_is_a_lower_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Low ranks are found exactly; of flat spectra, as much as was looked at, and how much that was."""
+    monkeypatch.setattr(spectrum, "MOST_DIRECTIONS", 32)
+    low, flat = change_of([3.0, 2.0, 1.0], 200, 120), change_of([1.0] * 120, 200, 120)
+    write("a", {"low.weight": torch.zeros(200, 120), "flat.weight": torch.zeros(200, 120)})
+    write("b", {"low.weight": low.float(), "flat.weight": flat.float()})
+    flat_one, low_one = (t.spectra[1] for t in diff(["a", "b"], spectral=True).tensors)
+    shares = np.array([3.0, 2.0, 1.0]) / 6
+    assert low_one.effective_rank == pytest.approx(math.exp(-(shares * np.log(shares)).sum()), rel=1e-4)
+    assert (low_one.energy_rank, low_one.captured) == (2, pytest.approx(1))
+    assert flat_one.effective_rank <= 32
+    assert flat_one.energy_rank is None
+    assert 0.1 < flat_one.captured < 32 / 120 + 1e-6
+
+
+# --- which tensors belong together
+
+
+def test_integers_are_counted_and_nothing_else() -> None:
+    ids = torch.arange(10)
+    same_, other = torch.ones(3, 3), torch.ones(3, 3, dtype=torch.uint8)
+    big = torch.tensor([2**53, 2**53 + 1])
+    write("a", {"ids": ids, "flags": ids > 4, "mask": same_, "big": big, "w.weight": torch.ones(2, 2)})
+    write(
+        "b",
+        {"ids": ids.flip(0), "flags": ids > 4, "mask": other, "big": big + 1, "w.weight": torch.ones(2, 2)},
+    )
+    comparison = diff(["a", "b"])
+    equal = {t.name: t.pairs[0, 1].num_equal for t in comparison.tensors}
+    assert equal == {"ids": 0, "flags": 10, "mask": 9, "big": 0, "w.weight": 4}
+    pair = comparison.pair(0, 1)
+    assert (pair.total.numel, pair.num_tensors, pair.num_equal) == (4, 5, 3)
+    assert {t.name for t in comparison.tensors if t.whole_numbers} == {"ids", "flags", "mask", "big"}
+
+
+def test_tensors_that_only_some_have() -> None:
+    tiny.decoder(Path("a"), 1, extra={"model.extra.weight": torch.ones(3)})
+    tiny.decoder(Path("b"), 1, layers=3, vocab=6)
+    tiny.decoder(Path("c"), 1, without=("lm_head.weight",), tie_word_embeddings=True)
+    comparison = diff(["a", "b", "c"])
+    a, b, c = comparison.models
+    assert a.extra == ("model.extra.weight",)
+    assert all(name.startswith("model.layers.2.") for name in b.extra)
+    assert len(b.extra) == 3
+    # Where there is no lm_head, the embedding is in its place.
+    assert "lm_head.weight" not in c.missing
+    head = next(t for t in comparison.tensors if t.name == "lm_head.weight")
+    assert set(head.pairs) == {(0, 1), (0, 2), (1, 2)}
+
+
+def test_shapes_that_do_not_fit() -> None:
+    tiny.decoder(Path("a"), 1, hidden=4)
+    tiny.decoder(Path("b"), 1, hidden=8)
+    comparison = diff(["a", "b"])
+    pair = comparison.pair(0, 1)
+    assert pair.relation is Relation.INCOMPARABLE
+    assert len(pair.unfit) == 9
+    assert pair.total == Difference()
+    assert kinds(comparison) == ["incomparable", "shapes"]
+
+
+def test_other_names_for_the_same_tensors() -> None:
+    tiny.decoder(Path("long"))
+    config = json.loads(Path("long/config.json").read_text())
+    stored = tiny.tensors(Path("long"))
+    write("short", {n.removeprefix("model."): t for n, t in stored.items()}, config)
+    comparison = diff(["long", "short"])
+    assert comparison.pair(0, 1).relation is Relation.IDENTICAL
+    assert all(t.compared for t in comparison.tensors)
+    assert "go by the names of 'long'" in comparison.notes[0]
+
+
+def test_everything_that_recipes_accept() -> None:
+    """An adapter, a pickled file, and a sharded sibling in another type."""
+    tiny.decoder(Path("m"), 1, hidden=8)
+    tiny.adapter(Path("lora"), {"model.layers.0.self_attn.q_proj": (8, 8)})
+    torch.save({n: t.half() for n, t in tiny.tensors(Path("m")).items()}, "m.pth")
+    comparison = diff(["m", "m+lora", "m.pth"])
+    assert [pair.relation for pair in comparison.pairs][1] is Relation.ROUNDED
+    changed = [t.name for t in comparison.tensors if not t.pairs[0, 1].equal]
+    assert changed == ["model.layers.0.self_attn.q_proj.weight"]
+    assert comparison.models[1].num_encoded == 1
+    assert not any(model.quantised for model in comparison.models)
+
+
+def test_rows_are_compared_by_token() -> None:
+    """Numbers of tokens differ; rows of equal tokens are equal."""
+    first = {"a": 0, "b": 1, "c": 2, "d": 3}
+    second = {"c": 0, "x": 1, "a": 2, "b": 3, "y": 4}
+    words.model(Path("m"), words.content(first), seed=1)
+    words.model(Path("n"), words.content(second), seed=1)
+    tensors = tiny.tensors(Path("m"))
+    moved = tiny.tensors(Path("n"))
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        for token in ("a", "b", "c"):
+            moved[name][second[token]] = tensors[name][first[token]]
+    config = json.loads(Path("n/config.json").read_text())
+    tiny.stored(Path("n"), moved, config)
+    comparison = diff(["m", "n"])
+    tables = {t.name: t for t in comparison.tensors if t.rows is not None}
+    assert set(tables) == {"model.embed_tokens.weight", "lm_head.weight"}
+    for table in tables.values():
+        assert (table.rows, table.shape, table.shapes) == ("token", (3, 4), ((4, 4), (5, 4)))
+        assert table.pairs[0, 1].equal
+    assert "added-tokens" in kinds(comparison) or comparison.pair(0, 1).relation is Relation.IDENTICAL
+    assert any("3 tokens that all models have" in note for note in comparison.notes)
+
+
+def test_rows_behind_the_shorter_embedding_are_left_out() -> None:
+    words.model(Path("m"), words.content({"a": 0, "b": 1, "c": 2}), seed=1)
+    words.model(Path("n"), words.content({"a": 0, "b": 1, "c": 2}, ["<new>"]), seed=1)
+    tensors, longer = tiny.tensors(Path("m")), tiny.tensors(Path("n"))
+    for name, tensor in tensors.items():
+        longer[name][: len(tensor)] = tensor
+    longer["model.norm.weight"] += 0.01
+    tiny.stored(Path("n"), longer, json.loads(Path("n/config.json").read_text()))
+    comparison = diff(["m", "n"])
+    embedding = next(t for t in comparison.tensors if t.name == "model.embed_tokens.weight")
+    assert (embedding.rows, embedding.shape) == ("number", (3, 4))
+    assert embedding.pairs[0, 1].equal
+    assert "added-tokens" in kinds(comparison)
