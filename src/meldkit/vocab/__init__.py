@@ -15,6 +15,7 @@ from meldkit.vocab.output import (
     write_output_tokenizer,
 )
 from meldkit.vocab.rows import AlignedRows, MeanRow, RowMap
+from meldkit.vocab.spelling import other_spellings
 from meldkit.vocab.templates import (
     AUTO,
     ChatTemplates,
@@ -59,6 +60,7 @@ __all__ = [
     "counted",
     "ends_of",
     "missing_tokens",
+    "other_spellings",
     "own_rows",
     "read_templates",
     "read_tokenizer",
