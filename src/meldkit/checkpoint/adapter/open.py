@@ -40,7 +40,6 @@ from meldkit.checkpoint.weights import read_file
 from meldkit.errors import CheckpointError, FormatError, MismatchError
 
 _PREFIX = "base_model.model."
-_SAFETENSORS, _PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 #: Parameters of experts in the order in which transformers creates them, which is that of PEFT's wrappers.
 _PARAMETERS = ("gate_up_proj", "gate_up_proj_bias", "gate_proj", "up_proj", "down_proj", "down_proj_bias")
 #: Under which names the matrices of a joined one are stored, expert by expert.
@@ -87,7 +86,7 @@ def open_adapter(
         FormatError: a kind of adapter that is understood but not merged.
     """
     settings = Settings.read(folder)
-    header = read_file(_weights_file(folder))
+    header = read_file(settings.weights_file)
     # transformers before version 5 had a module for each expert, so that its adapters change single ones.
     factors = (_FACTOR.fullmatch(name.removeprefix(_PREFIX)) for name in header.tensors)
     apart = one_by_one(weights, [match["module"].replace(".base_layer", "") for match in factors if match])
@@ -100,12 +99,6 @@ def open_adapter(
     says = json.dumps([settings.values, laying.model_type], sort_keys=True)
     digest = hashlib.sha256((header.digest + says).encode()).hexdigest()
     return Adapter(folder, changed, laying.model_config, digest, tuple(laying.notes))
-
-
-def _weights_file(folder: Path) -> Path:
-    path = folder / _SAFETENSORS
-    pickled = folder / _PICKLED
-    return pickled if pickled.exists() and not path.exists() else path
 
 
 class _Laying:
@@ -319,16 +312,13 @@ class _Laying:
 
     def _change_tokens(self, module: str, values: TensorInfo) -> None:
         name = self._names.find(f"{module}.weight") or self._find(f"{module}.weight", values.shape)
-        indices: object = self._settings.values.get("trainable_token_indices")
-        if isinstance(indices, dict):
-            own = cast("dict[str, object]", indices)
-            indices = next((own[key] for key in own if f".{module}".endswith(f".{key}")), None)
+        indices = self._settings.token_indices(module)
         rows = self.weights[name].shape[0]
         places = cast("list[object]", indices) if isinstance(indices, list) else [None]
         if not all(type(i) is int and 0 <= i < rows for i in places):
             raise CheckpointError(
                 f"adapter {self._folder}: trainable_token_indices of adapter_config.json gives "
-                f"{shown(module)} {shown(cast('object', indices))}, "
+                f"{shown(module)} {shown(indices)}, "
                 f"which are not rows of {shown(name)} with its {rows}"
             )
         wanted = (len(places), *self.weights[name].shape[1:])

@@ -12,6 +12,7 @@ from typing import Any, cast
 from meldkit.checkpoint.json_file import read_json, shown
 from meldkit.errors import CheckpointError, FormatError
 
+_SAFETENSORS, _PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 #: Settings under which an adapter is something else than tensors that change tensors, and what to do then.
 _OTHER_KINDS = {
     "layer_replication": "build that stack with 'slices:' first, and lay the adapter over the result "
@@ -75,6 +76,20 @@ class Settings:
                 "that makes it a plain LoRA",
             )
         return cls(folder, values)
+
+    @property
+    def weights_file(self) -> Path:
+        """The file with the adapter's tensors; it may be missing."""
+        path, pickled = self.folder / _SAFETENSORS, self.folder / _PICKLED
+        return pickled if pickled.exists() and not path.exists() else path
+
+    def token_indices(self, module: str) -> object:
+        """What it says about the rows of an embedding that are trained: a list of numbers, if it is right."""
+        indices: object = self.values.get("trainable_token_indices")
+        if not isinstance(indices, dict):
+            return indices
+        own = cast("dict[str, object]", indices)
+        return next((own[key] for key in own if f".{module}".endswith(f".{key}")), None)
 
     def names(self, key: str) -> list[str]:
         """A list of names; empty if there is none."""
