@@ -1196,7 +1196,7 @@ def test_tokens_of_an_adapter_come_with_its_tokenizer(
     assert not any(p.name.startswith("adapter") for p in Path("out").iterdir())
 
 
-@pytest.mark.parametrize("order", permutations(("embedding", "head", "tokens")))
+@pytest.mark.parametrize("order", list(permutations(("embedding", "head", "tokens"))))
 def test_order_in_the_file_does_not_matter_where_a_head_comes_apart(
     order: tuple[str, ...], tmp_path: Path
 ) -> None:
