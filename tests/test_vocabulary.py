@@ -22,7 +22,7 @@ from meldkit import merge, plan
 from meldkit.checkpoint import Scratch, open_checkpoint, open_files
 from meldkit.errors import CheckpointError, MismatchError, RecipeError
 from meldkit.merge import MergeOptions
-from meldkit.vocab import AlignedRows, MeanRow, RowMap
+from meldkit.vocab import AlignedRows, MeanRow, RowMap, tokenizer_of_folder
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 QUIET = MergeOptions(write_model_card=False)
@@ -300,6 +300,64 @@ def test_a_tied_sibling_takes_heads_for_its_head(tmp_path: Path) -> None:
     assert torch.allclose(merged[HEAD][0], x[HEAD][0])  # the only head that has a row for it
     assert torch.allclose(merged[EMBEDDING][0], x[EMBEDDING][0])
     assert torch.allclose(merged[HEAD][1], (x[HEAD][1] + y[EMBEDDING][0]) / 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_tokens_have_the_numbers_that_transformers_gives_them(data: st.DataObject) -> None:
+    """Whatever the files say, of which some count and some do not."""
+    from transformers import AutoTokenizer
+
+    texts = ["<p>", "<q>", "<r>", "<s>", "a"]
+    numbers = st.lists(st.integers(2, 9), min_size=5, max_size=5, unique=True)
+
+    def entries(label: str) -> dict[int, dict[str, Any]]:
+        chosen = data.draw(st.lists(st.sampled_from(texts), unique=True, max_size=4), label)
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        pairs = zip(data.draw(numbers, f"numbers of {label}"), chosen, strict=False)
+        return {n: {"content": text, **flags, "special": data.draw(st.booleans())} for n, text in pairs}
+
+    stored = [{"id": number, **entry} for number, entry in entries("tokenizer.json").items()]
+    content = words.content({"a": 0, "b": 1}) | {"added_tokens": stored}
+    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if data.draw(st.booleans(), "has added_tokens_decoder"):
+        config["added_tokens_decoder"] = {str(n): e for n, e in entries("added_tokens_decoder").items()}
+    for role in data.draw(st.lists(st.sampled_from(["bos", "eos", "pad", "unk"]), unique=True), "roles"):
+        config[f"{role}_token"] = data.draw(st.sampled_from(texts), role)
+    config["additional_special_tokens"] = data.draw(st.lists(st.sampled_from(texts), unique=True), "more")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / "tokenizer.json").write_text(json.dumps(content))
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        ours = tokenizer_of_folder("m", folder)
+        assert ours is not None
+        assert ours.tokens == AutoTokenizer.from_pretrained(folder).get_vocab()
+
+
+def test_added_tokens_are_numbered_on_without_holes(tmp_path: Path) -> None:
+    tokenizer = words.content({"a": 0, "b": 1}, ["<x>"], first=5)
+    path = words.model(tmp_path / "m", tokenizer, rows=8)
+    plain = words.model(tmp_path / "plain", words.content({"a": 0, "b": 1, "c": 2}), seed=2)
+    result = merge(linear(path, plain, tokenizer={}), tmp_path / "out", QUIET)
+    assert result.plan.warnings == (
+        f"the tokenizer of '{path}' gives '<x>' the number 5, but whatever reads it takes 2, because added "
+        "tokens are numbered on without holes; so does this merge",
+    )
+    assert words.numbers(result.path) == {"a": 0, "b": 1, "<x>": 2, "c": 3}
+    (added,) = json.loads((result.path / "tokenizer.json").read_text())["added_tokens"]
+    assert added["id"] == 2
+    rows, own = tiny.tensors(result.path)[EMBEDDING], tiny.tensors(path)[EMBEDDING]
+    assert torch.allclose(rows[2], own[2])
+
+
+def test_tokens_without_a_row_do_not_make_vocabularies_differ(tmp_path: Path) -> None:
+    plain = words.model(tmp_path / "plain", words.content({"a": 0, "b": 1}), seed=1)
+    padded = words.model(
+        tmp_path / "padded", words.content({"a": 0, "b": 1}), seed=2, settings={"pad_token": "[PAD]"}
+    )
+    warning = f"1 token of '{padded}' without a row in its embedding of 2 rows: '[PAD]' (2)"
+    assert plan(linear(plain, padded)).warnings == (warning,)
+    assert plan(linear(padded, plain)).warnings == (warning,)
 
 
 @pytest.mark.parametrize("where", ["tokenizer_config.json", "added_tokens.json"])

@@ -148,11 +148,19 @@ def with_tables(model: Model, tables: Mapping[str, TensorInfo], identity: str) -
 
 
 def lint_rows(model: Model, tokenizer: Tokenizer) -> Iterator[str]:
-    """A warning about tokens that the embedding has no row for.
+    """Warnings about tokens that the embedding has no row for, and about such as have two numbers.
 
     Raises:
-        MismatchError: these are most of them.
+        MismatchError: most tokens have no row.
     """
+    if renumbered := tokenizer.renumbered:
+        token, (said, number) = next(iter(renumbered.items()))
+        yield (
+            f"the tokenizer of '{model.ref}' gives {token!r} the number {said}, but whatever reads it takes "
+            f"{number}, because added tokens are numbered on without holes; so does this merge"
+            + f" ({len(renumbered) - 1:,} more such)"
+            * (len(renumbered) > 1)
+        )
     rows = num_rows(model)
     tokens = {token: number for token, number in tokenizer.tokens.items() if number >= rows}
     if not tokens or not rows:

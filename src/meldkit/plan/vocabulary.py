@@ -144,8 +144,19 @@ def _differences(
     for model in others:
         # A model without a tokenizer is taken to have the donor's.
         if found := _if_readable(model, warnings):
-            differing += compare(expected, found).words(str(donor.ref), str(model.ref))
-    return expected.size, differing
+            warnings += lint_rows(model, found)
+            one, other = _with_rows(donor, expected, found), _with_rows(model, found, expected)
+            differing += compare(one, other).words(str(donor.ref), str(model.ref))
+    return min(expected.size, num_rows(donor) or expected.size), differing
+
+
+def _with_rows(model: Model, own: Tokenizer, other: Tokenizer) -> Tokenizer:
+    """A model's tokenizer without tokens that it has no row for and another lacks: they mix up nothing."""
+    rows = num_rows(model)
+    if own.size <= rows:
+        return own
+    kept = {t: number for t, number in own.tokens.items() if number < rows or t in other.tokens}
+    return Tokenizer(own.label, None, kept)
 
 
 def _if_readable(model: Model, warnings: list[str]) -> Tokenizer | None:
