@@ -292,6 +292,29 @@ def test_settings_speak_of_the_new_numbers(tmp_path: Path) -> None:
     assert words.numbers(out) == words.numbers(other)
 
 
+def test_settings_speak_of_no_token_behind_the_last_row(tmp_path: Path) -> None:
+    path = words.model(
+        tmp_path / "m",
+        words.content({"a": 0, "b": 1}),
+        rows=8,
+        pad_token_id=7,
+        eos_token_id=[1, 6],
+        bos_token_id=-1,
+    )
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 6], "pad_token_id": 7}))
+    result = merge(linear(path, path, tokenizer={}), tmp_path / "out", QUIET)
+    assert result.plan.warnings == (
+        f"eos_token_id is [1, 6] in the configuration of '{path}', but the output has 2 rows; "
+        "what has none is left out there",
+        f"pad_token_id is 7 in the configuration of '{path}', but the output has 2 rows; "
+        "what has none is left out there",
+    )
+    config = json.loads((result.path / "config.json").read_text())
+    assert [config[f"{role}_token_id"] for role in ("bos", "eos", "pad")] == [-1, [1], None]
+    generation = json.loads((result.path / "generation_config.json").read_text())
+    assert generation == {"eos_token_id": [1], "pad_token_id": None}
+
+
 def test_a_tied_sibling_takes_heads_for_its_head(tmp_path: Path) -> None:
     one = words.model(tmp_path / "one", words.content({"a": 0, "b": 1, "c": 2}), seed=1)
     tied = words.model(tmp_path / "tied", words.content({"b": 0, "c": 1}), seed=2, tied=True)
@@ -308,7 +331,7 @@ def test_tokens_have_the_numbers_that_transformers_gives_them(data: st.DataObjec
     """Whatever the files say, of which some count and some do not."""
     from transformers import AutoTokenizer
 
-    texts = ["<p>", "<q>", "<r>", "<s>", "a"]
+    texts = ["<p>", "<q>", "<r>", "", "a"]
     numbers = st.lists(st.integers(2, 9), min_size=5, max_size=5, unique=True)
 
     def entries(label: str) -> dict[int, dict[str, Any]]:
@@ -323,8 +346,9 @@ def test_tokens_have_the_numbers_that_transformers_gives_them(data: st.DataObjec
     if data.draw(st.booleans(), "has added_tokens_decoder"):
         config["added_tokens_decoder"] = {str(n): e for n, e in entries("added_tokens_decoder").items()}
     for role in data.draw(st.lists(st.sampled_from(["bos", "eos", "pad", "unk"]), unique=True), "roles"):
-        config[f"{role}_token"] = data.draw(st.sampled_from(texts), role)
-    config["additional_special_tokens"] = data.draw(st.lists(st.sampled_from(texts), unique=True), "more")
+        config[f"{role}_token"] = data.draw(st.sampled_from([*filter(None, texts), "<s>"]), role)
+    more = st.lists(st.sampled_from([*filter(None, texts), "<t>"]), unique=True)
+    config["additional_special_tokens"] = data.draw(more, "more")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "tokenizer.json").write_text(json.dumps(content))
@@ -612,6 +636,10 @@ def broken(tmp_path: Path, tokenizer: object, text: str | None = None) -> dict[s
         ({"model": {"type": "BPE", "vocab": 3}}, "has no vocabulary in its tokenizer.json"),
         ({"model": {"vocab": {"a": "0"}}}, "has no vocabulary in its tokenizer.json"),
         ({"model": {"vocab": {"a": 4294967296}}}, "gives the number 4,294,967,296 to 'a'"),
+        (
+            {"model": {"vocab": {"a": 0, "\ud800": 1}}},
+            r"has the token '\\ud800' with half of a surrogate pair",
+        ),
         ({"model": {"vocab": {"a": -1}}}, "gives the number -1 to 'a'"),
         ({"model": "text"}, "has no vocabulary in its tokenizer.json"),
         (

@@ -35,6 +35,7 @@ from meldkit.vocab import (
     align,
     check_loads,
     counted,
+    is_unicode,
     other_spellings,
     own_rows,
     read_tokenizer,
@@ -126,7 +127,7 @@ class Alignment:
                     notes.append(f"'{ref}' has no tokenizer; it is taken to have that of '{self._donor.ref}'")
                     warnings += lint_nameless(model, self._donor)
                 own = found or replace(donor, label=str(ref))
-            _check_numbers(own)
+            _check_tokens(own)
             warnings += lint_rows(model, own)
             self._tokenizers[ref] = own
 
@@ -158,7 +159,7 @@ class Alignment:
             raise RecipeError(
                 f"{at(self._spec.where)}'{ref}' has no tokenizer", hint="name a model that has one"
             )
-        _check_numbers(tokenizer)
+        _check_tokens(tokenizer)
         check_loads(tokenizer)
         output = OutputTokenizer(
             source=tokenizer,
@@ -313,9 +314,16 @@ def _json(path: Path) -> Mapping[str, object]:
     return read_json(path) if path.is_file() else {}
 
 
-def _check_numbers(tokenizer: Tokenizer) -> None:
-    """Raise MismatchError if two tokens have one number, or one has a number that cannot be a row."""
+def _check_tokens(tokenizer: Tokenizer) -> None:
+    """Raise MismatchError if two tokens have one number, or one is no text or its number that of no row."""
     tokens = tokenizer.tokens
+    if not is_unicode("".join(tokens)):
+        token = next(token for token in tokens if not is_unicode(token))
+        raise MismatchError(
+            f"the tokenizer of '{tokenizer.label}' has the token {token!r} with half of a surrogate pair, "
+            "which is no character",
+            hint="repair the model's tokenizer: nothing can load it",
+        )
     for token, number in tokens.items():
         if not 0 <= number < _MAX_ROWS:
             raise MismatchError(

@@ -25,6 +25,7 @@ from meldkit.vocab import (
     compare,
     read_tokenizer,
     with_num_tokens,
+    without_row,
 )
 
 
@@ -82,6 +83,11 @@ def settle_vocabulary(
     if recipe.tokenizer is not None:
         alignment = Alignment(recipe, recipe.tokenizer, models, donor, trust_remote_code)
         aligned, output, size = alignment.carried_out(open_model, notes, warnings)
+        warnings += [
+            f"{key} is {value} in the configuration of '{donor.ref}', but the output has {size:,} rows; "
+            "what has none is left out there"
+            for key, value in without_row(output.translated(donor.checkpoint.config), size).items()
+        ]
         return Vocabulary(aligned, output, num_tokens(donor), size)
     # Files are copied; what is in a GGUF file has to be understood to be written.
     needed = copy_tokenizer and donor.checkpoint.gguf is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import textwrap
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ _SPECIAL = "special_tokens_map.json"
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 #: Lists of further ones.
 _MORE_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
+#: Letters of another program's message that ours repeats.
+_REASON = 200
 _HINT = "the tokenizer is needed to bring the rows of embeddings together"
 
 
@@ -130,7 +133,13 @@ class Tokenizer:
                     f"the tokenizer of '{self.label}' has an added token without content or id",
                     hint="download it again",
                 )
-            yield content, number, {key: value for key, value in fields.items() if isinstance(value, bool)}
+            # The tokenizers library looks for no empty ones.
+            if content:
+                yield (
+                    content,
+                    number,
+                    {key: value for key, value in fields.items() if isinstance(value, bool)},
+                )
 
     @cached_property
     def tokens(self) -> Mapping[str, int]:
@@ -219,8 +228,12 @@ def added_beside(folder: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
     else:
         # Older files; where there is a list in the other one, it counts alone.
         config = {**_json(folder / _SPECIAL), **config}
-        numbers = _json(folder / _ADDED)
-        found = [_entry(text, number) for text, number in numbers.items() if type(number) is int]
+        special = set(_roles(config).values())
+        found = [
+            _entry(text, number, special=text in special, normalized=text not in special)
+            for text, number in _json(folder / _ADDED).items()
+            if type(number) is int
+        ]
     found.sort(key=lambda entry: entry["id"])
     named = list(_roles(config).values())
     for key in _MORE_SPECIAL:
@@ -244,7 +257,7 @@ def _through_transformers(label: str, folder: Path, trust_remote_code: bool) -> 
         return Tokenizer(label, None, dict(loaded.get_vocab()))
     # Tokenizers of strangers raise whatever they like, ImportError for a missing package among it.
     except Exception as e:
-        reason = next(iter(str(e).splitlines()), type(e).__name__)
+        reason = textwrap.shorten(str(e), _REASON, placeholder=" …") or type(e).__name__
         raise CheckpointError(
             f"the tokenizer of '{label}' in {folder} cannot be read: {reason}",
             hint=f"{_HINT}; save it as {FAST}, with save_pretrained of transformers for example, "

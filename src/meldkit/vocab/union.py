@@ -268,7 +268,7 @@ class _Extended:
             joined = bool(merges) and isinstance(merges[0], str)
             model["merges"] = [f"{a} {b}" if joined else [a, b] for a, b in self._merges]
         stored = cast("list[dict[str, Any]]", base.content.get("added_tokens") or [])
-        added = [{**entry, "id": self._numbers[entry["content"]]} for entry in stored]
+        added = [{**entry, "id": self._numbers[c]} for entry in stored if (c := entry["content"])]
         added += map(_entry, self._entries)
         return {**base.content, "added_tokens": added, "model": model}
 
