@@ -77,8 +77,9 @@ def _in_folder(label: str, folder: Path) -> list[Header]:
     wanted = f"neither {_SINGLES[0]} nor {_SINGLES[0]}{_INDEX}"
     ggufs = [name for name in stray if name.endswith(".gguf")]
     if stray and ggufs == stray:
-        from meldkit.checkpoint.gguf import one_model
+        from meldkit.checkpoint.gguf import one_model, without_projectors
 
+        ggufs = without_projectors(ggufs)
         whole = one_model(ggufs)
         if whole is not None:
             return [read_file(folder / whole)]

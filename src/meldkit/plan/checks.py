@@ -142,7 +142,8 @@ def check_fit(
     )
     raise MismatchError(
         message,
-        hint="the models have different vocabularies; merging them needs their tokenizers aligned"
+        hint="the models have different vocabularies; 'tokenizer: {source: union}' brings them together "
+        "if each has a tokenizer that can be read"
         if vocabulary
         else "models can be merged only where their tensors have equal shapes",
     )

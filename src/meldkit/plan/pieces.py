@@ -47,6 +47,21 @@ class Model:
             and len(self.checkpoint[name].shape) == 2
         ]
 
+    def tied_heads(self) -> list[str]:
+        """Heads that are stored although they are the embedding, as the configuration says."""
+        if self.checkpoint.config.get("tie_word_embeddings") is not True:
+            return []
+        # A head may have layers of its own, in the shape of another embedding than the vocabulary's.
+        embeddings = [self.checkpoint[name] for name in self.token_embeddings()]
+        vocabulary = max(embeddings, key=lambda info: info.numel, default=None)
+        return [
+            name
+            for name, place in self.layout.places.items()
+            if place.role == "lm_head"
+            and vocabulary is not None
+            and self.checkpoint[name].shape == vocabulary.shape
+        ]
+
     def part(self, name: str | None) -> Part:
         """What a module of this name addresses; see `find_part`."""
         return find_part(self.layout, name, self.checkpoint.label)

@@ -140,7 +140,8 @@ class _Canonical:
         if section is None:
             return None
         tokens = {
-            token: TokenEntry(entry.source, entry.force) for token, entry in (section.tokens or {}).items()
+            token: TokenEntry(entry.source, entry.force, self.document.where(("tokenizer", "tokens", token)))
+            for token, entry in (section.tokens or {}).items()
         }
         where = self.document.where(("tokenizer",))
         return TokenizerSpec(section.source or "union", tokens, section.pad_to_multiple_of, where)

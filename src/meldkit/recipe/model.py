@@ -96,11 +96,12 @@ class ModelToken:
 class TokenEntry:
     """Where a token's embedding comes from in models that lack it; None leaves the choice to the default.
 
-    With `force`, models that have the token take this embedding too.
+    With `force`, models that have the token take this embedding too. `where` is "recipe.yml:12".
     """
 
     source: ModelRef | ModelToken | Literal["zero"] | None = None
     force: bool = False
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
