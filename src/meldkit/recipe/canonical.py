@@ -52,6 +52,7 @@ class _Canonical:
     def __init__(self, document: Document) -> None:
         self.document = document
         self.warnings: list[tuple[int, str]] = []
+        self.astray: dict[str, str] = {}
 
     def recipe(self, config: MergeConfiguration) -> Recipe:
         self.note_unused(config, ())
@@ -75,6 +76,7 @@ class _Canonical:
             compat=config.compat,
             name=config.name,
             warnings=tuple(message for _, message in sorted(self.warnings, key=lambda each: each[0])),
+            astray=self.astray,
             origin=self.document.origin,
             lines={str(key): self.document.where((key,)) for key in top},
         )
@@ -175,6 +177,7 @@ class _Canonical:
 
     def note_unused(self, section: Section, path: DataPath) -> None:
         for key, advice in section.unused_keys():
+            self.astray.setdefault(key, self.document.place((*path, key)))
             self.warn((*path, key), f"'{key}' here has no effect" + (f"; {advice}" if advice else ""))
 
     def warn(self, path: DataPath, message: str) -> None:
