@@ -119,7 +119,7 @@ def build_plan(
     if config is not None:
         config = with_quantisation(vocabulary.configured(config), jobs)
     if any(not piece.module.from_models and piece.num_blocks == 0 for piece in pieces):
-        warnings.append("no layer is left in the output")
+        warnings.append("no layer is left in the output; look at the layer_range of each source")
     return Plan(
         recipe=recipe,
         method=method,

@@ -22,13 +22,13 @@ def lint_models(donor: Model) -> Iterator[str]:
     """What does not keep models from being merged, but the result from being of use."""
     # A file of weights that stands for itself, as in `meldkit pytorch`, has no configuration to be missed.
     if not donor.checkpoint.config and donor.checkpoint.folder.is_dir():
-        yield f"model '{donor.ref}' has no config.json, so the output has none either"
+        yield f"model '{donor.ref}' has no config.json, so the output has none either; copy it there"
     layout = donor.layout
     if layout.stacks and layout.depths and not any(s.num_blocks in layout.depths for s in layout.stacks):
         stacks = ", ".join(f"{s.num_blocks} blocks {s.prefix}*" for s in layout.stacks)
         yield (
             f"config.json of '{donor.ref}' speaks of {' or '.join(map(str, sorted(layout.depths)))} layers, "
-            f"its weights have {stacks}"
+            f"its weights have {stacks}; one of them is of another model"
         )
 
 
@@ -47,13 +47,14 @@ def lint_layers(pieces: Sequence[Piece]) -> Iterator[str]:
     """Layers that seem to be left out by mistake: the end of a range is not included, and the first is 0."""
     for piece in pieces:
         sources = [c.reference for c in piece.casts if piece.stacks and any(layer_range(c.reference))]
+        used = {layer for source in sources for layer in range(*layer_range(source))}
         for before, source in zip((None, *sources), sources, strict=False):
             first, last = layer_range(source)
             depth = piece.stacks[source.model].num_blocks
             shown = f"{at(source.where)}layer_range [{first}, {last}]"
             if before is None and first == 1:
                 yield f"{shown} leaves out the first layer; layers are counted from 0"
-            if before is not None and first == layer_range(before)[1] + 1:
+            if before is not None and first == layer_range(before)[1] + 1 and first - 1 not in used:
                 yield f"{shown} leaves out layer {first - 1}; the end of the range before it is not included"
             if source is sources[-1] and last == depth - 1:
                 yield f"{shown} leaves out the last layer; the end is not included: all are [0, {depth}]"

@@ -292,9 +292,12 @@ def _early_gradients(own: Mapping[str, Parameter], slots: Sequence[Slot]) -> Ite
                     names = reached.setdefault((setting.where, parameter.name), [])
                     if slot.name not in names:
                         names.append(slot.name)
+    stacks = [slot.place.stack.prefix for slot in slots if slot.place.stack is not None]
+    inside = stacks[0].rstrip(".").rpartition(".")[2] if stacks else ""
+    advice = f"to leave them out, put it under a filter such as '{inside}', and give the rest a value"
     for (where, parameter_name), names in reached.items():
         more = f" and {len(names) - 2} more" if len(names) > 2 else ""
         yield (
             f"{at(where)}the gradient of '{parameter_name}' also reaches {', '.join(names[:2])}{more}, "
-            "which stand outside the layers and take its first value"
+            f"which stand outside the layers and take its first value; {advice}"
         )
