@@ -1166,7 +1166,7 @@ TABLE: dict[str, tuple[Case, ...]] = {
             "a misspelt folder, written as a model of the hub would be",
             LINEAR_B.replace("model: b", "model: models/mistral-7b"),
             "model 'models/mistral-7b' is neither a local path nor to be had from the Hugging Face Hub: "
-            "HF_HUB_OFFLINE is set, and it is not in /root/.cache/huggingface/hub\n"
+            "HF_HUB_OFFLINE is set, and it is not in PATH/hub\n"
             "  did you mean 'models/Mistral-7B-v0.1'? unset HF_HUB_OFFLINE to download it, or name the "
             "folder that it was downloaded to with --transformers-cache or HF_HOME",
             status=3,
@@ -1176,7 +1176,7 @@ TABLE: dict[str, tuple[Case, ...]] = {
             "a model of the hub that is not there",
             LINEAR_B.replace("model: b", "model: org/mistrall-7b"),
             "model 'org/mistrall-7b' is neither a local path nor to be had from the Hugging Face Hub: "
-            "HF_HUB_OFFLINE is set, and it is not in /root/.cache/huggingface/hub\n"
+            "HF_HUB_OFFLINE is set, and it is not in PATH/hub\n"
             "  unset HF_HUB_OFFLINE to download it, or name the folder that it was downloaded to with "
             "--transformers-cache or HF_HOME",
             status=3,
@@ -1364,7 +1364,7 @@ TABLE: dict[str, tuple[Case, ...]] = {
             LINEAR_B.replace("model: b", "model: lora"),
             "model 'lora': lora is a LoRA adapter whose base model 'org/base' was not found: model "
             "'org/base' is neither a local path nor to be had from the Hugging Face Hub: HF_HUB_OFFLINE "
-            "is set, and it is not in /root/.cache/huggingface/hub\n"
+            "is set, and it is not in PATH/hub\n"
             "  write it as BASE_MODEL+lora",
             status=3,
             models=lora,
@@ -1499,7 +1499,7 @@ TABLE: dict[str, tuple[Case, ...]] = {
         Case(
             "a disk that is too small",
             "merge_method: passthrough\nmodels: [{model: big}]\n",
-            "the output needs 8,796,093 MB, the disk of out has 25,276 MB free\n"
+            "the output needs 8,796,093 MB, the disk of out has … MB free\n"
             "  free some space, or name a folder on another disk",
             status=4,
             models=huge,

@@ -267,7 +267,8 @@ def _instead_of(pattern: str, names: Collection[str]) -> str:
         near = nearest(pattern, parts)
         if near is not None and "." not in pattern:
             return f"did you mean '{near}'?"
-    return f"names are like '{next(iter(names), '')}'"
+    deepest = max(names, key=lambda name: name.count("."), default="")
+    return f"names are like '{deepest}'"
 
 
 def _early_gradients(own: Mapping[str, Parameter], slots: Sequence[Slot]) -> Iterator[str]:
