@@ -155,7 +155,9 @@ class _Canonical:
         quoted = [f"'{key}'" for key in (given or choices)]
         listed = ", ".join(quoted[:-1]) + (" and " if given else " or ") + quoted[-1]
         if not given:
-            raise RecipeError(self.at(path, f"{listed} is missing"), hint="list the models to merge, below 'models:'")
+            raise RecipeError(
+                self.at(path, f"{listed} is missing"), hint="list the models to merge, below 'models:'"
+            )
         places = [(*path, key) for key in given]
         last = max(places, key=lambda place: self.document.lines.get(place, 0))
         raise RecipeError(self.at(last, f"{listed} cannot stand together"), hint="keep exactly one of them")
