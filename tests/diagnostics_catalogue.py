@@ -1444,6 +1444,15 @@ TABLE: dict[str, tuple[Case, ...]] = {
             command="merge",
         ),
         Case(
+            "NaN in a model that passes through",
+            stack("b 0 4"),
+            "tensor 'lm_head.weight' of 'b' has the value nan at element 0\n"
+            "  repair the model, or let it through with --allow-nonfinite",
+            status=4,
+            models=lambda: weights("b", lambda w: w["lm_head.weight"][0, 0].fill_(torch.nan)),
+            command="merge",
+        ),
+        Case(
             "values that float16 cannot hold",
             LINEAR_B + "dtype: float16\n",
             "tensor 'model.norm.weight' of the output has values from 1 to 70000 near element 0, which "

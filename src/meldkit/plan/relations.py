@@ -142,7 +142,8 @@ def differences(model: Model, donor: Model) -> list[tuple[str, str]]:
     own, given = _settings(model), _settings(donor)
     result: list[tuple[str, str]] = []
     for key in _COMPUTED:
-        left, right = own.get(key), given.get(key)
+        left: object = own.get(key)
+        right: object = given.get(key)
         none_is_a_value = key in _OPTIONAL and key in own and key in given
         if left == right or ((left is None or right is None) and not none_is_a_value):
             continue
@@ -192,8 +193,8 @@ def _other_ends(merged: Sequence[Model], donor: Model) -> Iterator[str]:
     if any(_has_tokenizer(model) for model in merged):
         advice = f"take the settings of one of them with 'tokenizer: {{source: {merged[0].ref}}}'"
     yield (
-        f"{_names(merged)} end texts with token {_listed(set().union(*ends))}, the output like '{donor.ref}' "
-        f"with {_listed(expected)}, so that it may not stop; {advice}"
+        f"{_names(merged)} end texts with token {_listed(set[int]().union(*ends))}, the output like "
+        f"'{donor.ref}' with {_listed(expected)}, so that it may not stop; {advice}"
     )
 
 
@@ -204,15 +205,15 @@ def _names(models: Sequence[Model]) -> str:
 def _ends(model: Model) -> set[int]:
     """Numbers of the tokens at which generation stops."""
     checkpoint = model.checkpoint
-    value = checkpoint.config.get("eos_token_id")
+    value: object = checkpoint.config.get("eos_token_id")
     path = checkpoint.folder / GENERATION
     if checkpoint.gguf is None and path.is_file():
         try:
             value = read_json(path).get("eos_token_id", value)
         except MeldError:  # it will be said when the file is copied
             return set()
-    numbers = cast("list[object]", value) if isinstance(value, list) else [value]
-    return {number for number in numbers if type(number) is int}
+    numbers: list[object] = cast("list[object]", value) if isinstance(value, list) else [value]
+    return {number for number in numbers if isinstance(number, int)}
 
 
 def _listed(numbers: set[int]) -> str:
