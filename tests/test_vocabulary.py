@@ -448,7 +448,8 @@ def test_generation_settings_that_a_template_makes_have_what_the_configuration_s
 
 def test_a_models_own_template_that_fails_is_a_warning(tmp_path: Path) -> None:
     path = words.model(tmp_path / "m", words.content({"a": 0}), settings={"chat_template": "{% if %}"})
-    (warning,) = plan(linear(path, path, chat_template="auto")).warnings
+    recipe = {"merge_method": "passthrough", "models": [{"model": str(path)}], "chat_template": "auto"}
+    (warning,) = plan(recipe).warnings
     assert warning.startswith("line 1 of the chat_template: ")
 
 

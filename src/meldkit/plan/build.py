@@ -10,13 +10,16 @@ from typing import Any
 from meldkit.checkpoint import BY_TORCH_NAME, DTYPES, Checkpoint, TensorInfo, as_named_by, as_stored_by
 from meldkit.layout import Origin, Place, with_depth
 from meldkit.methods import Method, Values, get_method
+from meldkit.plan.advice import lint_numbers
 from meldkit.plan.checks import (
     check_architectures,
     check_depths,
     check_fit,
     check_missing,
     check_uniform,
+    lint_layers,
     lint_models,
+    note_range,
 )
 from meldkit.plan.fp8 import in_blocks, with_quantisation
 from meldkit.plan.model import Input, Plan, TensorJob
@@ -28,6 +31,7 @@ from meldkit.plan.pieces import (
     open_layouts,
     open_pieces,
 )
+from meldkit.plan.relations import lint_relations
 from meldkit.plan.shards import lay_out_jobs
 from meldkit.plan.slots import Slot, left_out, recipe_slots
 from meldkit.plan.templates import check_setting, settle_templates
@@ -81,7 +85,9 @@ def build_plan(
     models = open_layouts(checkpoints)
     donor = models[recipe.base_model or next(iter(models))]
     warnings += lint_models(donor)
+    notes += note_range(recipe, models)
     check_architectures(list(models.values()), donor, allow_crimes=allow_crimes)
+    warnings += lint_relations(recipe, method, models, donor, notes)
     vocabulary = settle_vocabulary(
         recipe,
         models,
@@ -97,6 +103,7 @@ def build_plan(
     templates, ends = settle_templates(recipe, models, donor, vocabulary.tokenizer, notes, warnings)
     pieces = open_pieces(recipe, method, models, donor)
     check_depths(pieces, models, donor)
+    warnings += lint_layers(pieces)
     slots = list(recipe_slots(recipe, pieces, models, donor, notes))
     slots += _left_over(recipe, pieces, models, donor, slots, notes, warnings)
     slots = _without_tied_head(slots, donor, notes)
@@ -105,9 +112,9 @@ def build_plan(
     infos = [model.checkpoint.tensors for model in models.values()]
     labels = [model.checkpoint.label for model in models.values()]
     check_fit(slots, infos, labels)
-    where = recipe.lines.get("merge_method", recipe.origin)
-    values_of = SharedValues(method, labels, where, compat=recipe.compat is not None)
+    values_of = SharedValues(method, labels, recipe)
     drafts = [_draft(slot, method, recipe, infos, labels, values_of, notes) for slot in slots]
+    warnings += lint_numbers(method, slots, drafts, labels)
     check_uniform(method, drafts)
     drafts = in_blocks(drafts, slots, recipe, donor, infos, notes)
     jobs, files = lay_out_jobs(drafts, shard_size, donor.checkpoint.parts)
@@ -115,7 +122,7 @@ def build_plan(
     if config is not None:
         config = with_quantisation(vocabulary.configured(config), jobs)
     if any(not piece.module.from_models and piece.num_blocks == 0 for piece in pieces):
-        warnings.append("no layer is left in the output")
+        warnings.append("no layer is left in the output; look at the layer_range of each source")
     return Plan(
         recipe=recipe,
         method=method,

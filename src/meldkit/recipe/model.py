@@ -137,6 +137,7 @@ class Recipe:
         compat: "mergekit" for mergekit's numerics, else None.
         name: what other documents of the same file call this merge.
         warnings: what was accepted although it has no effect, one sentence each, beginning with the place.
+        astray: parameters that stand where they have no effect, and the first such place of each.
         origin: name of the file; "" for Python data.
         lines: "recipe.yml:8" for each top-level key.
     """
@@ -152,6 +153,7 @@ class Recipe:
     compat: str | None = None
     name: str | None = None
     warnings: tuple[str, ...] = field(default=(), compare=False)
+    astray: Mapping[str, str] = field(default_factory=dict[str, str], compare=False)
     origin: str = field(default="", compare=False)
     lines: Mapping[str, str] = field(default_factory=dict[str, str], compare=False)
 
