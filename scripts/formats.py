@@ -109,8 +109,9 @@ experts that are stored joined stay wide.""",
 A `.gguf` file is a whole model: config.json, tokenizer and generation settings of the output come from it.
 Tensors get their Hugging Face names, and the order of rows and the values that they had before llama.cpp's
 conversion. Name the file (`./model.Q4_K_M.gguf`, `org/name/model.Q8_0.gguf`), or a folder that has just
-one. A split model (`model-00001-of-00003.gguf`) is read whole, whichever part is named. Rare kinds of numbers
-are decoded by the gguf package.""",
+one. A split model (`model-00001-of-00003.gguf`) is read whole, whichever part is named. An `mmproj-….gguf`
+beside it, which makes its input of images or sounds, is left out. Rare kinds of numbers are decoded by the
+gguf package.""",
         ("numbers", "blocks"),
         samples.kind_rows,
     ),

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -1193,6 +1194,44 @@ def test_tokens_of_an_adapter_come_with_its_tokenizer(
         p.name for p in Path("out").iterdir()
     }
     assert not any(p.name.startswith("adapter") for p in Path("out").iterdir())
+
+
+@pytest.mark.parametrize("order", list(permutations(("embedding", "head", "tokens"))))
+def test_order_in_the_file_does_not_matter_where_a_head_comes_apart(
+    order: tuple[str, ...], tmp_path: Path
+) -> None:
+    base = tiny.decoder(
+        tmp_path / "base",
+        0,
+        hidden=4,
+        layers=1,
+        vocab=6,
+        without=("lm_head.weight",),
+        vocab_size=6,
+        tie_word_embeddings=True,
+    )
+    embedding, head = "base_model.model.model.embed_tokens", "base_model.model.lm_head"
+    tensors = {
+        "embedding": {
+            f"{embedding}.lora_embedding_A": torch.ones(1, 6),
+            f"{embedding}.lora_embedding_B": torch.ones(4, 1),
+        },
+        "head": {f"{head}.modules_to_save.weight": torch.full((6, 4), 7.0)},
+        "tokens": {f"{embedding}.token_adapter.trainable_tokens_delta": torch.full((1, 4), 9.0)},
+    }
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "modules_to_save": ["lm_head"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"trainable_token_indices": [2]}))
+    torch.save({k: v for part in order for k, v in tensors[part].items()}, folder / "adapter_model.bin")
+    checkpoint = open_checkpoint("m", base, (folder,))
+    with open_files() as files:
+        values = {name: read_all(files, checkpoint[name]) for name in checkpoint}
+    wanted = tiny.tensors(base)["model.embed_tokens.weight"] + 1
+    wanted[2] = 9
+    assert torch.equal(values["model.embed_tokens.weight"], wanted)
+    assert torch.equal(values["lm_head.weight"], torch.full((6, 4), 7.0))
+    assert checkpoint.config["tie_word_embeddings"] is False
 
 
 def test_a_resized_embedding_that_was_trained_under_a_tied_head(tmp_path: Path) -> None:

@@ -382,7 +382,7 @@ def test_an_error_of_ours_is_not_hidden(
 ) -> None:
     import meldkit.api as api
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(api, "plan", broken)
@@ -393,7 +393,7 @@ def test_an_error_of_ours_is_not_hidden(
 def test_stopped_while_planning(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import meldkit.api as api
 
-    def stopped(*_: object) -> None:
+    def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(api, "plan", stopped)

@@ -469,8 +469,8 @@ def test_error_says_where_and_what() -> None:
         carry_out([replace(job, values={"scale": (2.0,)})], store, sink)
     assert str(caught.value) == (
         "tensor 'x' of the output has values from -4 to 140000 near element 131,072, "
-        "which float16 cannot hold\n"
-        "  look for NaN or Inf in the inputs, or choose a wider dtype such as bfloat16"
+        "which float16 cannot hold (it ends at 65504)\n"
+        "  choose a wider dtype such as bfloat16 or float32"
     )
 
 

@@ -151,6 +151,23 @@ def test_a_folder_of_two_models(parts: list[Path], whole: Path) -> None:
         open_checkpoint("m", parts[0].parent)
 
 
+def test_what_a_model_sees_with_is_no_second_model(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    shutil.copy(whole, folder / "model-Q8_0.gguf")
+    alone = open_checkpoint("m", folder)
+    shutil.copy(whole, folder / "mmproj-model-f16.gguf")
+    opened = open_checkpoint("m", folder)
+    assert (opened.fingerprint, list(opened)) == (alone.fingerprint, list(alone))
+    assert alone.notes == ()
+    assert opened.notes == (
+        "model 'm': mmproj-model-f16.gguf, which makes its input of images or sounds, is left out",
+    )
+    shutil.copy(whole, folder / "model-Q4_0.gguf")
+    with pytest.raises(CheckpointError, match=r"has 2 GGUF files: model-Q4_0\.gguf, model-Q8_0\.gguf"):
+        open_checkpoint("m", folder)
+
+
 def test_names_of_parts() -> None:
     assert part_names("a/m-00002-of-00002.gguf") == ["a/m-00001-of-00002.gguf", "a/m-00002-of-00002.gguf"]
     for name in ("m.gguf", "m-00000-of-00002.gguf", "m-00003-of-00002.gguf", "m-1-of-2.gguf"):

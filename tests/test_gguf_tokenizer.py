@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from gguf_files import LLAMA_KEYS, TEXTS, llama_tensors, tokenizers, write_gguf
+from meldkit.api import plan
 from meldkit.checkpoint.gguf import write_tokenizer
-from meldkit.errors import CheckpointError
+from meldkit.errors import CheckpointError, FormatError
+from meldkit.options import MergeOptions
 
 
 def byte_level_vocabulary() -> tuple[list[str], list[str]]:
@@ -288,3 +290,36 @@ def test_tokenizers_that_cannot_be_written(tmp_path: Path, keys: dict[str, Any],
     path = write_gguf(tmp_path / "m.gguf", "llama", LLAMA_KEYS | whole, llama_tensors())
     with pytest.raises(CheckpointError, match=re.escape(message)):
         write_tokenizer(path, tmp_path)
+
+
+def test_a_tokenizer_that_cannot_be_written_is_found_when_planning(tmp_path: Path) -> None:
+    tokens = ["a", "b", "ab", *(f"<{n}>" for n in range(3, 32))]
+    keys = {"model": "gpt2", "tokens": tokens, "merges": ["a b"], "eos_token_id": 3}
+    good, odd = (
+        write_gguf(
+            tmp_path / f"{pre}.gguf",
+            "llama",
+            LLAMA_KEYS | {f"tokenizer.ggml.{key}": value for key, value in {**keys, "pre": pre}.items()},
+            llama_tensors(),
+        )
+        for pre in ("gpt-2", "odd")
+    )
+
+    def recipe(*paths: Path, **more: object) -> dict[str, object]:
+        models = [{"model": str(path), "parameters": {"weight": 1}} for path in paths]
+        return {"merge_method": "linear", "models": models, **more}
+
+    for paths in ((odd,), (odd, good)):
+        with pytest.raises(FormatError, match="cuts text into words as 'odd' does") as error:
+            plan(recipe(*paths))
+        assert error.value.hint.startswith("merge with --no-copy-tokenizer")
+        plan(recipe(*paths), MergeOptions(copy_tokenizer=False))
+    # Another model's is not written.
+    (warning,) = plan(recipe(good, odd)).warnings
+    assert warning.endswith("so its tokens are not compared with those of other models")
+    with pytest.raises(FormatError, match="cuts text into words as 'odd' does") as error:
+        plan(recipe(good, odd, tokenizer={}))
+    assert error.value.hint == (
+        "merge the original model instead of this file; or, if the vocabularies are the same, "
+        "leave out the tokenizer setting and merge with --no-copy-tokenizer"
+    )

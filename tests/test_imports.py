@@ -177,6 +177,8 @@ def test_names_are_the_functions_whatever_was_imported_first(first: str) -> None
         "for f in (merge, plan, methods, meldkit.merge, meldkit.plan, meldkit.methods):\n"
         "    assert isinstance(f, types.FunctionType), f\n"
         "assert merge is meldkit.api.merge and plan is meldkit.api.plan\n"
-        "assert methods() == tuple(METHODS.values())"
+        "assert methods() == tuple(METHODS.values())\n"
+        "import meldkit.merge as m, meldkit.methods.base as b, meldkit.plan.model as p\n"
+        "assert (m.run_merge, b) == (run_merge, meldkit.methods.base) and p.Plan is meldkit.plan.model.Plan"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

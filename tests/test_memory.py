@@ -371,12 +371,15 @@ def test_a_missing_tensor_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
-def test_tensors_are_those_of_the_reference(method: str) -> None:
-    """Those that only others have are not in the result."""
+def test_a_tensor_that_only_others_have_is_an_error(method: str) -> None:
     extra = state_dict(2, **{"c.weight": torch.ones(1)})
     base = state_dict(0) if method == "task_arithmetic" else None
-    merged = merge_state_dicts([state_dict(1), extra], method, base=base, weight=1)
-    assert list(merged) == list(state_dict(0))
+    with pytest.raises(MismatchError) as caught:
+        merge_state_dicts([state_dict(1), extra], method, base=base, weight=1)
+    assert str(caught.value) == (
+        f"input 1 has tensor 'c.weight', which {'the base' if base else 'input 0'} lacks\n"
+        "  leave it out of the merge, and copy it into the result if it is wanted there"
+    )
 
 
 def test_no_state_dict_is_an_error() -> None:

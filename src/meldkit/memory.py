@@ -89,7 +89,7 @@ def merge_state_dicts(
 
     Raises:
         RecipeError: as for `merge_tensors`.
-        MismatchError: a state dict lacks a tensor, or shapes differ.
+        MismatchError: a state dict lacks a tensor that another one has, or shapes differ.
     """
     chosen = get_method(method)
     models = list(state_dicts)
@@ -132,6 +132,14 @@ def merge_state_dicts(
                 offset=0,
             )
         )
+    for label, tensors in named.items():
+        extra = next((name for name in tensors if name not in reference), None)
+        if extra is not None:
+            first = next(label for label, tensors in named.items() if tensors is reference)
+            raise MismatchError(
+                f"{label} has tensor '{extra}', which {first} lacks",
+                hint="leave it out of the merge, and copy it into the result if it is wanted there",
+            )
     run_jobs(
         jobs,
         _MemoryInputs(inputs, [next(k for k, m in named.items() if m is given) for given in inputs]),

@@ -150,9 +150,22 @@ def open_checkpoint(
         adapters=tuple(adapters),
         fingerprint=hashlib.sha256("".join(digests).encode()).hexdigest(),
         parts=parts(folder) if whole else (),
-        notes=tuple(note for adapter in adapters for note in adapter.notes),
+        notes=(*_left_beside(label, folder), *(note for adapter in adapters for note in adapter.notes)),
         warnings=tuple(warnings),
     )
+
+
+def _left_beside(label: str, folder: Path) -> Iterator[str]:
+    """Notes about files that belong to the model in a folder, and are not merged."""
+    names = sorted(path.name for path in folder.glob("*.gguf"))
+    if not names:
+        return
+    from meldkit.checkpoint.gguf import without_projectors
+
+    models = without_projectors(names)
+    for name in names:
+        if name not in models:
+            yield f"model '{label}': {name}, which makes its input of images or sounds, is left out"
 
 
 def _num_tokens(config: Mapping[str, Any]) -> object:

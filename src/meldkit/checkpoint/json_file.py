@@ -9,6 +9,8 @@ from typing import Any, cast
 
 from meldkit.errors import CheckpointError
 
+#: How a file begins that git leaves in place of a large one.
+_POINTER = b"version https://git-lfs"
 _FIX_HINT = "repair the file or download it again"
 
 _repr = Repr()
@@ -31,7 +33,25 @@ def read_json(path: Path) -> dict[str, Any]:
         raw = path.read_bytes()
     except OSError as e:
         raise CheckpointError(f"cannot read {path}: {e.strerror}") from e
+    if error := something_else(path, raw):
+        raise error
     return parse_mapping(str(path), raw, _FIX_HINT)
+
+
+def something_else(path: Path, start: bytes) -> CheckpointError | None:
+    """The error about a file of a model that was not really downloaded; None if it does not look like that.
+
+    Args:
+        path: of the file.
+        start: its first bytes, four or more.
+    """
+    if start[:4] == _POINTER[:4] and _POINTER.startswith(start[: len(_POINTER)]):
+        message = f"{path} is a pointer of Git LFS, not the file itself"
+        return CheckpointError(message, hint="run 'git lfs pull' in its folder")
+    if start.lstrip()[:1] == b"<" and b"\0" not in start[:8]:
+        hint = "the download failed or asked for a login; download the file again"
+        return CheckpointError(f"{path} is a web page, not a file of a model", hint=hint)
+    return None
 
 
 def parse_mapping(what: str, raw: bytes, hint: str, *, unique: bool = False) -> dict[str, Any]:

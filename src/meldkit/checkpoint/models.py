@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,12 @@ from meldkit.checkpoint.hub import download
 from meldkit.checkpoint.json_file import shown
 from meldkit.checkpoint.stand_in import locate_heads
 from meldkit.checkpoint.weights import SUFFIXES, read_file
-from meldkit.errors import CheckpointError
+from meldkit.errors import CheckpointError, nearest
 from meldkit.recipe.refs import ModelRef
 
 #: What the hub accepts as an id: `organisation/name`.
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+_OF_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|[^/]*\\")
 #: One weight file of such a model: `organisation/name/file` or `organisation/name:file`.
 _HUB_FILE = re.compile(
     rf"(?P<repo>{_HUB_ID.pattern})[/:]"
@@ -132,15 +134,22 @@ class _Search:
             raise CheckpointError(
                 f"model '{path}' cannot be opened: {reason}", hint="check the path in the recipe"
             ) from e
+        near = _near(local)
         if _HUB_ID.fullmatch(path):
-            return self._from_hub(path, revision, None)
+            try:
+                return self._from_hub(path, revision, None)
+            except CheckpointError as e:
+                if near:
+                    raise CheckpointError(e.message, hint=f"{near} {e.hint}") from e
+                raise
         if match := _HUB_FILE.fullmatch(path):
             return self._from_hub(match["repo"], revision, match["file"])
-        raise CheckpointError(
-            f"model '{path}' does not exist",
-            hint=f"looked for {local.absolute()}; check the path in the recipe"
-            + ("" if re.search(r"[/\\]", path) else "; a model of the Hugging Face Hub is written org/name"),
-        )
+        hint = f"looked for {local.absolute()}; check the path in the recipe"
+        if _OF_WINDOWS.match(path) and os.name != "nt":
+            hint = "that is a path of Windows; here folders are named like /home/you/models/name"
+        elif not re.search(r"[/\\]", path):
+            hint += "; a model of the Hugging Face Hub is written org/name"
+        raise CheckpointError(f"model '{path}' does not exist", hint=f"{near} {hint}".lstrip())
 
     def _from_hub(self, repo: str, revision: str | None, file: str | None) -> Path:
         if not self._headers_only:
@@ -149,3 +158,13 @@ class _Search:
         self.absent |= found.absent
         self.notes += found.notes
         return found.path
+
+
+def _near(path: Path) -> str:
+    """The question whether a folder of nearly that name was meant; "" if there is none."""
+    try:
+        names = sorted(entry.name for entry in path.parent.iterdir())
+    except (OSError, ValueError):
+        return ""
+    meant = nearest(path.name, names)
+    return "" if meant is None else f"did you mean '{path.parent / meant}'?"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from meldkit.checkpoint.dtypes import DTYPES
-from meldkit.checkpoint.json_file import parse_mapping, shown
+from meldkit.checkpoint.json_file import parse_mapping, shown, something_else
 from meldkit.checkpoint.tensor import Header, TensorInfo
 from meldkit.errors import CheckpointError
 
@@ -41,13 +41,11 @@ def read_header(path: Path) -> Header:
             prefix = f.read(_LENGTH_BYTES)
             if len(prefix) < _LENGTH_BYTES:
                 raise _bad(path, f"has {size} bytes, too few for a safetensors file")
-            if prefix == b"version ":
-                raise _bad(
-                    path, "is a pointer of Git LFS, not the file itself", "run 'git lfs pull' in its folder"
-                )
             length = int.from_bytes(prefix, "little")
             if length > size - _LENGTH_BYTES:
-                raise _bad(path, f"says its header has {length:,} bytes, but the file has {size:,}")
+                raise something_else(path, prefix) or _bad(
+                    path, f"says its header has {length:,} bytes, but the file has {size:,}"
+                )
             if length > MAX_HEADER_BYTES:
                 raise _bad(
                     path, f"has a header of {length:,} bytes; at most {MAX_HEADER_BYTES:,} are allowed"

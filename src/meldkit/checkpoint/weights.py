@@ -19,6 +19,8 @@ _SINGLES = ("model.safetensors", "pytorch_model.bin")
 _INDEX = ".index.json"
 #: Lists the parts of a sentence-transformers model, with their folders.
 _PARTS = "modules.json"
+#: Kinds of such parts that have weights, and the only ones of which a folder must be there.
+_WEIGHTED_PARTS = (".Dense", ".LSTM", ".CNN", ".WeightedLayerPooling")
 #: Endings of weight files, all formats.
 SUFFIXES = (".safetensors", ".gguf", *pickled.SUFFIXES)
 
@@ -43,6 +45,7 @@ def read_weights(label: str, folder: Path) -> list[Header]:
     if not folder.is_dir():
         return [read_file(folder)]
     headers = _in_folder(label, folder)
+    _check_parts(label, folder)
     for part in parts(folder):
         headers += [_named(header, f"{part}/") for header in _in_folder(label, folder / part)]
     return headers
@@ -77,8 +80,9 @@ def _in_folder(label: str, folder: Path) -> list[Header]:
     wanted = f"neither {_SINGLES[0]} nor {_SINGLES[0]}{_INDEX}"
     ggufs = [name for name in stray if name.endswith(".gguf")]
     if stray and ggufs == stray:
-        from meldkit.checkpoint.gguf import one_model
+        from meldkit.checkpoint.gguf import one_model, without_projectors
 
+        ggufs = without_projectors(ggufs)
         whole = one_model(ggufs)
         if whole is not None:
             return [read_file(folder / whole)]
@@ -120,19 +124,32 @@ def read_file(path: Path) -> Header:
 
 def parts(folder: Path) -> tuple[str, ...]:
     """The folders below a model's that hold weights of parts of it, as in sentence-transformers."""
+    return tuple(path for path, _ in _listed_parts(folder) if _has_weights(folder / path))
+
+
+def _listed_parts(folder: Path) -> list[tuple[str, str]]:
+    """Folder and kind of each part that is listed."""
     try:
         listed: object = json.loads((folder / _PARTS).read_bytes())
     except (OSError, ValueError, RecursionError):
-        return ()
+        return []
     entries = cast("list[object]", listed) if isinstance(listed, list) else []
-    paths = [cast("dict[str, object]", entry).get("path") for entry in entries if isinstance(entry, dict)]
-    return tuple(
-        path.rstrip("/")
-        for path in paths
-        if isinstance(path, str)
-        and _stays_inside(path)
-        and any((folder / path / (name + end)).is_file() for name in _SINGLES for end in ("", _INDEX))
-    )
+    found = [cast("dict[str, object]", entry) for entry in entries if isinstance(entry, dict)]
+    pairs = [(entry.get("path"), str(entry.get("type"))) for entry in found]
+    return [(path.rstrip("/"), kind) for path, kind in pairs if isinstance(path, str) and _stays_inside(path)]
+
+
+def _has_weights(folder: Path) -> bool:
+    return any((folder / (name + end)).is_file() for name in _SINGLES for end in ("", _INDEX))
+
+
+def _check_parts(label: str, folder: Path) -> None:
+    for path, kind in _listed_parts(folder):
+        if kind.endswith(_WEIGHTED_PARTS) and not _has_weights(folder / path):
+            raise CheckpointError(
+                f"model '{label}': {_PARTS} names the part {shown(path)}, whose weights are not in {folder}",
+                hint=f"download the folder {shown(path)} of the model as well",
+            )
 
 
 def _indexed(label: str, folder: Path, name_of_index: str) -> list[Header]:

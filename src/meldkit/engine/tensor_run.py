@@ -365,11 +365,23 @@ class TensorRun:
     def _refuse_input(self, tensor: Input, start: int, values: Tensor, bad: Tensor) -> NoReturn:
         """Say which of an input's values, that begin at element `start`, is the first bad one."""
         first = int(torch.nonzero(bad)[0])
+        value, others = values[first].item(), self._num_nonfinite(tensor) - 1
         raise RunError(
-            f"tensor '{tensor.tensor}' of '{self._inputs.label(tensor)}' has the value "
-            f"{values[first].item()} at element {start + first:,}",
+            f"tensor '{tensor.tensor}' of '{self._inputs.label(tensor)}' has the value {value} at element "
+            f"{start + first:,}" + f", and {others:,} more that are no finite numbers" * (others > 0),
             hint="repair the model, or let it through with --allow-nonfinite",
         )
+
+    def _num_nonfinite(self, tensor: Input) -> int:
+        """How many values of an input are NaN or Inf; for a message, with room of its own."""
+        source = self._inputs.open(tensor)
+        row, scratch = torch.empty(min(self._tile, max(self.job.numel, 1))), Scratch()
+        count = 0
+        for first, last in cut([(0, self.job.numel)], len(row)):
+            part = row[: last - first]
+            source.read(first, last, part, scratch)
+            count += int((~torch.isfinite(part)).sum())
+        return count
 
     def _refuse_output(
         self, start: int, stop: int, values: Float32[Tensor, " n"], dtype: torch.dtype, buffers: Buffers
@@ -377,10 +389,15 @@ class TensorRun:
         """Say where NaN and Inf in a tile of the output come from."""
         low, high = (v.item() for v in torch.aminmax(values))
         self._check_inputs(start, *read_tile(self.job, self._sources, start, stop, buffers))
+        name = str(dtype).removeprefix("torch.")
+        # NaN and Inf that come in were refused above; what is left was too large, or made by the method.
+        hint = "choose a wider dtype such as bfloat16 or float32"
+        if not math.isfinite(low) or not math.isfinite(high):
+            hint = "the inputs are finite, but not what the method makes of them; look at its parameters"
         raise RunError(
             f"tensor '{self.job.name}' of the output has values from {low:g} to {high:g} near element "
-            f"{start:,}, which {str(dtype).removeprefix('torch.')} cannot hold",
-            hint="look for NaN or Inf in the inputs, or choose a wider dtype such as bfloat16",
+            f"{start:,}, which {name} cannot hold (it ends at {torch.finfo(dtype).max:g})",
+            hint=hint,
         )
 
 

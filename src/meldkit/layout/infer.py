@@ -105,7 +105,8 @@ class Layout:
             return candidates[0]
         if not candidates:
             raise MismatchError(
-                f"model '{label}' has no stack of numbered layers, so layer_range has no meaning"
+                f"model '{label}' has no stack of numbered layers, so layer_range has no meaning",
+                hint="merge whole models with 'models:' instead",
             )
         listed = ", ".join(f"{s.prefix}* ({s.num_blocks})" for s in candidates)
         raise MismatchError(

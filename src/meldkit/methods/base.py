@@ -118,6 +118,7 @@ class Parameter:
         kind: float, bool or str.
         per_model: one value per input model instead of one for the tensor.
         low, high: closed range of valid numbers.
+        usual: closed range of the numbers that make sense; others are valid, and warned of.
         choices: valid words.
         aliases: values that stand for words, such as true for the default.
         of_recipe: set by a key of the recipe itself, not among its parameters.
@@ -133,6 +134,7 @@ class Parameter:
     per_model: bool = False
     low: float = -math.inf
     high: float = math.inf
+    usual: tuple[float, float] | None = None
     choices: tuple[str, ...] = ()
     aliases: Mapping[Value, str] = field(default_factory=dict[Value, str])
     of_recipe: bool = False

@@ -27,7 +27,8 @@ def default_text(p: Parameter) -> str:
 
 def values_text(p: Parameter) -> str:
     """Valid values as the beginning of a sentence, such as "0 to 1" or "One of l1, none"."""
-    return f"One of {p.range_text}" if p.choices else p.range_text[:1].upper() + p.range_text[1:]
+    usual = f", usually {p.usual[0]:g} to {p.usual[1]:g}" if p.usual else ""
+    return (f"One of {p.range_text}" if p.choices else p.range_text[:1].upper() + p.range_text[1:]) + usual
 
 
 def start_text(p: Parameter) -> str:

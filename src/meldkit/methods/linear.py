@@ -39,7 +39,7 @@ def normalized(weight: Sequence[float]) -> list[float]:
     """
     total = math.fsum(weight)
     if abs(total) <= 1e-8 * math.fsum(map(abs, weight)):
-        raise ValueError(f"weight: {list(weight)} sum to 0, which cannot be normalized")
+        raise ValueError(f"weight: {list(weight)} sum to 0, which cannot be normalized; change one")
     return [w / total for w in weight]
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from meldkit.methods.base import Base, Elementwise, Parameter
 from meldkit.shapes import Float32, Tensor
 
+#: Weights of fine-tunes rarely differ by as much: a step of that size is the other model.
+_LARGEST_STEP = 0.1
+
 
 def nearswap(x: Float32[Tensor, "1 n"], *, t: float) -> Float32[Tensor, " n"]:
     """The other model where it is within t of the base, else a step of t from the base towards it.
@@ -24,6 +27,7 @@ METHOD = Elementwise(
             "t",
             "Largest step away from the base.",
             low=0,
+            usual=(0, _LARGEST_STEP),
             start=0.0001,
             reason="a fine-tune changes most weights by about as much",
         ),

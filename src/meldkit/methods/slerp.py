@@ -44,6 +44,7 @@ METHOD = Spanned(
         Parameter(
             "t",
             "Position on the arc: 0 is the base model, 1 the other one.",
+            usual=(0, 1),
             start=0.5,
             reason="half way",
         ),

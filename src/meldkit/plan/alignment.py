@@ -10,9 +10,18 @@ from pathlib import Path
 import numpy as np
 
 from meldkit.checkpoint import Checkpoint, TensorInfo, read_json
-from meldkit.errors import MismatchError, RecipeError
+from meldkit.errors import FormatError, MismatchError, RecipeError
 from meldkit.plan.pieces import Model, at
-from meldkit.plan.tables import SHOWN, Table, lint_rows, num_rows, token_tables, with_tables
+from meldkit.plan.tables import (
+    SHOWN,
+    Table,
+    lint_nameless,
+    lint_rows,
+    named,
+    num_rows,
+    token_tables,
+    with_tables,
+)
 from meldkit.recipe import ModelRef, ModelToken, Recipe, TokenEntry, TokenizerSpec
 from meldkit.vocab import (
     GENERATION,
@@ -26,6 +35,8 @@ from meldkit.vocab import (
     align,
     check_loads,
     counted,
+    is_unicode,
+    other_spellings,
     own_rows,
     read_tokenizer,
     tokenizer_of_folder,
@@ -66,21 +77,35 @@ class Alignment:
         usable = {str(ref): num_rows(model) for ref, model in self._models.items()}
         listed = self._listed()
         notes += [
-            f"{at(self._spec.where)}{token!r} is added to the vocabulary, and looked for in texts as it is"
+            f"{at(self._spec.tokens[token].where)}{token!r} is added to the vocabulary, and looked for in "
+            "texts as it is"
             for token in listed
             if all(token not in t.tokens for t in (source, *self._tokenizers.values()))
         ]
         union = unite(source, others, usable, listed)
         for label, tokens in union.added.items():
             notes.append(f"{counted(tokens)} of '{label}' added to the vocabulary of '{source.label}'")
+            other = next(t for t in others if t.label == label)
+            if alike := other_spellings(source, other, tokens):
+                token, ours = next(iter(alike.items()))
+                notes.append(
+                    f"{len(alike):,} of these stand for texts that '{source.label}' has under another "
+                    f"spelling, as {token!r} for {ours!r}: tokens are matched by spelling"
+                )
             missed = union.unreachable.get(label)
             if missed is not None and missed.count:
-                examples = ", ".join(map(repr, missed.tokens[:SHOWN])) + ", …" * (missed.count > SHOWN)
                 warnings.append(
                     f"{'' if missed.exact else 'about '}{missed.count:,} of the {len(tokens):,} tokens that "
                     f"'{label}' adds will not occur in texts, because the tokenizer of '{source.label}' cuts "
-                    f"these otherwise: {examples}"
+                    f"these otherwise: {named(missed.tokens, missed.count)}"
                 )
+        # What is lacking has no row there: `lint_rows` has said so, but not what becomes of it.
+        warnings += [
+            f"{counted(lost)} of '{other.label}' left out of the union, for want of a row in its embedding: "
+            + named(lost)
+            for other in others
+            if (lost := [token for token in other.tokens if token not in union.tokenizer.tokens])
+        ]
         if union.tokenizer is not source:
             output = replace(output, changed=union.tokenizer)
         models, rows = self._aligned(union.tokenizer, keeps_numbers=output.donor is None, notes=notes)
@@ -88,7 +113,7 @@ class Alignment:
 
     def _read(self, notes: list[str], warnings: list[str]) -> None:
         """Read the tokenizer of each model."""
-        donor = read_tokenizer(self._donor.checkpoint, trust_remote_code=self._trust)
+        donor = self._tokenizer_of(self._donor.checkpoint)
         if donor is None:
             raise MismatchError(
                 f"{at(self._spec.where)}'{self._donor.ref}' has no tokenizer",
@@ -97,13 +122,24 @@ class Alignment:
         for ref, model in self._models.items():
             own = donor
             if model is not self._donor:
-                found = read_tokenizer(model.checkpoint, trust_remote_code=self._trust)
+                found = self._tokenizer_of(model.checkpoint)
                 if found is None:
                     notes.append(f"'{ref}' has no tokenizer; it is taken to have that of '{self._donor.ref}'")
+                    warnings += lint_nameless(model, self._donor)
                 own = found or replace(donor, label=str(ref))
-            _check_numbers(own)
+            _check_tokens(own)
             warnings += lint_rows(model, own)
             self._tokenizers[ref] = own
+
+    def _tokenizer_of(self, checkpoint: Checkpoint) -> Tokenizer | None:
+        try:
+            return read_tokenizer(checkpoint, trust_remote_code=self._trust)
+        except FormatError as e:
+            raise FormatError(
+                e.message,
+                hint="merge the original model instead of this file; or, if the vocabularies are the same, "
+                "leave out the tokenizer setting and merge with --no-copy-tokenizer",
+            ) from e
 
     def _source(self, open_model: OpenModel) -> tuple[Tokenizer, OutputTokenizer]:
         """The tokenizer that the output's is made from."""
@@ -118,12 +154,12 @@ class Alignment:
             checkpoint = self._models[ref].checkpoint if ref in self._models else open_model(ref)
             folder, gguf = checkpoint.tokenizer or checkpoint.folder, checkpoint.gguf
             settings = checkpoint.config
-            tokenizer = self._tokenizers.get(ref) or read_tokenizer(checkpoint, trust_remote_code=self._trust)
+            tokenizer = self._tokenizers.get(ref) or self._tokenizer_of(checkpoint)
         if tokenizer is None:
             raise RecipeError(
                 f"{at(self._spec.where)}'{ref}' has no tokenizer", hint="name a model that has one"
             )
-        _check_numbers(tokenizer)
+        _check_tokens(tokenizer)
         check_loads(tokenizer)
         output = OutputTokenizer(
             source=tokenizer,
@@ -139,9 +175,9 @@ class Alignment:
         """The tokens that the recipe lists, with the flags of the first model that has them."""
         result: dict[str, Mapping[str, bool]] = {}
         none: Mapping[str, bool] = {}
-        for token in self._spec.tokens:
+        for token, entry in self._spec.tokens.items():
             if not token:
-                raise RecipeError(f"{at(self._spec.where)}a token is empty", hint="leave it out")
+                raise RecipeError(f"{at(entry.where)}a token is empty", hint="leave it out")
             owners = (t.added[token].flags for t in self._tokenizers.values() if token in t.added)
             result[token] = next(owners, none)
         return result
@@ -183,8 +219,11 @@ class Alignment:
                     made = _in_rows(tuple(owners.values()), place, rows, padded)
                     aligned[ref][name] = replace(made, name=name)
                     digests[ref].append(rows.digest)
+        # What only others have is left out or copied, and a head that is stored though it is tied left out.
+        unwanted = self._donor.tied_heads()
+        kept = [name for name in names if name in self._donor.checkpoint and name not in unwanted]
         notes.append(
-            f"{', '.join(names[:SHOWN])}{', …' * (len(names) > SHOWN)}: a row for each of "
+            f"{', '.join(kept[:SHOWN])}{', …' * (len(kept) > SHOWN)}: a row for each of "
             f"{len(tokenizer.tokens):,} tokens, {padded:,} rows"
         )
         together = [model.checkpoint.fingerprint for model in self._models.values()]
@@ -229,7 +268,7 @@ class Alignment:
         Raises:
             RecipeError: there is no such row.
         """
-        where = f"{at(self._spec.where)}token {token!r}"
+        where = f"{at(entry.where)}token {token!r}"
         refs = list(owners)
         source = entry.source
         if source == "zero":
@@ -275,9 +314,16 @@ def _json(path: Path) -> Mapping[str, object]:
     return read_json(path) if path.is_file() else {}
 
 
-def _check_numbers(tokenizer: Tokenizer) -> None:
-    """Raise MismatchError if two tokens have one number, or one has a number that cannot be a row."""
+def _check_tokens(tokenizer: Tokenizer) -> None:
+    """Raise MismatchError if two tokens have one number, or one is no text or its number that of no row."""
     tokens = tokenizer.tokens
+    if not is_unicode("".join(tokens)):
+        token = next(token for token in tokens if not is_unicode(token))
+        raise MismatchError(
+            f"the tokenizer of '{tokenizer.label}' has the token {token!r} with half of a surrogate pair, "
+            "which is no character",
+            hint="repair the model's tokenizer: nothing can load it",
+        )
     for token, number in tokens.items():
         if not 0 <= number < _MAX_ROWS:
             raise MismatchError(

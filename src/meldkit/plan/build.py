@@ -10,13 +10,16 @@ from typing import Any
 from meldkit.checkpoint import BY_TORCH_NAME, DTYPES, Checkpoint, TensorInfo, as_named_by, as_stored_by
 from meldkit.layout import Origin, Place, with_depth
 from meldkit.methods import Method, Values, get_method
+from meldkit.plan.advice import lint_numbers
 from meldkit.plan.checks import (
     check_architectures,
     check_depths,
     check_fit,
     check_missing,
     check_uniform,
+    lint_layers,
     lint_models,
+    note_range,
 )
 from meldkit.plan.fp8 import in_blocks, with_quantisation
 from meldkit.plan.model import Input, Plan, TensorJob
@@ -28,6 +31,7 @@ from meldkit.plan.pieces import (
     open_layouts,
     open_pieces,
 )
+from meldkit.plan.relations import lint_relations
 from meldkit.plan.shards import lay_out_jobs
 from meldkit.plan.slots import Slot, left_out, recipe_slots
 from meldkit.plan.templates import check_setting, settle_templates
@@ -47,6 +51,7 @@ def build_plan(
     allow_crimes: bool = False,
     allow_crop: bool = False,
     trust_remote_code: bool = False,
+    copy_tokenizer: bool = True,
     seed: int = 0,
 ) -> Plan:
     """Decide everything about a merge; reads headers and configurations only.
@@ -58,6 +63,7 @@ def build_plan(
         allow_crimes: accept models whose architecture names differ, if names and shapes fit.
         allow_crop: merge rows of embeddings by number, cut to as many as all models have.
         trust_remote_code: run a model's own code where its tokenizer cannot be read otherwise.
+        copy_tokenizer: the output gets a tokenizer.
         seed: of random methods.
 
     Raises:
@@ -79,7 +85,9 @@ def build_plan(
     models = open_layouts(checkpoints)
     donor = models[recipe.base_model or next(iter(models))]
     warnings += lint_models(donor)
+    notes += note_range(recipe, models)
     check_architectures(list(models.values()), donor, allow_crimes=allow_crimes)
+    warnings += lint_relations(recipe, method, models, donor, notes)
     vocabulary = settle_vocabulary(
         recipe,
         models,
@@ -89,22 +97,24 @@ def build_plan(
         warnings,
         allow_crop=allow_crop,
         trust_remote_code=trust_remote_code,
+        copy_tokenizer=copy_tokenizer,
     )
     models, donor = vocabulary.models, vocabulary.models[donor.ref]
     templates, ends = settle_templates(recipe, models, donor, vocabulary.tokenizer, notes, warnings)
     pieces = open_pieces(recipe, method, models, donor)
     check_depths(pieces, models, donor)
+    warnings += lint_layers(pieces)
     slots = list(recipe_slots(recipe, pieces, models, donor, notes))
-    slots += _left_over(recipe, pieces, models, donor, slots, notes)
+    slots += _left_over(recipe, pieces, models, donor, slots, notes, warnings)
     slots = _without_tied_head(slots, donor, notes)
     check_missing(slots, models)
     warnings += lint_values(method, slots)
     infos = [model.checkpoint.tensors for model in models.values()]
     labels = [model.checkpoint.label for model in models.values()]
     check_fit(slots, infos, labels)
-    where = recipe.lines.get("merge_method", recipe.origin)
-    values_of = SharedValues(method, labels, where, compat=recipe.compat is not None)
+    values_of = SharedValues(method, labels, recipe)
     drafts = [_draft(slot, method, recipe, infos, labels, values_of, notes) for slot in slots]
+    warnings += lint_numbers(method, slots, drafts, labels)
     check_uniform(method, drafts)
     drafts = in_blocks(drafts, slots, recipe, donor, infos, notes)
     jobs, files = lay_out_jobs(drafts, shard_size, donor.checkpoint.parts)
@@ -112,7 +122,7 @@ def build_plan(
     if config is not None:
         config = with_quantisation(vocabulary.configured(config), jobs)
     if any(not piece.module.from_models and piece.num_blocks == 0 for piece in pieces):
-        warnings.append("no layer is left in the output")
+        warnings.append("no layer is left in the output; look at the layer_range of each source")
     return Plan(
         recipe=recipe,
         method=method,
@@ -158,6 +168,7 @@ def _left_over(
     donor: Model,
     slots: Sequence[Slot],
     notes: list[str],
+    warnings: list[str],
 ) -> Iterator[Slot]:
     """Tensors that the donor lacks: with a base the output has exactly its tensors; else they are copied."""
     known = {slot.name for slot in slots}
@@ -169,7 +180,17 @@ def _left_over(
             if name in known or (place.stack is not None and place.stack.prefix in sliced):
                 continue
             known.add(name)
-            if recipe.base_model is not None or (tied and place.role == "lm_head"):
+            if (
+                tied
+                and place.role == "lm_head"
+                and model.checkpoint.config.get("tie_word_embeddings") is False
+            ):
+                warnings.append(
+                    f"{name}: left out; '{model.ref}' has a head of its own, but '{donor.ref}', which the "
+                    "output is like, has its embedding for one. To keep the head, let the former be "
+                    "base_model, or stand first if there is none"
+                )
+            elif recipe.base_model is not None or (tied and place.role == "lm_head"):
                 notes.append(left_out(name, model.ref, donor.ref))
             else:
                 # The note about the copy is written where the slot is turned into a job.
@@ -177,20 +198,9 @@ def _left_over(
 
 
 def _without_tied_head(slots: list[Slot], donor: Model, notes: list[str]) -> list[Slot]:
-    """Drop a stored lm_head that is the embedding, as the configuration says: merged once, it stays tied."""
-    if donor.checkpoint.config.get("tie_word_embeddings") is not True:
-        return slots
-    # A head may have layers of its own, in the shape of another embedding than the vocabulary's.
-    embeddings = [donor.checkpoint[name] for name in donor.token_embeddings()]
-    vocabulary = max(embeddings, key=lambda info: info.numel, default=None)
-    tied = [
-        slot
-        for slot in slots
-        if slot.place.role == "lm_head"
-        and slot.name in donor.checkpoint
-        and vocabulary is not None
-        and donor.checkpoint[slot.name].shape == vocabulary.shape
-    ]
+    """Drop a stored lm_head that is the embedding: merged once, it stays tied."""
+    heads = donor.tied_heads()
+    tied = [slot for slot in slots if slot.name in heads]
     notes += [f"{slot.name}: left out; it is tied to the embedding (tie_word_embeddings)" for slot in tied]
     return [slot for slot in slots if slot not in tied]
 

@@ -8,9 +8,9 @@ from meldkit.checkpoint import TensorInfo
 from meldkit.errors import MismatchError, RecipeError
 from meldkit.methods import Method
 from meldkit.plan.model import TensorJob
-from meldkit.plan.pieces import Model, Piece, piece_of
+from meldkit.plan.pieces import Model, Piece, at, layer_range, piece_of
 from meldkit.plan.slots import Slot
-from meldkit.recipe import ModelRef
+from meldkit.recipe import ModelRef, Recipe
 
 #: A model is taken for another architecture when it lacks this share of the tensors.
 _MAX_MISSING = 0.5
@@ -22,14 +22,42 @@ def lint_models(donor: Model) -> Iterator[str]:
     """What does not keep models from being merged, but the result from being of use."""
     # A file of weights that stands for itself, as in `meldkit pytorch`, has no configuration to be missed.
     if not donor.checkpoint.config and donor.checkpoint.folder.is_dir():
-        yield f"model '{donor.ref}' has no config.json, so the output has none either"
+        yield f"model '{donor.ref}' has no config.json, so the output has none either; copy it there"
     layout = donor.layout
     if layout.stacks and layout.depths and not any(s.num_blocks in layout.depths for s in layout.stacks):
         stacks = ", ".join(f"{s.num_blocks} blocks {s.prefix}*" for s in layout.stacks)
         yield (
             f"config.json of '{donor.ref}' speaks of {' or '.join(map(str, sorted(layout.depths)))} layers, "
-            f"its weights have {stacks}"
+            f"its weights have {stacks}; one of them is of another model"
         )
+
+
+def note_range(recipe: Recipe, models: Mapping[ModelRef, Model]) -> Iterator[str]:
+    """Values of the models may be too large for float16."""
+    key = "out_dtype" if recipe.out_dtype else "dtype"
+    stored = {info.dtype for model in models.values() for info in model.checkpoint.values() if info.floating}
+    if (recipe.out_dtype or recipe.dtype) == "float16" and "BF16" in stored:
+        yield (
+            f"{at(recipe.lines.get(key, recipe.origin))}float16 ends at 65504, bfloat16 does not; a merge "
+            "stops where a value does not fit"
+        )
+
+
+def lint_layers(pieces: Sequence[Piece]) -> Iterator[str]:
+    """Layers that seem to be left out by mistake: the end of a range is not included, and the first is 0."""
+    for piece in pieces:
+        sources = [c.reference for c in piece.casts if piece.stacks and any(layer_range(c.reference))]
+        used = {layer for source in sources for layer in range(*layer_range(source))}
+        for before, source in zip((None, *sources), sources, strict=False):
+            first, last = layer_range(source)
+            depth = piece.stacks[source.model].num_blocks
+            shown = f"{at(source.where)}layer_range [{first}, {last}]"
+            if before is None and first == 1:
+                yield f"{shown} leaves out the first layer; layers are counted from 0"
+            if before is not None and first == layer_range(before)[1] + 1 and first - 1 not in used:
+                yield f"{shown} leaves out layer {first - 1}; the end of the range before it is not included"
+            if source is sources[-1] and last == depth - 1:
+                yield f"{shown} leaves out the last layer; the end is not included: all are [0, {depth}]"
 
 
 def check_architectures(models: Sequence[Model], donor: Model, *, allow_crimes: bool) -> None:
@@ -140,9 +168,8 @@ def check_fit(
     vocabulary = all(
         s.place.role in ("embedding", "lm_head") and i.shape[1:] == r.shape[1:] for s, r, i, _ in misfits
     )
-    raise MismatchError(
-        message,
-        hint="the models have different vocabularies; merging them needs their tokenizers aligned"
-        if vocabulary
-        else "models can be merged only where their tensors have equal shapes",
-    )
+    hint = "models can be merged only where their tensors have equal shapes"
+    if vocabulary:
+        hint = "the vocabularies differ; copy each model's tokenizer into its folder, and add to the recipe "
+        hint += "'tokenizer: {source: union}'"
+    raise MismatchError(message, hint=hint)

@@ -82,13 +82,13 @@ def _decided(plan: Plan, parameter: Parameter, slot: Slot) -> Decision | tuple[D
             return Decision(value=False)
         return Decision(True, "recipe", plan.recipe.lines.get(parameter.name, plan.recipe.origin))
     if parameter.per_model:
-        return tuple(_decision(parameter, slot, entry) for entry in slot.entries)
-    return _decision(parameter, slot, None)
+        return tuple(_decision(plan, parameter, slot, entry) for entry in slot.entries)
+    return _decision(plan, parameter, slot, None)
 
 
-def _decision(parameter: Parameter, slot: Slot, entry: Entry | None) -> Decision:
+def _decision(plan: Plan, parameter: Parameter, slot: Slot, entry: Entry | None) -> Decision:
     # Nothing can be missing here: the plan would not have been made.
-    value, found = decide(parameter, slot, entry, (), "")
+    value, found = decide(parameter, slot, entry, (), plan.recipe)
     if found is None:
         return Decision(value)
     where, chosen = found.setting.line_for(view(slot, entry)[0])

@@ -10,7 +10,7 @@ from meldkit.checkpoint import Checkpoint
 from meldkit.errors import MismatchError, NotSupportedError, RecipeError
 from meldkit.layout import Layout, Part, Place, Stack, find_part, infer_layout
 from meldkit.layout.quirks import STACKED_TENSORS, why_fixed
-from meldkit.methods import Base, Method
+from meldkit.methods import METHODS, Base, Method
 from meldkit.recipe import ModelRef, Module, Parameters, Recipe, Slice, Source
 
 #: Embeddings of something else than tokens, and what they are turned into.
@@ -45,6 +45,21 @@ class Model:
             and not NOT_TOKENS.search(name)
             and place.stack is None
             and len(self.checkpoint[name].shape) == 2
+        ]
+
+    def tied_heads(self) -> list[str]:
+        """Heads that are stored although they are the embedding, as the configuration says."""
+        if self.checkpoint.config.get("tie_word_embeddings") is not True:
+            return []
+        # A head may have layers of its own, in the shape of another embedding than the vocabulary's.
+        embeddings = [self.checkpoint[name] for name in self.token_embeddings()]
+        vocabulary = max(embeddings, key=lambda info: info.numel, default=None)
+        return [
+            name
+            for name, place in self.layout.places.items()
+            if place.role == "lm_head"
+            and vocabulary is not None
+            and self.checkpoint[name].shape == vocabulary.shape
         ]
 
     def part(self, name: str | None) -> Part:
@@ -137,10 +152,11 @@ def cast_sources(method: Method, part: Slice, recipe: Recipe, *, whole_models: b
     where = at(part.where or recipe.lines.get("merge_method", recipe.origin))
     policy = method.base
     if ref is None and policy.required:
-        raise RecipeError(
-            f"{where}{method.name} needs a base_model",
-            hint="add the line 'base_model: …' at the top level",
-        )
+        astray = recipe.parameters.get("base_model")
+        hint = "add the line 'base_model: …' at the top level"
+        if astray is not None:
+            hint = f"{at(astray.where)}move 'base_model' from 'parameters:' to the top level"
+        raise RecipeError(f"{where}{method.name} needs a base_model", hint=hint)
     if base is None and ref is not None and (policy.required or policy.delta):
         raise RecipeError(
             f"{where}base_model '{ref}' is not among the sources of this slice",
@@ -159,9 +175,23 @@ def cast_sources(method: Method, part: Slice, recipe: Recipe, *, whole_models: b
         raise RecipeError(
             f"{where}{method.name} takes {wanted} model{'s' * (low != 1)}"
             f"{' besides the base' if policy.delta and base else ''}, got {len(models)}"
-            + (": " + ", ".join(str(s.model) for s in models) if models else "")
+            + (": " + ", ".join(str(s.model) for s in models) if models else ""),
+            hint=_other_number(method, len(models), listed=listed is not None, whole_models=whole_models),
         )
     return Cast(models, base if policy.delta else None, base or models[0])
+
+
+def _other_number(method: Method, num_models: int, *, listed: bool, whole_models: bool) -> str:
+    """What to do when a method takes another number of models."""
+    low, high = method.num_models
+    if num_models < low:
+        return "list more models" if num_models else "list the models to merge, besides the base"
+    if method.base is Base.ENDPOINT and not listed:
+        return f"base_model is one of the models that {method.name} takes; set it to one of those listed"
+    if high == 1 and not whole_models:
+        return "for layers one after the other, give each source a slice of its own: '- sources: …'"
+    others = [m for m in METHODS.values() if m.num_models[1] is None and m.base.required == method.base.delta]
+    return f"leave some out, or take a method for any number: {', '.join(m.name for m in others[:3])}"
 
 
 def at(where: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,8 +86,9 @@ def token_tables(model: Model) -> dict[str, Table]:
                 raise MismatchError(
                     f"tensor '{name}' of '{model.ref}', {list(shape)}, has its tokens along another size "
                     "than its first",
-                    hint="only rows can be brought to another vocabulary; leave out the tokenizer setting, "
-                    "if the vocabularies are the same",
+                    hint="only rows can be brought to another vocabulary; leave out the tokenizer setting if "
+                    "the vocabularies are the same, else save the models without their heads (AutoModel and "
+                    "save_pretrained of transformers) and merge those",
                 )
             continue
         embedding = place.role == "embedding" and len(shape) > 1 and not NOT_TOKENS.search(name)
@@ -147,11 +148,19 @@ def with_tables(model: Model, tables: Mapping[str, TensorInfo], identity: str) -
 
 
 def lint_rows(model: Model, tokenizer: Tokenizer) -> Iterator[str]:
-    """A warning about tokens that the embedding has no row for.
+    """Warnings about tokens that the embedding has no row for, and about such as have two numbers.
 
     Raises:
-        MismatchError: these are most of them.
+        MismatchError: most tokens have no row.
     """
+    if renumbered := tokenizer.renumbered:
+        token, (said, number) = next(iter(renumbered.items()))
+        yield (
+            f"the tokenizer of '{model.ref}' gives {token!r} the number {said}, but whatever reads it takes "
+            f"{number}, because added tokens are numbered on without holes; so does this merge"
+            + f" ({len(renumbered) - 1:,} more such)"
+            * (len(renumbered) > 1)
+        )
     rows = num_rows(model)
     tokens = {token: number for token, number in tokenizer.tokens.items() if number >= rows}
     if not tokens or not rows:
@@ -168,3 +177,18 @@ def lint_rows(model: Model, tokenizer: Tokenizer) -> Iterator[str]:
         + ", ".join(names)
         + ", …" * (len(tokens) > SHOWN)
     )
+
+
+def lint_nameless(model: Model, donor: Model) -> Iterator[str]:
+    """A warning about rows of a model without a tokenizer that the tokenizer of the donor cannot speak of."""
+    surplus = num_rows(model) - num_rows(donor)
+    if surplus > 0:
+        yield (
+            f"'{model.ref}' has no tokenizer, and {surplus:,} rows more than '{donor.ref}': they are lost; "
+            "if they belong to tokens, copy its tokenizer into its folder"
+        )
+
+
+def named(tokens: Sequence[str], count: int | None = None) -> str:
+    """Some of so many tokens for a message, of all that are given if nothing else is said."""
+    return ", ".join(map(repr, tokens[:SHOWN])) + ", …" * ((count or len(tokens)) > SHOWN)

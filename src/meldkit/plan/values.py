@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from meldkit.errors import RecipeError, did_you_mean
+from meldkit.errors import RecipeError, did_you_mean, nearest
 from meldkit.methods import METHODS, Method, Parameter, Value, Values
 from meldkit.plan.pieces import at
 from meldkit.plan.slots import Entry, Slot
@@ -19,8 +19,12 @@ from meldkit.recipe import (
     filters_of,
     reaches,
     resolve,
+    unreached_by,
 )
 from meldkit.recipe.schema import MergeConfiguration
+
+#: Signs of regular expressions and shell patterns, which names do not have.
+_SIGNS = set("*?|[]()^$\\")
 
 Scope = tuple[str, Parameters]
 
@@ -34,15 +38,13 @@ class SharedValues:
     Args:
         method: declares the parameters.
         labels: of the plan's checkpoints, for messages.
-        where: the recipe's place in messages about what it lacks.
-        compat: the recipe asks for mergekit's numerics.
+        recipe: says whether mergekit's numerics are wanted, and where it is what it lacks.
     """
 
-    def __init__(self, method: Method, labels: Sequence[str], where: str = "", *, compat: bool = False):
+    def __init__(self, method: Method, labels: Sequence[str], recipe: Recipe) -> None:
         self._method = method
         self._labels = labels
-        self._where = where
-        self._compat = compat
+        self._recipe = recipe
         #: By scopes and sources: a tensor's values, and which of them may be others for another tensor.
         self._first: dict[tuple[int, ...], tuple[Slot, Values, list[Parameter]]] = {}
         self._shared: dict[tuple[tuple[int, ...], str], Values] = {}
@@ -69,16 +71,16 @@ class SharedValues:
 
     def _value(self, parameter: Parameter, slot: Slot) -> Value | tuple[Value, ...]:
         if parameter.of_recipe:
-            return self._compat
+            return self._recipe.compat is not None
         if not parameter.per_model:
-            return decide(parameter, slot, None, self._labels, self._where)[0]
-        return tuple(decide(parameter, slot, e, self._labels, self._where)[0] for e in slot.entries)
+            return decide(parameter, slot, None, self._labels, self._recipe)[0]
+        return tuple(decide(parameter, slot, e, self._labels, self._recipe)[0] for e in slot.entries)
 
     def _checked(self, slot: Slot, values: Values) -> Values:
         try:
             self._method.check(values)
         except ValueError as e:
-            raise RecipeError(f"{at(self._where)}tensor '{slot.name}': {e}") from e
+            raise RecipeError(f"{at(_method_line(self._recipe))}tensor '{slot.name}': {e}") from e
         return values
 
 
@@ -88,6 +90,10 @@ def _varies(name: str, slot: Slot) -> bool:
     return any(name in place and isinstance(place[name].value, Filtered | Gradient) for place in places)
 
 
+def _method_line(recipe: Recipe) -> str:
+    return recipe.lines.get("merge_method", recipe.origin)
+
+
 def view(slot: Slot, entry: Entry | None) -> tuple[str, Sequence[Scope]]:
     """The name that filters look at and the scopes, for the whole tensor or one model's entry."""
     if entry is None:
@@ -95,8 +101,18 @@ def view(slot: Slot, entry: Entry | None) -> tuple[str, Sequence[Scope]]:
     return entry.input.tensor, (("source", entry.source.parameters), *slot.scopes)
 
 
+def where_of(parameter: str, slot: Slot, model: int | None = None) -> str:
+    """Where the recipe gives a parameter of a tensor, or of one of its models; "" if it does not."""
+    for entry in (None, *slot.entries) if model is None else (slot.entries[model],):
+        name, scopes = view(slot, entry)
+        found = resolve(parameter, name, slot.t, scopes)
+        if found is not None:
+            return found.where
+    return ""
+
+
 def decide(
-    parameter: Parameter, slot: Slot, entry: Entry | None, labels: Sequence[str], where: str
+    parameter: Parameter, slot: Slot, entry: Entry | None, labels: Sequence[str], recipe: Recipe
 ) -> tuple[Value, Resolved | None]:
     """A parameter's value for the whole tensor or one model's entry, and what decided it; None: the default.
 
@@ -108,16 +124,36 @@ def decide(
     if found is None:
         if parameter.required:
             label = "" if entry is None else labels[entry.input.checkpoint]
-            raise _missing(parameter, slot, entry, label, where)
+            raise _missing(parameter, slot, entry, label, recipe)
         return parameter.default, None
     try:
         return parameter.check(found.value), found
     except ValueError as e:
-        raise RecipeError(f"{at(found.where)}{e}") from e
+        raise RecipeError(f"{at(found.where)}{e}", hint=_meant(parameter, found.value)) from e
 
 
-def _missing(parameter: Parameter, slot: Slot, entry: Entry | None, label: str, where: str) -> RecipeError:
+def _meant(parameter: Parameter, value: Value) -> str:
+    """What a user may have meant by a value that is not valid."""
+    number = value
+    if isinstance(value, str):
+        text = value.strip().removesuffix("%").strip().replace(",", ".")
+        try:
+            number = float(text) / (100 if value.strip().endswith("%") else 1)
+        except ValueError:
+            return ""
+        return f"write {number:g}" if parameter.kind is float else ""
+    # Somewhat more than 1 is another mistake.
+    share = (parameter.low, parameter.high) == (0, 1)
+    if share and isinstance(number, float) and 2 < number <= 100:
+        return f"it is a share: {number:g} % is {number / 100:g}"
+    return ""
+
+
+def _missing(
+    parameter: Parameter, slot: Slot, entry: Entry | None, label: str, recipe: Recipe
+) -> RecipeError:
     name, _ = view(slot, entry)
+    where = _method_line(recipe)
     places = "the slice's or the recipe's 'parameters:'"
     if entry is not None:
         places = f"the model's own 'parameters:', or {places}"
@@ -128,6 +164,8 @@ def _missing(parameter: Parameter, slot: Slot, entry: Entry | None, label: str, 
             setting = other.source.parameters[parameter.name]
             hint = f"{at(setting.where)}it stands under a model, where it has no effect; move it to {places}"
             break
+    if parameter.name in recipe.astray:
+        hint = f"{recipe.astray[parameter.name]}: here it has no effect; indent it, below {places}"
     return RecipeError(
         f"{at(where)}parameter '{parameter.name}' is missing for tensor '{name}'"
         + (f" of model '{label}'" if label else ""),
@@ -208,9 +246,29 @@ def lint_values(method: Method, slots: Sequence[Slot]) -> Iterator[str]:
             if key not in own:
                 continue
             for pattern in dict.fromkeys(filters_of(setting.value)):
-                if not any(filter_matches(pattern, name) for name in names[own[key].per_model]):
-                    yield f"{at(setting.where)}filter '{pattern}' of '{key}' matches no tensor"
+                looked_at = names[own[key].per_model]
+                if not any(filter_matches(pattern, name) for name in looked_at):
+                    advice = _instead_of(pattern, looked_at)
+                    yield f"{at(setting.where)}filter '{pattern}' of '{key}' matches no tensor; {advice}"
+            if unreached := unreached_by(setting.value):
+                yield (
+                    f"{at(setting.where)}filter '{unreached}' of '{key}' is never looked at, because an "
+                    "entry without a filter stands before it; move that one to the end"
+                )
     yield from _early_gradients(own, slots)
+
+
+def _instead_of(pattern: str, names: Collection[str]) -> str:
+    """What may have been meant by a filter that matches nothing."""
+    if not pattern.startswith(("re:", "glob:")):
+        if _SIGNS & set(pattern):
+            return "to have it taken for a pattern, begin it with 're:' or 'glob:'"
+        parts = dict.fromkeys(part for name in names for part in name.split(".") if not part.isdecimal())
+        near = nearest(pattern, parts)
+        if near is not None and "." not in pattern:
+            return f"did you mean '{near}'?"
+    deepest = max(names, key=lambda name: name.count("."), default="")
+    return f"names are like '{deepest}'"
 
 
 def _early_gradients(own: Mapping[str, Parameter], slots: Sequence[Slot]) -> Iterator[str]:
@@ -235,9 +293,12 @@ def _early_gradients(own: Mapping[str, Parameter], slots: Sequence[Slot]) -> Ite
                     names = reached.setdefault((setting.where, parameter.name), [])
                     if slot.name not in names:
                         names.append(slot.name)
+    stacks = [slot.place.stack.prefix for slot in slots if slot.place.stack is not None]
+    inside = stacks[0].rstrip(".").rpartition(".")[2] if stacks else ""
+    advice = f"to leave them out, put it under a filter such as '{inside}', and give the rest a value"
     for (where, parameter_name), names in reached.items():
         more = f" and {len(names) - 2} more" if len(names) > 2 else ""
         yield (
             f"{at(where)}the gradient of '{parameter_name}' also reaches {', '.join(names[:2])}{more}, "
-            "which stand outside the layers and take its first value"
+            f"which stand outside the layers and take its first value; {advice}"
         )

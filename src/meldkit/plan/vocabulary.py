@@ -25,6 +25,7 @@ from meldkit.vocab import (
     compare,
     read_tokenizer,
     with_num_tokens,
+    without_row,
 )
 
 
@@ -60,6 +61,7 @@ def settle_vocabulary(
     *,
     allow_crop: bool,
     trust_remote_code: bool,
+    copy_tokenizer: bool,
 ) -> Vocabulary:
     """Bring the models to one vocabulary, as the recipe says.
 
@@ -71,6 +73,7 @@ def settle_vocabulary(
         notes, warnings: are added to.
         allow_crop: without a setting, merge rows by number, cut to as many as all models have.
         trust_remote_code: run a model's own code where its tokenizer needs it.
+        copy_tokenizer: the output gets the tokenizer.
 
     Raises:
         RecipeError: the embedding of a token is to come from where there is none.
@@ -80,14 +83,23 @@ def settle_vocabulary(
     if recipe.tokenizer is not None:
         alignment = Alignment(recipe, recipe.tokenizer, models, donor, trust_remote_code)
         aligned, output, size = alignment.carried_out(open_model, notes, warnings)
+        warnings += [
+            f"{key} is {value} in the configuration of '{donor.ref}', but the output has {size:,} rows; "
+            "what has none is left out there"
+            for key, value in without_row(output.translated(donor.checkpoint.config), size).items()
+        ]
         return Vocabulary(aligned, output, num_tokens(donor), size)
+    # Files are copied; what is in a GGUF file has to be understood to be written.
+    needed = copy_tokenizer and donor.checkpoint.gguf is not None
     if allow_crop:
-        return _cropped(models, donor, warnings)
-    size = _check_same(models, donor, warnings)
+        return _cropped(models, donor, warnings, needed=needed)
+    size = _check_same(models, donor, warnings, needed=needed)
     return Vocabulary(models if size is None else _evened(models, donor, size, notes))
 
 
-def _check_same(models: Mapping[ModelRef, Model], donor: Model, warnings: list[str]) -> int | None:
+def _check_same(
+    models: Mapping[ModelRef, Model], donor: Model, warnings: list[str], *, needed: bool
+) -> int | None:
     """Check that models give the numbers to tokens that the donor gives to them.
 
     Returns:
@@ -96,7 +108,7 @@ def _check_same(models: Mapping[ModelRef, Model], donor: Model, warnings: list[s
     Raises:
         MismatchError: they do not.
     """
-    size, differing = _differences(models, donor, warnings)
+    size, differing = _differences(models, donor, warnings, needed=needed)
     if differing:
         raise MismatchError(
             "the models have different vocabularies, so that rows of their embeddings do not belong "
@@ -107,18 +119,30 @@ def _check_same(models: Mapping[ModelRef, Model], donor: Model, warnings: list[s
             "  to keep the tokens of all models (or 'source: base' for those of the base model only); "
             "--allow-crop merges rows of equal number",
         )
+    for model in models.values():
+        unknown = num_rows(model) - num_rows(donor)
+        if size is not None and unknown > 0 and _if_readable(model, []) is None:
+            raise MismatchError(
+                f"the embedding of '{model.ref}' has {unknown:,} rows more than that of '{donor.ref}', "
+                "and no tokenizer says whether they belong to tokens",
+                hint="copy its tokenizer into its folder; --allow-crop cuts these rows off",
+            )
     return size
 
 
 def _differences(
-    models: Mapping[ModelRef, Model], donor: Model, warnings: list[str]
+    models: Mapping[ModelRef, Model], donor: Model, warnings: list[str], *, needed: bool
 ) -> tuple[int | None, list[str]]:
-    """One more than the donor's largest number, if it is known; and how others differ, in words."""
+    """One more than the donor's largest number, if it is known; and how others differ, in words.
+
+    Raises:
+        CheckpointError: the donor's tokenizer is needed and cannot be read.
+    """
     content = _stored(donor)
     others = [m for m in models.values() if m is not donor and (content is None or _stored(m) != content)]
-    if content is None and not others:
+    if content is None and not others and not needed:
         return None, []
-    expected = _if_readable(donor, warnings)
+    expected = read_tokenizer(donor.checkpoint) if needed else _if_readable(donor, warnings)
     if expected is None:
         return None, []
     warnings += lint_rows(donor, expected)
@@ -126,8 +150,19 @@ def _differences(
     for model in others:
         # A model without a tokenizer is taken to have the donor's.
         if found := _if_readable(model, warnings):
-            differing += compare(expected, found).words(str(donor.ref), str(model.ref))
-    return expected.size, differing
+            warnings += lint_rows(model, found)
+            one, other = _with_rows(donor, expected, found), _with_rows(model, found, expected)
+            differing += compare(one, other).words(str(donor.ref), str(model.ref))
+    return min(expected.size, num_rows(donor) or expected.size), differing
+
+
+def _with_rows(model: Model, own: Tokenizer, other: Tokenizer) -> Tokenizer:
+    """A model's tokenizer without tokens that it has no row for and another lacks: they mix up nothing."""
+    rows = num_rows(model)
+    if own.size <= rows:
+        return own
+    kept = {t: number for t, number in own.tokens.items() if number < rows or t in other.tokens}
+    return Tokenizer(own.label, None, kept)
 
 
 def _if_readable(model: Model, warnings: list[str]) -> Tokenizer | None:
@@ -184,9 +219,9 @@ def _evened(
     return result
 
 
-def _cropped(models: dict[ModelRef, Model], donor: Model, warnings: list[str]) -> Vocabulary:
+def _cropped(models: dict[ModelRef, Model], donor: Model, warnings: list[str], *, needed: bool) -> Vocabulary:
     """Cut every table to the rows that all models have of it."""
-    size, differing = _differences(models, donor, warnings)
+    size, differing = _differences(models, donor, warnings, needed=needed)
     if differing:
         warnings.append(
             f"rows of equal number are merged, though not of equal tokens: {'; '.join(differing)}"

@@ -26,6 +26,7 @@ from meldkit.recipe.values import (
     parse_value,
     reaches,
     to_plain,
+    unreached_by,
 )
 
 __all__ = [
@@ -58,4 +59,5 @@ __all__ = [
     "recipe_from_data",
     "resolve",
     "to_plain",
+    "unreached_by",
 ]

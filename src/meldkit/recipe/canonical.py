@@ -52,6 +52,7 @@ class _Canonical:
     def __init__(self, document: Document) -> None:
         self.document = document
         self.warnings: list[tuple[int, str]] = []
+        self.astray: dict[str, str] = {}
 
     def recipe(self, config: MergeConfiguration) -> Recipe:
         self.note_unused(config, ())
@@ -75,6 +76,7 @@ class _Canonical:
             compat=config.compat,
             name=config.name,
             warnings=tuple(message for _, message in sorted(self.warnings, key=lambda each: each[0])),
+            astray=self.astray,
             origin=self.document.origin,
             lines={str(key): self.document.where((key,)) for key in top},
         )
@@ -140,7 +142,8 @@ class _Canonical:
         if section is None:
             return None
         tokens = {
-            token: TokenEntry(entry.source, entry.force) for token, entry in (section.tokens or {}).items()
+            token: TokenEntry(entry.source, entry.force, self.document.where(("tokenizer", "tokens", token)))
+            for token, entry in (section.tokens or {}).items()
         }
         where = self.document.where(("tokenizer",))
         return TokenizerSpec(section.source or "union", tokens, section.pad_to_multiple_of, where)
@@ -153,7 +156,9 @@ class _Canonical:
         quoted = [f"'{key}'" for key in (given or choices)]
         listed = ", ".join(quoted[:-1]) + (" and " if given else " or ") + quoted[-1]
         if not given:
-            raise RecipeError(self.at(path, f"{listed} is missing"), hint="it says what is merged")
+            raise RecipeError(
+                self.at(path, f"{listed} is missing"), hint="list the models to merge, below 'models:'"
+            )
         places = [(*path, key) for key in given]
         last = max(places, key=lambda place: self.document.lines.get(place, 0))
         raise RecipeError(self.at(last, f"{listed} cannot stand together"), hint="keep exactly one of them")
@@ -175,6 +180,7 @@ class _Canonical:
 
     def note_unused(self, section: Section, path: DataPath) -> None:
         for key, advice in section.unused_keys():
+            self.astray.setdefault(key, self.document.place((*path, key)))
             self.warn((*path, key), f"'{key}' here has no effect" + (f"; {advice}" if advice else ""))
 
     def warn(self, path: DataPath, message: str) -> None:

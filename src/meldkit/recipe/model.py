@@ -96,11 +96,12 @@ class ModelToken:
 class TokenEntry:
     """Where a token's embedding comes from in models that lack it; None leaves the choice to the default.
 
-    With `force`, models that have the token take this embedding too.
+    With `force`, models that have the token take this embedding too. `where` is "recipe.yml:12".
     """
 
     source: ModelRef | ModelToken | Literal["zero"] | None = None
     force: bool = False
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,7 @@ class Recipe:
         compat: "mergekit" for mergekit's numerics, else None.
         name: what other documents of the same file call this merge.
         warnings: what was accepted although it has no effect, one sentence each, beginning with the place.
+        astray: parameters that stand where they have no effect, and the first such place of each.
         origin: name of the file; "" for Python data.
         lines: "recipe.yml:8" for each top-level key.
     """
@@ -151,6 +153,7 @@ class Recipe:
     compat: str | None = None
     name: str | None = None
     warnings: tuple[str, ...] = field(default=(), compare=False)
+    astray: Mapping[str, str] = field(default_factory=dict[str, str], compare=False)
     origin: str = field(default="", compare=False)
     lines: Mapping[str, str] = field(default_factory=dict[str, str], compare=False)
 

@@ -84,7 +84,10 @@ def check_keys(
         homes: for an unknown key, where it may stand instead, such as "in 'model'".
     """
     if not isinstance(raw, Mapping):
-        raise Problem(f"{place} must be a mapping, got {kind_of(raw)}", hint="keys here: " + ", ".join(known))
+        hint = "keys here: " + ", ".join(known)
+        if isinstance(raw, str) and len(required) == 1:
+            hint = f"write '{next(iter(required))}: {raw.strip()}'; {hint}"
+        raise Problem(f"{place} must be a mapping, got {kind_of(raw)}", hint=hint)
     data = cast("Mapping[object, object]", raw)
     for key in data:
         if not isinstance(key, str):

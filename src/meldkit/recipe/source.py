@@ -169,7 +169,11 @@ class _Reader:
             key = cast(str, key_node.value)
             if key in pairs:
                 first = f"{self.origin}:{_line(pairs[key][0])}"
-                raise self._error(key_node, f"key '{key}' stands here a second time; first at {first}")
+                raise self._error(
+                    key_node,
+                    f"key '{key}' stands here a second time; first at {first}",
+                    "keep one of them; entries of a list begin with '- '",
+                )
             pairs[key] = (key_node, value_node)
         for source in merged:
             for key, pair in self._pairs(source, depth + 1).items():
@@ -206,8 +210,8 @@ class _Reader:
         if node.tag != _TAG + tag:
             raise self._error(node, f"the YAML tag '{node.tag}' means nothing in a recipe")
 
-    def _error(self, node: yaml.Node, message: str) -> RecipeError:
-        return RecipeError(f"{self.origin}:{_line(node)}: {message}")
+    def _error(self, node: yaml.Node, message: str, hint: str = "") -> RecipeError:
+        return RecipeError(f"{self.origin}:{_line(node)}: {message}", hint=hint)
 
 
 def _line(node: yaml.Node) -> int:

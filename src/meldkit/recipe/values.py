@@ -109,7 +109,7 @@ def _scalar(raw: object) -> Scalar:
             raise Problem(f"{kind_of(raw)} is not finite")
         return number
     if raw is None:
-        raise Problem("the value is missing")
+        raise Problem("the value is missing", hint="write it after the colon, or leave the parameter out")
     raise Problem(f"must be a number, true/false, text, a list or {{value, filter}}, got {kind_of(raw)}")
 
 
@@ -154,7 +154,9 @@ def _entry(raw: Mapping[object, object], depth: int) -> tuple[str | None, Value]
             _pattern(chosen[3:])
         except (re.error, RecursionError, OverflowError) as error:
             raise Problem(
-                f"filter '{chosen}' is not a valid regular expression: {error}", path=("filter",)
+                f"filter '{chosen}' is not a valid regular expression: {error}",
+                hint="leave out 're:' for text that is to be found as it is",
+                path=("filter",),
             ) from None
     with within("value"):
         return chosen, _parse(data["value"], depth + 1)
@@ -235,6 +237,20 @@ def reaches(value: Value, tensor_name: str) -> bool:
     """Whether the value for this tensor comes from a gradient that is not the same at every depth."""
     decided = _decided(value, tensor_name)
     return isinstance(decided, Gradient) and len(set(decided.points)) > 1
+
+
+def unreached_by(value: Value) -> str | None:
+    """The first filter that stands after an entry for all tensors, so that it decides nothing; None if none.
+
+    >>> unreached_by(parse_value([{"value": 0.5}, {"filter": "mlp", "value": 0.3}]))
+    'mlp'
+    """
+    if not isinstance(value, Filtered):
+        return None
+    filters = [chosen for chosen, _ in value.entries]
+    last = next((i for i, chosen in enumerate(filters) if chosen in (None, "*")), len(filters))
+    late = next((chosen for chosen in filters[last + 1 :] if chosen is not None), None)
+    return late or next((late for _, inner in value.entries if (late := unreached_by(inner))), None)
 
 
 def filters_of(value: Value) -> Iterator[str]:

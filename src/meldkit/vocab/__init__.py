@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from meldkit.vocab.align import ZERO, Explicit, align, own_rows
 from meldkit.vocab.compare import Difference, compare, counted
-from meldkit.vocab.jinja import check_template, missing_tokens
+from meldkit.vocab.jinja import check_template, is_unicode, missing_tokens
 from meldkit.vocab.output import (
     FILES,
     GENERATION,
     OutputTokenizer,
     copy_tokenizer,
     with_num_tokens,
+    without_row,
     write_generation_settings,
     write_output_tokenizer,
 )
 from meldkit.vocab.rows import AlignedRows, MeanRow, RowMap
+from meldkit.vocab.spelling import other_spellings
 from meldkit.vocab.templates import (
     AUTO,
     PRESETS,
@@ -60,7 +62,9 @@ __all__ = [
     "copy_tokenizer",
     "counted",
     "ends_of",
+    "is_unicode",
     "missing_tokens",
+    "other_spellings",
     "own_rows",
     "read_templates",
     "read_tokenizer",
@@ -69,6 +73,7 @@ __all__ = [
     "tokenizer_of_folder",
     "unite",
     "with_num_tokens",
+    "without_row",
     "write_generation_settings",
     "write_output_tokenizer",
     "write_templates",

@@ -30,10 +30,12 @@ _FAILURES = (
     *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError),
     *(RuntimeError, MemoryError, SyntaxError),
 )
-#: What transformers tells a template about the tokenizer.
+#: What transformers tells a template about the tokenizer; spelled as no marker is.
 _SPECIAL_TOKENS = {
-    f"{role}_token": f"<{role}>" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+    f"{role}_token": f"({role})" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 }
+#: Roles of the messages in the short conversations that templates are tried with.
+_CONVERSATIONS = (("user", "assistant", "user"), ("system", "user", "assistant", "user"))
 #: How markers of turns are written: <|…|>, <…>, [|…|] and [INST].
 _MARKER = re.compile(
     r"<\|[^<>|\n]+\|>|(?<!<)<[^<>\s]+>(?!>)|\[\|[^\[\]|\n]+\|\]|\[/?[a-z]?[A-Z][A-Z0-9_]*\]",
@@ -79,9 +81,9 @@ def check_template(text: str, where: str) -> None:
     if calls:
         name, line = calls[0]
         raise refusal(line, f"'{name}' is undefined", _near(name, environment.globals))
-    for roles in (("user", "assistant", "user"), ("system", "user", "assistant", "user")):
-        failure = _failure(template, roles, in_parts=False)
-        if failure is not None and _failure(template, roles, in_parts=True) is not None:
+    for roles in _CONVERSATIONS:
+        failure = _rendered(template, roles, in_parts=False)[1]
+        if failure is not None and _rendered(template, roles, in_parts=True)[1] is not None:
             message = f"rendering a short conversation fails: {_reason(failure)}"
             raise refusal(_line(failure), message) from failure
 
@@ -89,8 +91,8 @@ def check_template(text: str, where: str) -> None:
 def missing_tokens(text: str, tokens: Collection[str]) -> list[str]:
     """Markers of turns that a template writes out and a tokenizer lacks, in the order of the template.
 
-    A marker is what looks like <|im_start|>, <s>, [INST] or [|user|] in the text between Jinja's brackets or
-    in a string inside them; markers that are put together from pieces are not seen.
+    A marker is what looks like <|im_start|>, <s>, [INST] or [|user|] in the text between Jinja's brackets, in
+    a string inside them, or in what becomes of a short conversation, where pieces are put together.
 
     Args:
         text: the template.
@@ -100,17 +102,21 @@ def missing_tokens(text: str, tokens: Collection[str]) -> list[str]:
 
     try:
         tree = _environment().parse(text)
+        template = _environment().from_string(text)
     except (TemplateSyntaxError, *_FAILURES):  # a model's own that never worked: still better than silence
         pieces = [text]
     else:
         found = tree.find_all((nodes.TemplateData, nodes.Const))
         pieces = [n.data if isinstance(n, nodes.TemplateData) else n.value for n in found]
+        for roles in _CONVERSATIONS:
+            written, failure = _rendered(template, roles, in_parts=False)
+            pieces.append(written if failure is None else _rendered(template, roles, in_parts=True)[0])
     markers = [marker for piece in pieces if isinstance(piece, str) for marker in _MARKER.findall(piece)]
     return [marker for marker in dict.fromkeys(markers) if marker not in tokens]
 
 
-def _failure(template: Template, roles: Sequence[str], *, in_parts: bool) -> Exception | None:
-    """What keeps a template from rendering a conversation, other than its own refusal.
+def _rendered(template: Template, roles: Sequence[str], *, in_parts: bool) -> tuple[str, Exception | None]:
+    """What a template makes of a conversation; and what keeps it from that, other than its own refusal.
 
     Args:
         template: compiled.
@@ -136,15 +142,15 @@ def _failure(template: Template, roles: Sequence[str], *, in_parts: bool) -> Exc
     before = sys.gettrace()
     sys.settrace(step)
     try:
-        template.render(
+        written = template.render(
             messages=messages, tools=None, documents=None, add_generation_prompt=True, **_SPECIAL_TOKENS
         )
     except (TemplateError, *_FAILURES) as e:
         # Only raise_exception raises the base class itself.
-        return None if type(e) is TemplateError else e
+        return "", None if type(e) is TemplateError else e
     finally:
         sys.settrace(before)
-    return None
+    return written, None
 
 
 def _undefined_calls(

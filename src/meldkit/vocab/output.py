@@ -142,10 +142,22 @@ def _each(value: Any, translate: Callable[[int], int | None]) -> Any:
     return found or None
 
 
+def without_row(config: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """Settings that are numbers of tokens behind the last of so many rows, by name; those of sections too."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found |= without_row(cast("dict[str, Any]", value), size)
+        elif _is_id(key, value) and _each(value, lambda number: number if number < size else None) != value:
+            found[key] = value
+    return found
+
+
 def with_num_tokens(config: Mapping[str, Any], sizes: Sequence[int], size: int) -> dict[str, Any]:
     """A configuration whose numbers of tokens are `size` where they were one of `sizes`.
 
-    One that does not say how many tokens the texts have, and so relies on a default, does so afterwards.
+    Tokens behind the last row become None: no model could be loaded with them. A configuration that does not
+    say how many tokens the texts have, and so relies on a default, does so afterwards.
     """
     result = _resized(config, sizes, size)
     text = result.get("text_config")
@@ -160,6 +172,8 @@ def _resized(config: Mapping[str, Any], sizes: Sequence[int], size: int) -> dict
     for key, value in config.items():
         if isinstance(value, dict):
             result[key] = _resized(cast("dict[str, Any]", value), sizes, size)
+        elif _is_id(key, value):
+            result[key] = _each(value, lambda number: number if number < size else None)
         else:
             wanted = key.startswith(_NUM_TOKENS) and type(value) is int and value in sizes
             result[key] = size if wanted else value
@@ -192,6 +206,11 @@ def write_generation_settings(
     settings = stored
     if settings is not None and output is not None:
         settings = output.translated(settings, {**output.settings, **output.generation})
+        text: object = config.get("text_config")
+        sections = (cast("Mapping[str, Any]", text) if isinstance(text, dict) else {}, config)
+        size = next((section[_NUM_TOKENS] for section in sections if _NUM_TOKENS in section), None)
+        if type(size) is int:
+            settings = _resized(settings, (), size)
     if ends:
         if settings is None:
             text = config.get("text_config")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Generator, Mapping
+import textwrap
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,8 +32,13 @@ OTHERS = (
     "merges.txt",
     _ADDED,
 )
-#: Tokens that tokenizer_config.json names by what they are for.
-_ROLES = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
+_SPECIAL = "special_tokens_map.json"
+#: Tokens that tokenizer_config.json names by what they are for, in the order in which transformers adds them.
+_ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+#: Lists of further ones.
+_MORE_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
+#: Letters of another program's message that ours repeats.
+_REASON = 200
 _HINT = "the tokenizer is needed to bring the rows of embeddings together"
 
 
@@ -96,8 +102,27 @@ class Tokenizer:
 
     @cached_property
     def added(self) -> Mapping[str, Token]:
-        """Tokens that are looked for in texts, by what they are."""
+        """Tokens that are looked for in texts, by what they are.
+
+        One that is in the vocabulary too has its number there. Others are numbered on by the tokenizers
+        library, in their order and from the end of the vocabulary on, whatever the file says.
+        """
         result: dict[str, Token] = {}
+        following = len(self.core)
+        for content, _, flags in self._entries():
+            number = self.core.get(content, result[content].id if content in result else following)
+            following = max(following, number + 1)
+            result[content] = Token(content, number, flags)
+        return result
+
+    @property
+    def renumbered(self) -> Mapping[str, tuple[int, int]]:
+        """Added tokens that have another number than the file says, with what it says and the number."""
+        said = {content: number for content, number, _ in self._entries()}
+        return {c: (n, self.added[c].id) for c, n in said.items() if n != self.added[c].id}
+
+    def _entries(self) -> Iterator[tuple[str, int, dict[str, bool]]]:
+        """Text, number and flags of the added tokens, as they are stored."""
         stored: Any = (self.content or {}).get("added_tokens") or []
         entries = cast("list[Any]", stored if isinstance(stored, list) else [stored])
         for entry in entries:
@@ -108,10 +133,13 @@ class Tokenizer:
                     f"the tokenizer of '{self.label}' has an added token without content or id",
                     hint="download it again",
                 )
-            flags = {key: value for key, value in fields.items() if isinstance(value, bool)}
-            # A token that is in the vocabulary too has its number there.
-            result[content] = Token(content, self.core.get(content, number), flags)
-        return result
+            # The tokenizers library looks for no empty ones.
+            if content:
+                yield (
+                    content,
+                    number,
+                    {key: value for key, value in fields.items() if isinstance(value, bool)},
+                )
 
     @cached_property
     def tokens(self) -> Mapping[str, int]:
@@ -152,35 +180,67 @@ def read_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -
 def tokenizer_of_folder(label: str, folder: Path, trust_remote_code: bool = False) -> Tokenizer | None:
     """The tokenizer whose files lie in a folder; None if there are none. As `read_tokenizer`."""
     if (folder / FAST).is_file():
-        content = read_json(folder / FAST)
-        known = Tokenizer(label, content)
-        beside = added_beside(folder)
-        more = [entry for text, entry in beside.items() if text not in known.tokens]
-        if not more:
-            return known
-        return Tokenizer(label, {**content, "added_tokens": [*(content.get("added_tokens") or []), *more]})
+        known = Tokenizer(label, read_json(folder / FAST))
+        numbered, others = added_beside(folder)
+        known = _with_added(known, numbered.values())
+        following = max(len(known.core), max((token.id for token in known.added.values()), default=-1) + 1)
+        missing = [text for text in others if text not in known.tokens]
+        return _with_added(
+            known, (_entry(text, following + place, special=True) for place, text in enumerate(missing))
+        )
     if any((folder / name).is_file() for name in OTHERS) or any(folder.glob("*.tiktoken")):
         return _through_transformers(label, folder, trust_remote_code)
     return None
 
 
-def added_beside(folder: Path) -> dict[str, dict[str, Any]]:
-    """Added tokens that the files beside a tokenizer.json declare, as entries of it, by text."""
-    result: dict[str, dict[str, Any]] = {}
-    path = folder / _ADDED
-    numbers: Mapping[str, Any] = read_json(path) if path.is_file() else {}
-    for text, number in numbers.items():
-        if type(number) is int:
-            result[text] = {"id": number, "content": text, **NO_FLAGS}
-    path = folder / CONFIG
-    decoder: object = (read_json(path) if path.is_file() else {}).get("added_tokens_decoder")
-    for number, entry in (cast("dict[str, Any]", decoder) if isinstance(decoder, dict) else {}).items():
-        fields = cast("dict[str, Any]", entry if isinstance(entry, dict) else {})
-        text = fields.get("content")
-        if number.isdecimal() and isinstance(text, str):
-            flags = {key: value for key, value in fields.items() if isinstance(value, bool)}
-            result[text] = {"id": int(number), "content": text, **NO_FLAGS, **flags}
-    return result
+def _with_added(tokenizer: Tokenizer, entries: Iterable[Mapping[str, Any]]) -> Tokenizer:
+    """A tokenizer with those of these added tokens that it lacks."""
+    more = [entry for entry in entries if entry["content"] not in tokenizer.tokens]
+    if not more:
+        return tokenizer
+    content = tokenizer.content or {}
+    return Tokenizer(
+        tokenizer.label, {**content, "added_tokens": [*(content.get("added_tokens") or []), *more]}
+    )
+
+
+def _entry(text: str, number: int, **flags: bool) -> dict[str, Any]:
+    return {"id": number, "content": text, **NO_FLAGS, **flags}
+
+
+def added_beside(folder: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Added tokens that the files beside a tokenizer.json declare.
+
+    Returns:
+        Those with a number, by text, as entries of a tokenizer.json, in the order of their numbers. And
+        special tokens that are named only, which transformers adds if they are not in the vocabulary.
+    """
+    config = _json(folder / CONFIG)
+    decoder = config.get("added_tokens_decoder")
+    found: list[dict[str, Any]] = []
+    if isinstance(decoder, dict):
+        for number, entry in cast("dict[str, Any]", decoder).items():
+            fields = cast("dict[str, Any]", entry if isinstance(entry, dict) else {})
+            text = fields.get("content")
+            if number.isdecimal() and isinstance(text, str):
+                flags = {key: value for key, value in fields.items() if isinstance(value, bool)}
+                found.append(_entry(text, int(number), **flags))
+    else:
+        # Older files; where there is a list in the other one, it counts alone.
+        config = {**_json(folder / _SPECIAL), **config}
+        special = set(_roles(config).values())
+        found = [
+            _entry(text, number, special=text in special, normalized=text not in special)
+            for text, number in _json(folder / _ADDED).items()
+            if type(number) is int
+        ]
+    found.sort(key=lambda entry: entry["id"])
+    named = list(_roles(config).values())
+    for key in _MORE_SPECIAL:
+        listed: object = config.get(key)
+        tokens = cast("list[object]", listed) if isinstance(listed, list) else []
+        named += [text for token in tokens if (text := _text(token)) is not None]
+    return {entry["content"]: entry for entry in found}, list(dict.fromkeys(named))
 
 
 def _through_transformers(label: str, folder: Path, trust_remote_code: bool) -> Tokenizer:
@@ -197,7 +257,7 @@ def _through_transformers(label: str, folder: Path, trust_remote_code: bool) -> 
         return Tokenizer(label, None, dict(loaded.get_vocab()))
     # Tokenizers of strangers raise whatever they like, ImportError for a missing package among it.
     except Exception as e:
-        reason = next(iter(str(e).splitlines()), type(e).__name__)
+        reason = textwrap.shorten(str(e), _REASON, placeholder=" …") or type(e).__name__
         raise CheckpointError(
             f"the tokenizer of '{label}' in {folder} cannot be read: {reason}",
             hint=f"{_HINT}; save it as {FAST}, with save_pretrained of transformers for example, "
@@ -206,13 +266,20 @@ def _through_transformers(label: str, folder: Path, trust_remote_code: bool) -> 
 
 
 def special_tokens(folder: Path) -> dict[str, str]:
-    """Tokens that a tokenizer's settings name by what they are for: bos, eos, pad, unk, sep, cls, mask."""
-    path = folder / CONFIG
-    config = read_json(path) if path.is_file() else {}
-    result: dict[str, str] = {}
-    for role in _ROLES:
-        token: object = config.get(f"{role}_token")
-        content = cast("dict[str, object]", token).get("content") if isinstance(token, dict) else token
-        if isinstance(content, str):
-            result[role] = content
-    return result
+    """Tokens that a tokenizer's settings name by what they are for: bos, eos, unk, sep, pad, cls, mask."""
+    return _roles(_json(folder / CONFIG))
+
+
+def _roles(config: Mapping[str, Any]) -> dict[str, str]:
+    texts = {role: _text(config.get(f"{role}_token")) for role in _ROLES}
+    return {role: text for role, text in texts.items() if text is not None}
+
+
+def _text(token: object) -> str | None:
+    """A token that is given by its text, or as an entry with flags."""
+    content = cast("dict[str, object]", token).get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) and content else None
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    return read_json(path) if path.is_file() else {}

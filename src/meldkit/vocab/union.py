@@ -264,10 +264,12 @@ class _Extended:
         else:
             model["vocab"] = self._numbers
         if base.kind == "BPE":
-            stored = cast("list[Any]", base.model.get("merges") or [])
-            joined = bool(stored) and isinstance(stored[0], str)
+            merges = cast("list[Any]", base.model.get("merges") or [])
+            joined = bool(merges) and isinstance(merges[0], str)
             model["merges"] = [f"{a} {b}" if joined else [a, b] for a, b in self._merges]
-        added = [*base.content.get("added_tokens", []), *map(_entry, self._entries)]
+        stored = cast("list[dict[str, Any]]", base.content.get("added_tokens") or [])
+        added = [{**entry, "id": self._numbers[c]} for entry in stored if (c := entry["content"])]
+        added += map(_entry, self._entries)
         return {**base.content, "added_tokens": added, "model": model}
 
     def _pieces(self) -> list[list[Any]]:

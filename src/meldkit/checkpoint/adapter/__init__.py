@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from meldkit.checkpoint.adapter.base import base_of, other_base
-from meldkit.checkpoint.adapter.open import PREFIX, Adapter, open_adapter, weights_file
+from meldkit.checkpoint.adapter.open import PREFIX, Adapter, open_adapter
+from meldkit.checkpoint.adapter.settings import weights_file
 
 __all__ = ["PREFIX", "Adapter", "base_of", "open_adapter", "other_base", "weights_file"]

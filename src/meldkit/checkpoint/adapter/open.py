@@ -31,7 +31,7 @@ from typing import Any, cast
 from meldkit.checkpoint.adapter.fit import HALF_HINT, OTHER_BASE_HINT, Fit
 from meldkit.checkpoint.adapter.names import Experts, Names
 from meldkit.checkpoint.adapter.overlay import Change, Dora, LowRank, Overlay, Replacement, Rows, Shift
-from meldkit.checkpoint.adapter.settings import Settings
+from meldkit.checkpoint.adapter.settings import Settings, weights_file
 from meldkit.checkpoint.adapter.vocabulary import EMBEDDING, HEAD, Vocabulary
 from meldkit.checkpoint.experts import as_stored_by, one_by_one
 from meldkit.checkpoint.json_file import shown
@@ -41,7 +41,6 @@ from meldkit.errors import CheckpointError, FormatError, MismatchError
 
 #: What the names of an adapter's tensors begin with, before that of a module.
 PREFIX = "base_model.model."
-_SAFETENSORS, _PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 #: Parameters of experts in the order in which transformers creates them, which is that of PEFT's wrappers.
 _PARAMETERS = ("gate_up_proj", "gate_up_proj_bias", "gate_proj", "up_proj", "down_proj", "down_proj_bias")
 #: Under which names the matrices of a joined one are stored, expert by expert.
@@ -101,13 +100,6 @@ def open_adapter(
     says = json.dumps([settings.values, laying.model_type], sort_keys=True)
     digest = hashlib.sha256((header.digest + says).encode()).hexdigest()
     return Adapter(folder, changed, laying.model_config, digest, tuple(laying.notes))
-
-
-def weights_file(folder: Path) -> Path:
-    """Where an adapter's weights are."""
-    path = folder / _SAFETENSORS
-    pickled = folder / _PICKLED
-    return pickled if pickled.exists() and not path.exists() else path
 
 
 class _Laying:
@@ -321,16 +313,13 @@ class _Laying:
 
     def _change_tokens(self, module: str, values: TensorInfo) -> None:
         name = self._names.find(f"{module}.weight") or self._find(f"{module}.weight", values.shape)
-        indices: object = self._settings.values.get("trainable_token_indices")
-        if isinstance(indices, dict):
-            own = cast("dict[str, object]", indices)
-            indices = next((own[key] for key in own if f".{module}".endswith(f".{key}")), None)
+        indices = self._settings.token_indices(module)
         rows = self.weights[name].shape[0]
         places = cast("list[object]", indices) if isinstance(indices, list) else [None]
         if not all(type(i) is int and 0 <= i < rows for i in places):
             raise CheckpointError(
                 f"adapter {self._folder}: trainable_token_indices of adapter_config.json gives "
-                f"{shown(module)} {shown(cast('object', indices))}, "
+                f"{shown(module)} {shown(indices)}, "
                 f"which are not rows of {shown(name)} with its {rows}"
             )
         wanted = (len(places), *self.weights[name].shape[1:])

@@ -12,6 +12,7 @@ from typing import Any, cast
 from meldkit.checkpoint.json_file import read_json, shown
 from meldkit.errors import CheckpointError, FormatError
 
+_SAFETENSORS, _PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 #: Settings under which an adapter is something else than tensors that change tensors, and what to do then.
 _OTHER_KINDS = {
     "layer_replication": "build that stack with 'slices:' first, and lay the adapter over the result "
@@ -76,6 +77,14 @@ class Settings:
             )
         return cls(folder, values)
 
+    def token_indices(self, module: str) -> object:
+        """What it says about the rows of an embedding that are trained: a list of numbers, if it is right."""
+        indices: object = self.values.get("trainable_token_indices")
+        if not isinstance(indices, dict):
+            return indices
+        own = cast("dict[str, object]", indices)
+        return next((own[key] for key in own if f".{module}".endswith(f".{key}")), None)
+
     def names(self, key: str) -> list[str]:
         """A list of names; empty if there is none."""
         value = self.values.get(key)
@@ -125,3 +134,9 @@ class Settings:
             if match:
                 return value
         return default
+
+
+def weights_file(folder: Path) -> Path:
+    """The file with an adapter's tensors; it may be missing."""
+    path, pickled = folder / _SAFETENSORS, folder / _PICKLED
+    return pickled if pickled.exists() and not path.exists() else path

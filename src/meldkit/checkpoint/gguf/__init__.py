@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from meldkit.checkpoint.gguf.contents import fetch_contents
 from meldkit.checkpoint.gguf.header import read_gguf
-from meldkit.checkpoint.gguf.parts import one_model, part_names
+from meldkit.checkpoint.gguf.parts import one_model, part_names, without_projectors
 from meldkit.checkpoint.gguf.tokenizer import write_generation_config, write_tokenizer
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "one_model",
     "part_names",
     "read_gguf",
+    "without_projectors",
     "write_generation_config",
     "write_tokenizer",
 ]

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from meldkit.checkpoint.gguf.blocks import KINDS, Kind
-from meldkit.checkpoint.json_file import shown
+from meldkit.checkpoint.json_file import shown, something_else
 from meldkit.checkpoint.ranges import RemoteFile
 from meldkit.errors import CheckpointError, FormatError
 
@@ -153,8 +153,11 @@ class _Reader:
         self._at = 0
 
     def contents(self) -> Contents:
-        if self._size < 4 or bytes(self._take(4)) != _MAGIC:
-            raise bad(self._path, "is not a GGUF file: it does not begin with GGUF")
+        start = bytes(self._take(4)) if self._size >= 4 else b""
+        if start != _MAGIC:
+            raise something_else(self._path, start) or bad(
+                self._path, "is not a GGUF file: it does not begin with GGUF"
+            )
         version = self._number("I", "its version")
         if version not in _VERSIONS:
             what = "is big-endian" if version & 0xFFFF == 0 else f"has version {version} of the format"

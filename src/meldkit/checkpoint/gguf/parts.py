@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from meldkit.checkpoint.json_file import shown
 from meldkit.errors import CheckpointError
 
 _NAME = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.S)
+#: Part of the names that llama.cpp's conversion gives to the halves of models that see or hear.
+_PROJECTOR = "mmproj"
 _HINT = "download the parts again, or check how they were written"
 
 
@@ -64,7 +66,15 @@ def part_names(name: str) -> list[str]:
     return [f"{stem}-{number:05}-of-{count}.gguf" for number in range(1, int(count) + 1)]
 
 
-def one_model(names: Collection[str]) -> str | None:
+def without_projectors(names: Sequence[str]) -> list[str]:
+    """Names of files, less those of what makes a model's input of images and sounds, as llama.cpp calls it.
+
+    All of them if nothing else is left.
+    """
+    return [name for name in names if _PROJECTOR not in name.lower()] or list(names)
+
+
+def one_model(names: Sequence[str]) -> str | None:
     """The first file of a model, if files of these names are just that model; else None."""
     models = {tuple(part_names(name)) for name in names}
     return min(names) if len(models) == 1 else None

@@ -23,7 +23,7 @@ import torch
 
 from meldkit.checkpoint.dtypes import DTYPES
 from meldkit.checkpoint.files import OpenFiles
-from meldkit.checkpoint.json_file import shown
+from meldkit.checkpoint.json_file import shown, something_else
 from meldkit.checkpoint.pickled.state_dict import find_weights
 from meldkit.checkpoint.pickled.unpickler import (
     MalformedError,
@@ -96,7 +96,9 @@ def _unknown_format(path: Path, start: bytes, f: BinaryIO) -> CheckpointError:
         )
     if not start:
         return _bad(path, "is empty")
-    return _bad(path, "is not a file of torch.save: neither a zip archive nor a pickle")
+    return something_else(path, start) or _bad(
+        path, "is not a file of torch.save: neither a zip archive nor a pickle"
+    )
 
 
 def _load(path: Path, unpickler: Unpickler) -> Any:
