@@ -1,4 +1,4 @@
-"""Writes docs/methods/ and the JSON Schema of recipes from what is declared; --check says what is stale."""
+"""Writes docs/methods/, the table of docs/new.md and the schema of recipes; --check says what is stale."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 from meldkit.methods import METHODS, Method, Parameter
 from meldkit.methods.describe import default_text, minimal_recipe, models_text, scope_text, start_text
 from meldkit.report.schema import STORED, recipe_schema, to_text
+from meldkit.report.suggest import RULES
 
 ROOT = Path(__file__).parent.parent
+NEW = ROOT / "docs" / "new.md"
 FOLDER = ROOT / "docs" / "methods"
 SCHEMA = ROOT / "src" / "meldkit" / "recipe" / STORED.name
 
@@ -71,6 +73,22 @@ def index() -> str:
     return "\n".join([*lines, ""])
 
 
+def rules() -> str:
+    """What `meldkit new --suggest` goes by."""
+    lines = ["| found | suggested | because | source |", "|---|---|---|---|"]
+    for rule in RULES:
+        method = f"[{rule.method}](methods/{rule.method}.md)" if rule.method else "not to merge them"
+        lines.append(f"| {rule.when} | {method} | {rule.why} | {rule.source} |")
+    return "\n".join(lines)
+
+
+def with_rules(text: str) -> str:
+    """docs/new.md with the rules of today."""
+    head, begin, rest = text.partition("<!-- rules: written by scripts/make_docs.py -->\n")
+    _, end, tail = rest.partition("<!-- end of rules -->\n")
+    return head + begin + "\n" + rules() + "\n\n" + end + tail
+
+
 def main() -> int:
     pages = {"README.md": index()} | {f"{name}.md": page(m) for name, m in METHODS.items()}
     schema = to_text(recipe_schema())
@@ -79,10 +97,13 @@ def main() -> int:
         stale = sorted(name for name in pages.keys() | present.keys() if pages.get(name) != present.get(name))
         if not SCHEMA.is_file() or SCHEMA.read_text("utf-8") != schema:
             stale.append(SCHEMA.name)
+        if NEW.read_text("utf-8") != with_rules(NEW.read_text("utf-8")):
+            stale.append(NEW.name)
         if stale:
             print(f"stale: {', '.join(stale)}; run scripts/make_docs.py")
         return bool(stale)
     SCHEMA.write_text(schema, "utf-8")
+    NEW.write_text(with_rules(NEW.read_text("utf-8")), "utf-8")
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name in present.keys() - pages.keys():
         (FOLDER / name).unlink()

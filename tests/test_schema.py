@@ -270,9 +270,11 @@ def test_meaning_and_default_of_parameters_are_the_methods() -> None:
 
 def test_keys_without_effect_are_deprecated() -> None:
     for key in ("weight", "int8_mask"):
+        reason = "No effect here; write it under 'parameters:'."
         assert SCHEMA["properties"][key] == {
             "deprecated": True,
-            "description": "No effect here; write it under 'parameters:'.",
+            "description": reason,
+            "deprecationMessage": reason,
         }
     assert SCHEMA["$defs"]["unused-parameter"]["deprecated"] is True
 

@@ -59,10 +59,8 @@ class Folder(click.Path):
         return [_folders(incomplete)]
 
 
-class Model(click.ParamType):
+class Model(click.types.StringParamType):
     """A model as recipes name it."""
-
-    name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The text; a recipe is no model."""
@@ -81,10 +79,8 @@ class Model(click.ParamType):
         return models(incomplete)
 
 
-class Method(click.ParamType):
+class Method(click.types.StringParamType):
     """The name of a merge method."""
-
-    name = "text"
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str

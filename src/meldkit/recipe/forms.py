@@ -42,7 +42,12 @@ def mapping(
     return {**schema, "additionalProperties": False}
 
 
-def one_of(**kinds: str) -> list[JsonSchema]:
+def deprecated(schema: JsonSchema, reason: str) -> JsonSchema:
+    """The schema of what is accepted though it does nothing; editors warn of it and do not propose it."""
+    return {**schema, "deprecated": True, "description": reason, "deprecationMessage": reason}
+
+
+def one_of(**kinds: str) -> list[Any]:
     """Alternatives for `oneOf`: exactly one of the keys has a value of its kind."""
     return [{"required": [key], "properties": {key: {"type": kind}}} for key, kind in kinds.items()]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, ClassVar, Literal, TypeAlias, cast
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, cast
 
 from pydantic import (
     BaseModel,
@@ -24,7 +24,7 @@ from pydantic.json_schema import JsonSchemaValue
 from meldkit.recipe import fields
 from meldkit.recipe.canonical import to_recipe
 from meldkit.recipe.dtypes import parse_dtype
-from meldkit.recipe.forms import MARK, one_of
+from meldkit.recipe.forms import MARK, deprecated, one_of
 from meldkit.recipe.model import ModelToken, Recipe
 from meldkit.recipe.problem import check_keys
 from meldkit.recipe.refs import ModelRef
@@ -154,7 +154,7 @@ class Section(BaseModel):
         schema["description"] = cast(str, cls.__doc__).split("\n")[0]
         for key, advice in cls.unused.items():
             reason = "No effect here" + (f"; {advice}." if advice else ".")
-            schema["properties"].setdefault(key, {"deprecated": True, "description": reason})
+            schema["properties"].setdefault(key, deprecated({}, reason))
         return schema
 
     def unused_keys(self) -> Iterator[tuple[str, str]]:

@@ -376,9 +376,7 @@ def _sentence(text: str) -> str:
 
 
 def _plain(value: Value) -> str:
-    return (
-        str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
-    )
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
 def _listed(items: Sequence[object]) -> str:

@@ -38,7 +38,9 @@ class Header:
     @property
     def architecture(self) -> str:
         """The class of transformers that it is for, or its type; empty if unknown."""
-        config = self.checkpoint.config if self.checkpoint else {}
+        if self.checkpoint is None:
+            return ""
+        config = self.checkpoint.config
         names = config.get("architectures")
         return str(names[0]) if isinstance(names, list) and names else str(config.get("model_type", ""))  # pyright: ignore[reportUnknownArgumentType]
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 import meldkit.recipe
 from meldkit.methods import METHODS, Method, Parameter
 from meldkit.methods.describe import default_text, values_text
-from meldkit.recipe.forms import FORMS, MARK, NUMBER, JsonSchema, ref, values
+from meldkit.recipe.forms import FORMS, MARK, NUMBER, JsonSchema, deprecated, ref, values
 from meldkit.recipe.schema import MergeConfiguration
 from meldkit.vocab import AUTO, PRESETS
 
@@ -38,11 +38,9 @@ def recipe_schema(methods: Iterable[Method] | None = None) -> JsonSchema:
     known = list(METHODS.values()) if methods is None else list(methods)
     plain = MergeConfiguration.model_json_schema()
     definitions = {**FORMS, "chat-template": _chat_template(), **plain.pop("$defs")}
-    definitions["unused-parameter"] = {
-        **ref("value"),
-        "deprecated": True,
-        "description": "No effect: the recipe's merge_method does not use it.",
-    }
+    definitions["unused-parameter"] = deprecated(
+        ref("value"), "No effect: the recipe's merge_method does not use it."
+    )
     for kind in {_kind(p): p for m in known for p in m.parameters if not p.of_recipe}.values():
         definitions |= values(_kind(kind), _scalar(kind))
     branches: list[JsonSchema] = []
@@ -51,8 +49,9 @@ def recipe_schema(methods: Iterable[Method] | None = None) -> JsonSchema:
         branches.append(_branch(method))
     names = [p.name for m in known for p in m.parameters if not p.of_recipe]
     names = list(dict.fromkeys([*names, *MergeConfiguration.unused, *_NOT_PARAMETERS]))
-    definitions["parameter-name"] = {"enum": names}
-    schema = {
+    # Editors propose the parameters of the method, which have descriptions, and not all names.
+    definitions["parameter-name"] = {"enum": names, "doNotSuggest": True}
+    schema: JsonSchema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **plain,
         "title": _TITLE,
@@ -134,12 +133,11 @@ def _definitions(method: Method) -> dict[str, JsonSchema]:
     """The parameters of a method for all models, those under a model, and the places where both stand."""
     own = [p for p in method.parameters if not p.of_recipe]
     misplaced = {
-        p.name: {
-            **ref("value"),
-            "deprecated": True,
-            "description": f"No effect under a model: {p.name} is one value for the whole tensor; write it "
+        p.name: deprecated(
+            ref("value"),
+            f"No effect under a model: {p.name} is one value for the whole tensor; write it "
             "under the recipe's or the slice's 'parameters:'.",
-        }
+        )
         for p in own
         if not p.per_model
     }
