@@ -38,9 +38,7 @@ def recipe_schema(methods: Iterable[Method] | None = None) -> JsonSchema:
     known = list(METHODS.values()) if methods is None else list(methods)
     plain = MergeConfiguration.model_json_schema()
     definitions = {**FORMS, "chat-template": _chat_template(), **plain.pop("$defs")}
-    definitions["unused-parameter"] = deprecated(
-        ref("value"), "No effect: the recipe's merge_method does not use it."
-    )
+    definitions["unused-parameter"] = deprecated({}, "No effect: the recipe's merge_method does not use it.")
     for kind in {_kind(p): p for m in known for p in m.parameters if not p.of_recipe}.values():
         definitions |= values(_kind(kind), _scalar(kind))
     branches: list[JsonSchema] = []
@@ -134,7 +132,7 @@ def _definitions(method: Method) -> dict[str, JsonSchema]:
     own = [p for p in method.parameters if not p.of_recipe]
     misplaced = {
         p.name: deprecated(
-            ref("value"),
+            {},
             f"No effect under a model: {p.name} is one value for the whole tensor; write it "
             "under the recipe's or the slice's 'parameters:'.",
         )
