@@ -1,4 +1,4 @@
-"""Writes docs/methods/ from the methods' declarations and docstrings; with --check, says what is stale."""
+"""Writes docs/methods/ and the JSON Schema of recipes from what is declared; --check says what is stale."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 from meldkit.methods import METHODS, Method, Parameter
-from meldkit.methods.describe import default_text, minimal_recipe, models_text, scope_text
+from meldkit.methods.describe import default_text, minimal_recipe, models_text, scope_text, start_text
+from meldkit.report.schema import STORED, recipe_schema, to_text
 
-FOLDER = Path(__file__).parent.parent / "docs" / "methods"
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "docs" / "methods"
+SCHEMA = ROOT / "src" / "meldkit" / "recipe" / STORED.name
 
 
 def page(method: Method) -> str:
@@ -24,7 +27,10 @@ def page(method: Method) -> str:
         "",
     ]
     if method.parameters:
-        lines += ["| parameter | meaning | values | default | where |", "|---|---|---|---|---|"]
+        lines += [
+            "| parameter | meaning | values | default | begin with | where |",
+            "|---|---|---|---|---|---|",
+        ]
         lines += [_row(p) for p in method.parameters]
         lines.append("")
     lines += ["A minimal recipe:", "", "```yaml", minimal_recipe(method).strip(), "```", ""]
@@ -48,7 +54,7 @@ def _markdown(documentation: str) -> str:
 
 def _row(p: Parameter) -> str:
     values = p.range_text.replace("|", "\\|")
-    return f"| `{p.name}` | {p.doc} | {values} | {default_text(p)} | {scope_text(p)} |"
+    return f"| `{p.name}` | {p.doc} | {values} | {default_text(p)} | {start_text(p)} | {scope_text(p)} |"
 
 
 def index() -> str:
@@ -67,12 +73,16 @@ def index() -> str:
 
 def main() -> int:
     pages = {"README.md": index()} | {f"{name}.md": page(m) for name, m in METHODS.items()}
+    schema = to_text(recipe_schema())
     present = {p.name: p.read_text("utf-8") for p in FOLDER.glob("*.md")} if FOLDER.is_dir() else {}
     if "--check" in sys.argv:
         stale = sorted(name for name in pages.keys() | present.keys() if pages.get(name) != present.get(name))
+        if not SCHEMA.is_file() or SCHEMA.read_text("utf-8") != schema:
+            stale.append(SCHEMA.name)
         if stale:
-            print(f"docs/methods is stale: {', '.join(stale)}; run scripts/make_docs.py")
+            print(f"stale: {', '.join(stale)}; run scripts/make_docs.py")
         return bool(stale)
+    SCHEMA.write_text(schema, "utf-8")
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name in present.keys() - pages.keys():
         (FOLDER / name).unlink()

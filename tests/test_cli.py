@@ -282,12 +282,8 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     ("args", "text"),
     [
-        (["mrege"], "no command 'mrege'; did you mean 'merge'?"),
-        (["explode"], "no command 'explode'; known: merge, "),
-        (["merge"], "Missing argument 'RECIPE'."),
-        (["merge", "recipe.yml"], "Missing argument 'OUT'."),
         (["merge", "recipe.yml", "out", "--lazy-unpickel"], "--lazy-unpickle'"),
-        (["merge", "recipe.yml", "out", "-j", "x"], "'x' is not a valid integer."),
+        (["merge", "recipe.yml", "out", "-j", "x"], "'x' is not a valid integer"),
         (["merge", "recipe.yml", "out", "-j", "0"], "num_threads is 0"),
         (["merge", "recipe.yml", "out", "-j", "-2"], "num_threads is -2"),
         (

@@ -75,7 +75,8 @@ def test_yaml_means_the_same() -> None:
 def test_schema_names_every_key() -> None:
     schema = MergeConfiguration.model_json_schema()
     json.dumps(schema)
-    assert list(schema["properties"]) == list(MergeConfiguration.model_fields)
+    unused = [key for key in MergeConfiguration.unused if key not in MergeConfiguration.model_fields]
+    assert list(schema["properties"]) == [*MergeConfiguration.model_fields, *unused]
     assert schema["required"] == ["merge_method"]
     assert schema["additionalProperties"] is False
 

@@ -9,16 +9,21 @@ from importlib import import_module
 from typing import NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from meldkit import __version__
 from meldkit.cli.lazy import import_when_used
-from meldkit.errors import MeldError, did_you_mean
+from meldkit.errors import MeldError, RecipeError, did_you_mean
 
 #: Exit status when the user stops a merge: like any failure while running, it can be continued.
 INTERRUPTED = 4
 
+#: With this environment variable the shell asks how a command line may go on.
+COMPLETE = "_MELDKIT_COMPLETE"
+
 #: Command name → what `meldkit --help` says about it. The file has the same name.
 _COMMANDS = {
+    "new": "Write a recipe to begin with.",
     "merge": "Merge models as a recipe says.",
     "smoke": "Run a model, and see whether it still works.",
     "pytorch": "Merge weight files of any PyTorch program.",
@@ -28,6 +33,8 @@ _COMMANDS = {
     "diff": "Compare the weights of models, and say what that means.",
     "tokenizers": "Compare the tokenizers of models.",
     "methods": "List the merge methods, or explain one.",
+    "schema": "Print the JSON Schema of recipes, for editors.",
+    "completion": "Print what makes the tab key complete command lines.",
 }
 
 
@@ -48,8 +55,13 @@ class _Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
-            ctx.fail(f"no command '{args[0]}'; {did_you_mean(args[0], _COMMANDS)}")
+            raise RecipeError(f"unknown command '{args[0]}'", hint=_command_hint(args[0]))
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        # click's own would import the file of every command.
+        names = [CompletionItem(n, help=text) for n, text in _COMMANDS.items() if n.startswith(incomplete)]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         del ctx
@@ -72,14 +84,17 @@ def main(args: list[str] | None = None) -> NoReturn:
     # is imported and twice on leaving, takes half a second.
     gc.disable()
     import_when_used("torch")
+    if COMPLETE in os.environ:
+        import_module("meldkit.cli.completion").register()
     try:
         status = cli.main(args, prog_name="meldkit", standalone_mode=False, color=_color())
     except MeldError as e:
         _print_error(str(e))
         status = e.exit_status
     except click.ClickException as e:
-        e.show()
-        status = e.exit_code
+        message, hint = _usage_error(e)
+        _print_error(str(RecipeError(message, hint=hint)))
+        status = RecipeError.exit_status
     except OSError as e:
         # What reads and writes models has messages of its own; this is the terminal, or what stands for it.
         place = f" to {e.filename}" if e.filename else ""
@@ -96,6 +111,50 @@ def main(args: list[str] | None = None) -> NoReturn:
 def _color() -> bool | None:
     """False if nobody wants colours (https://no-color.org), else None: terminals get them, files do not."""
     return False if os.environ.get("NO_COLOR") else None
+
+
+def _command_hint(name: str) -> str:
+    """What to do about a command that there is not."""
+    if name.endswith((".yml", ".yaml")):
+        return f"meldkit merge {name} OUT, or meldkit plan {name} to see what it would do"
+    return did_you_mean(name, _COMMANDS)
+
+
+def _usage_error(error: click.ClickException) -> tuple[str, str]:
+    """A message and what to do, for a command line that cannot be understood."""
+    if isinstance(error, click.BadOptionUsage):
+        return f"{error.option_name} needs a value", f"write it after the option: {error.option_name} VALUE"
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return error.format_message(), ""
+    command, path = context.command, context.command_path
+    usage = " ".join(
+        [path, *(p.make_metavar(context) for p in command.params if isinstance(p, click.Argument))]
+    )
+    match error:
+        case click.NoSuchOption(option_name=name):
+            return f"{path} has no option '{name}'", _option_hint(name, context)
+        case click.MissingParameter(param=click.Argument() as missing):
+            return f"{missing.make_metavar(context).strip('[].')} is missing", usage
+        case click.BadParameter(param=click.Parameter() as bad):
+            names = ", ".join(bad.opts) if isinstance(bad, click.Option) else bad.make_metavar(context)
+            return f"{names}: {error.message.rstrip('.')}", f"{path} --help explains it"
+        case _:
+            return error.format_message().rstrip(".").replace("Got unexpected", "unexpected"), usage
+
+
+def _option_hint(name: str, context: click.Context) -> str:
+    """What to do about an option that there is not."""
+    from meldkit.cli.arguments import parameters
+
+    params = context.command.get_params(context)
+    known = [option for p in params for option in (*p.opts, *p.secondary_opts) if option.startswith("--")]
+    near = did_you_mean(name, known)
+    if near.startswith("did"):
+        return near
+    if name.removeprefix("--") in parameters():
+        return f"{name.removeprefix('--')} is a parameter; write it under 'parameters:' in the recipe"
+    return f"{context.command_path} --help lists the options"
 
 
 def _print_error(text: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from meldkit.cli import INTERRUPTED
+from meldkit.cli.arguments import Model
 from meldkit.cli.display import count, show_progress, table, text_size
 
 if TYPE_CHECKING:
@@ -23,8 +24,13 @@ _COLUMNS = 3
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("models", nargs=-1, required=True)
-@click.option("--base", default=None, help="The model that they were made from; compares task vectors too.")
+@click.argument("models", nargs=-1, required=True, type=Model())
+@click.option(
+    "--base",
+    type=Model(),
+    default=None,
+    help="The model that they were made from; compares task vectors too.",
+)
 @click.option(
     "--spectral",
     is_flag=True,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from meldkit.cli.arguments import Recipe
 from meldkit.cli.display import WIDTH, count, table, wrapped
 from meldkit.cli.plan import planning_options, span, text_value, usual
 
@@ -32,7 +33,7 @@ _SCOPES = {"source": "model"}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("recipe", type=Recipe())
 @click.argument("pattern", required=False)
 @planning_options
 @click.option("--grid", "as_grid", is_flag=True, help="Draw values over the layers instead.")

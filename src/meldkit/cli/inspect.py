@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from meldkit.cli.arguments import Model
 from meldkit.cli.display import count, table, text_size
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _WIDTH = 78
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model")
+@click.argument("model", type=Model())
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON; with -v every tensor too.")
 @click.option("--transformers-cache", default=None, help="Folder for downloaded models.")
 @click.option("--verbose", "-v", is_flag=True, help="List every tensor: type, shape, module and role.")

@@ -18,6 +18,7 @@ import click
 
 from meldkit.cli import INTERRUPTED
 from meldkit.cli import smoke as smoke_command
+from meldkit.cli.arguments import Folder, Recipe
 from meldkit.cli.display import count, show_progress, text_size, warn
 from meldkit.options import MergeOptions
 
@@ -60,8 +61,8 @@ def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("recipe", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("recipe", type=Recipe())
+@click.argument("out", type=Folder())
 @click.option("--smoke", is_flag=True, help="Run the result and its inputs, and warn if it is much worse.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else there.")
 @with_options

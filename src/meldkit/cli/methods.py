@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from meldkit.cli.arguments import Method
+
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("name", required=False)
+@click.argument("name", required=False, type=Method())
 @click.option("--plugin", multiple=True, help="Python file that declares a merge method; may be repeated.")
 def command(name: str | None, plugin: tuple[str, ...]) -> None:
     """List the merge methods; with NAME, explain one: formula, parameters, paper."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from meldkit.cli.arguments import Recipe
 from meldkit.cli.display import count, table, text_size, text_time, wrapped, wrapped_table
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def planning_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("recipe", type=Recipe())
 @planning_options
 @click.option("--out-shard-size", default="5B", show_default=True, help="As for merge.")
 @click.option("--num-threads", "-j", type=int, default=None, help="As for merge.")

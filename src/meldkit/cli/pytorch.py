@@ -7,14 +7,15 @@ from typing import Any
 
 import click
 
+from meldkit.cli.arguments import Folder, Recipe
 from meldkit.cli.display import show_progress
 from meldkit.cli.merge import announce, interruptible, summary, warn_of_values, with_options
 from meldkit.options import MergeOptions
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("recipe", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("recipe", type=Recipe())
+@click.argument("out", type=Folder())
 @with_options
 def command(recipe: Path, out: Path, **given: Any) -> None:
     """Merge weight files of any PyTorch program as RECIPE says, into the file or folder OUT.

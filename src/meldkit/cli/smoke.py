@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from meldkit.cli import INTERRUPTED
+from meldkit.cli.arguments import Model
 from meldkit.cli.display import show_steps, table, warn
 from meldkit.options import MergeOptions
 
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model")
-@click.argument("inputs", nargs=-1)
+@click.argument("model", type=Model())
+@click.argument("inputs", nargs=-1, type=Model())
 @click.option("--device", default=None, help="Where to compute, such as cuda; on the CPU if not given.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")

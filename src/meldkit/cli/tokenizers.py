@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from meldkit.cli.arguments import Model
 from meldkit.cli.display import table
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("models", nargs=-1, required=True)
+@click.argument("models", nargs=-1, required=True, type=Model())
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option("--transformers-cache", default=None, help="Folder for downloaded models.")
 @click.option("--trust-remote-code", is_flag=True, help="Let a model's own code read its tokenizer.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,13 @@ RESCALE = Parameter(
     choices=("l1", "keep_probability", "none"),
     aliases={True: "l1", False: "none"},
 )
-PARAMETERS = (WEIGHT, DENSITY, EPSILON, LAMBDA, RESCALE)
+PARAMETERS = (
+    WEIGHT,
+    replace(DENSITY, start=0.7, reason="the authors' scripts drop 0.3"),
+    EPSILON,
+    LAMBDA,
+    RESCALE,
+)
 
 _LEVELS = 1 << 16
 

@@ -10,7 +10,14 @@ from meldkit.methods.base import Parameter, combine
 from meldkit.methods.linear import normalized
 from meldkit.shapes import Float32, Tensor
 
-WEIGHT = Parameter("weight", "Factor on the model's task vector; negative removes a skill.", per_model=True)
+WEIGHT = Parameter(
+    "weight",
+    "Factor on the model's task vector; negative removes a skill.",
+    per_model=True,
+    start=1.0,
+    shared=True,
+    reason="equal shares of 1; more, up to 1 each, keeps more of a skill",
+)
 LAMBDA = Parameter("lambda", "Factor on the merged task vector.", default=1.0)
 DENSITY = Parameter(
     "density", "Fraction of each task vector's elements to keep.", default=1.0, per_model=True, low=0, high=1

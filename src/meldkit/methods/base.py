@@ -122,6 +122,9 @@ class Parameter:
         choices: valid words.
         aliases: values that stand for words, such as true for the default.
         of_recipe: set by a key of the recipe itself, not among its parameters.
+        start: a value to begin with, where there is no default or the default leaves the parameter off.
+        shared: `start` is divided among the models.
+        reason: why begin with that.
     """
 
     name: str
@@ -135,11 +138,24 @@ class Parameter:
     choices: tuple[str, ...] = ()
     aliases: Mapping[Value, str] = field(default_factory=dict[Value, str])
     of_recipe: bool = False
+    start: Value | None = None
+    shared: bool = False
+    reason: str = ""
 
     @property
     def required(self) -> bool:
         """Whether a recipe must give it."""
         return self.default is REQUIRED
+
+    def start_for(self, num_models: int) -> Value | None:
+        """The value to begin with when that many models are merged; None for the default."""
+        if self.shared and isinstance(self.start, float):
+            return round(self.start / num_models, 3)
+        if self.start is not None or not self.required:
+            return self.start
+        if self.kind is float:
+            return min(max(0.5, self.low), self.high)
+        return True if self.kind is bool else self.choices[0] if self.choices else ""
 
     @property
     def argument(self) -> str:

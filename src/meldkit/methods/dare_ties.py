@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from meldkit.methods._dare import RESCALE, Kept, dare, measure
-from meldkit.methods._task_vectors import DENSITY, LAMBDA, WEIGHT, normalize_parameter
+from meldkit.methods._dare import KEPT, RESCALE, Kept, dare, measure
+from meldkit.methods._task_vectors import LAMBDA, WEIGHT, normalize_parameter
 from meldkit.methods.base import Base, Measured, TileNoise
 from meldkit.shapes import Float32, Tensor
 
@@ -32,7 +32,7 @@ METHOD = Measured(
     name="dare_ties",
     function=dare_ties,
     measure=measure,
-    parameters=(WEIGHT, DENSITY, normalize_parameter(default=False), LAMBDA, RESCALE),
+    parameters=(WEIGHT, KEPT, normalize_parameter(default=False), LAMBDA, RESCALE),
     base=Base.DELTA,
     paper="2311.03099",
     random=True,

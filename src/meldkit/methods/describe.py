@@ -25,6 +25,19 @@ def default_text(p: Parameter) -> str:
     return f"{p.default:g}" if isinstance(p.default, float) else str(p.default)
 
 
+def values_text(p: Parameter) -> str:
+    """Valid values as the beginning of a sentence, such as "0 to 1" or "One of l1, none"."""
+    return f"One of {p.range_text}" if p.choices else p.range_text[:1].upper() + p.range_text[1:]
+
+
+def start_text(p: Parameter) -> str:
+    """The value to begin with and why, such as "0.5 (half way)"; empty where that is the default."""
+    if p.start is None:
+        return ""
+    value = f"{p.start:g}" if isinstance(p.start, float) else str(p.start)
+    return f"{value}{' / number of models' * p.shared} ({p.reason})"
+
+
 def scope_text(p: Parameter) -> str:
     """Where in a recipe it may stand."""
     if p.of_recipe:
@@ -45,11 +58,15 @@ def minimal_recipe(method: Method) -> str:
     for index in range(count):
         lines.append(f"  - model: org/model-{'abcd'[index]}")
         if per_model:
-            lines.append("    parameters: {" + ", ".join(f"{p.name}: 0.5" for p in per_model) + "}")
+            lines.append("    parameters: {" + _starts(per_model, count) + "}")
     if whole:
-        lines.append("parameters: {" + ", ".join(f"{p.name}: 0.5" for p in whole) + "}")
+        lines.append("parameters: {" + _starts(whole, count) + "}")
     lines.append("dtype: bfloat16")
     return "\n".join(lines) + "\n"
+
+
+def _starts(parameters: list[Parameter], num_models: int) -> str:
+    return ", ".join(f"{p.name}: {p.start_for(num_models)}" for p in parameters)
 
 
 def explain(method: Method) -> str:
@@ -61,8 +78,9 @@ def explain(method: Method) -> str:
     if method.parameters:
         lines += ["", "Parameters:"]
     for p in method.parameters:
-        values = p.range_text[:1].upper() + p.range_text[1:]
-        lines.append(f"  {p.name}: {p.doc} {values}; default {default_text(p)}; {scope_text(p)}.")
+        lines.append(f"  {p.name}: {p.doc} {values_text(p)}; default {default_text(p)}; {scope_text(p)}.")
+        if start_text(p):
+            lines.append(f"    Begin with {start_text(p)}.")
     lines += ["", "A minimal recipe:", ""]
     lines += [f"    {line}" for line in minimal_recipe(method).splitlines()]
     return "\n".join(lines)

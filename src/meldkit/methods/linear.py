@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from meldkit.methods.base import Elementwise, Parameter, combine
 from meldkit.shapes import Float32, Tensor
 
-WEIGHT = Parameter("weight", "Share of the model in the sum.", per_model=True)
+WEIGHT = Parameter(
+    "weight",
+    "Share of the model in the sum.",
+    per_model=True,
+    start=1.0,
+    shared=True,
+    reason="equal shares, as in a uniform soup",
+)
 
 
 def linear(x: Float32[Tensor, "m n"], *, weight: Sequence[float], normalize: bool) -> Float32[Tensor, " n"]:

@@ -22,7 +22,16 @@ def nearswap(x: Float32[Tensor, "1 n"], *, t: float) -> Float32[Tensor, " n"]:
 METHOD = Elementwise(
     name="nearswap",
     function=nearswap,
-    parameters=(Parameter("t", "Largest step away from the base.", low=0, usual=(0, _LARGEST_STEP)),),
+    parameters=(
+        Parameter(
+            "t",
+            "Largest step away from the base.",
+            low=0,
+            usual=(0, _LARGEST_STEP),
+            start=0.0001,
+            reason="a fine-tune changes most weights by about as much",
+        ),
+    ),
     base=Base.DELTA,
     num_models=(1, 1),
 )

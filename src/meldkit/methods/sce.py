@@ -123,7 +123,15 @@ METHOD = Measured(
     function=sce,
     measure=measure,
     parameters=(
-        Parameter("select_topk", "Share of the varying elements to select.", default=1.0, low=0, high=1),
+        Parameter(
+            "select_topk",
+            "Share of the varying elements to select.",
+            default=1.0,
+            low=0,
+            high=1,
+            start=0.1,
+            reason="as in the authors' configurations",
+        ),
         Parameter(
             "fuse",
             "Whether only selected elements are merged, or all.",

@@ -40,7 +40,15 @@ def slerp(gram: Float64[np.ndarray, "2 2"], *, t: float) -> tuple[float, float]:
 METHOD = Spanned(
     name="slerp",
     function=slerp,
-    parameters=(Parameter("t", "Position on the arc: 0 is the base model, 1 the other one.", usual=(0, 1)),),
+    parameters=(
+        Parameter(
+            "t",
+            "Position on the arc: 0 is the base model, 1 the other one.",
+            usual=(0, 1),
+            start=0.5,
+            reason="half way",
+        ),
+    ),
     base=Base.ENDPOINT,
     num_models=(2, 2),
 )

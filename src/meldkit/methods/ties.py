@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -103,7 +104,7 @@ METHOD = Measured(
     measure=measure,
     parameters=(
         WEIGHT,
-        DENSITY,
+        replace(DENSITY, start=0.5, reason="half; the paper keeps 0.2"),
         normalize_parameter(default=True),
         LAMBDA,
         ELECT,

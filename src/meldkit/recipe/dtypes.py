@@ -8,7 +8,7 @@ from meldkit.recipe.problem import Problem, kind_of
 DTYPES = ("float32", "float16", "bfloat16", "float64", "float8_e4m3fn")
 """The types a merged tensor may have, by torch's names."""
 
-_SPELLINGS = {
+SPELLINGS = {
     **{name: name for name in DTYPES},
     "fp32": "float32",
     "float": "float32",
@@ -19,6 +19,7 @@ _SPELLINGS = {
     "double": "float64",
     "fp8": "float8_e4m3fn",
 }
+"""How they may be written, in any case."""
 
 
 def parse_dtype(raw: object) -> str | None:
@@ -38,6 +39,6 @@ def parse_dtype(raw: object) -> str | None:
     name = text.removeprefix("torch.").lower()
     if name == "auto":
         return None
-    if name not in _SPELLINGS:
+    if name not in SPELLINGS:
         raise Problem(f"unknown dtype '{text}'", hint=did_you_mean(name, DTYPES))
-    return _SPELLINGS[name]
+    return SPELLINGS[name]

@@ -8,10 +8,14 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from meldkit.errors import NotSupportedError, RecipeError
+from meldkit.errors import NotSupportedError, RecipeError, did_you_mean
 from meldkit.recipe.model import Recipe
 from meldkit.recipe.problem import Problem
 from meldkit.recipe.source import MAX_BYTES, Document, read_documents
+
+_NO_RECIPE = "a recipe says what to do with models; 'meldkit new' writes one"
+#: Keys of config.json and adapter_config.json.
+_FOREIGN = {"architectures", "model_type", "peft_type"}
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -73,7 +77,10 @@ def _read_text(path: str | PathLike[str]) -> tuple[str, str]:
             raw = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise RecipeError(f"cannot read recipe '{origin}': {reason}") from None
+        hint = "" if piped else _where_to_look(Path(path))
+        raise RecipeError(f"cannot read recipe '{origin}': {reason}", hint=hint) from None
+    if raw[:4] == b"GGUF" or raw[8:9] == b"{" or raw[:4] == b"PK\x03\x04":
+        raise RecipeError(f"{origin} is a weight file, not a recipe", hint=_NO_RECIPE)
     if len(raw) > MAX_BYTES:
         raise RecipeError(f"{origin}: more than {MAX_BYTES // 2**20} MiB is too much for a recipe")
     try:
@@ -81,6 +88,23 @@ def _read_text(path: str | PathLike[str]) -> tuple[str, str]:
     except UnicodeDecodeError as error:
         message = f"{origin}: not UTF-8 text: byte {raw[error.start]:#04x} at position {error.start}"
         raise RecipeError(message, hint="save the file as UTF-8") from None
+
+
+def _where_to_look(path: Path) -> str:
+    """What to do about a recipe that cannot be read, by what is there instead."""
+    try:
+        if path.is_dir():
+            recipes = sorted(p.name for p in path.iterdir() if p.suffix in (".yml", ".yaml"))
+            if (path / "config.json").exists():
+                return "it is a model; " + _NO_RECIPE
+            return f"name a file, such as {path / recipes[0]}" if recipes else "name a file"
+        if path.exists():
+            return ""
+        names = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".yml", ".yaml"))
+    except (OSError, ValueError):
+        names = []
+    near = did_you_mean(path.name, names) if names else ""
+    return near if near.startswith("did") else "check the path; 'meldkit new' writes a recipe"
 
 
 def _label(document: Document, number: int) -> str:
@@ -96,6 +120,15 @@ def _recipe(document: Document) -> Recipe:
 
     from meldkit.recipe.schema import MergeConfiguration
 
+    if (
+        isinstance(document.data, dict)
+        and "merge_method" not in document.data
+        and _FOREIGN & document.data.keys()
+    ):
+        raise RecipeError(
+            f"{document.origin or 'the data'} is the configuration of a model, not a recipe",
+            hint=_NO_RECIPE,
+        )
     try:
         return MergeConfiguration.model_validate(document.data, context=document).recipe()
     except ValidationError as error:

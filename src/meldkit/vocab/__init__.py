@@ -19,6 +19,7 @@ from meldkit.vocab.rows import AlignedRows, MeanRow, RowMap
 from meldkit.vocab.spelling import other_spellings
 from meldkit.vocab.templates import (
     AUTO,
+    PRESETS,
     ChatTemplates,
     choose_templates,
     ends_of,
@@ -41,6 +42,7 @@ __all__ = [
     "FAST",
     "FILES",
     "GENERATION",
+    "PRESETS",
     "ZERO",
     "AlignedRows",
     "ChatTemplates",
