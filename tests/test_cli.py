@@ -265,7 +265,8 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         "import sys; from meldkit.cli import main\n"
         "try: main({args})\n"
         "except SystemExit as e: assert not e.code\n"
-        "heavy = {{'torch._C', 'numpy', 'transformers', 'pydantic', 'rich', 'safetensors'}} & set(sys.modules)\n"
+        "heavy = {{'torch._C', 'numpy', 'transformers', 'pydantic', 'rich', 'safetensors'}}\n"
+        "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     for args in (["--help"], ["merge", "--help"], ["plan", "-h"], ["methods", "--help"], ["--version"]):
@@ -382,7 +383,7 @@ def test_an_error_of_ours_is_not_hidden(
 ) -> None:
     import meldkit.api as api
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(api, "plan", broken)
@@ -393,7 +394,7 @@ def test_an_error_of_ours_is_not_hidden(
 def test_stopped_while_planning(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import meldkit.api as api
 
-    def stopped(*_: object) -> None:
+    def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(api, "plan", stopped)
