@@ -61,7 +61,7 @@ def test_adapters_and_errors(
     found = inspect("m+a")
     assert found.num_encoded == 1
     assert found.roles["attention"] == 2 * 64
-    assert "1 of them decoded when read" in command.run(capsys, "inspect", "m+a").out
+    assert "1 tensor changed by 1 adapter" in command.run(capsys, "inspect", "m+a").out
     run = command.run(capsys, "inspect", "nowhere")
     assert run.status == 3
     assert "does not exist" in run.err

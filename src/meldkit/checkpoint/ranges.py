@@ -121,7 +121,7 @@ def _ask(url: str, start: int, stop: int) -> tuple[bytes, int]:
     session: Any = get_session()
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
     # Not all at once: a server that takes no heed of ranges would send all of it.
-    if hasattr(session, "stream"):
+    if callable(getattr(session, "stream", None)):
         response = session.stream("GET", url, headers=headers, timeout=timeout)
     else:  # before version 1 of the client
         response = session.get(url, headers=headers, timeout=timeout, stream=True)
@@ -133,7 +133,7 @@ def _ask(url: str, start: int, stop: int) -> tuple[bytes, int]:
         match = _RANGE.fullmatch(where)
         if answer.status_code != 206 or match is None or int(match["first"]) != start:
             raise NoRangesError
-        content: bytes = answer.read() if hasattr(answer, "read") else answer.content
+        content: bytes = answer.read() if callable(getattr(answer, "read", None)) else answer.content
         size = int(match["size"])
         if len(content) != min(stop, size) - start:
             raise ConnectionError(f"{url} sent {len(content):,} bytes of {stop - start:,}")

@@ -108,6 +108,11 @@ def main(args: list[str] | None = None) -> NoReturn:
     sys.exit(status)
 
 
+def _color() -> bool | None:
+    """False if nobody wants colours (https://no-color.org), else None: terminals get them, files do not."""
+    return False if os.environ.get("NO_COLOR") else None
+
+
 def _command_hint(name: str) -> str:
     """What to do about a command that there is not."""
     if name.endswith((".yml", ".yaml")):
@@ -150,11 +155,6 @@ def _option_hint(name: str, context: click.Context) -> str:
     if name.removeprefix("--") in parameters():
         return f"{name.removeprefix('--')} is a parameter; write it under 'parameters:' in the recipe"
     return f"{context.command_path} --help lists the options"
-
-
-def _color() -> bool | None:
-    """False if nobody wants colours (https://no-color.org), else None: terminals get them, files do not."""
-    return False if os.environ.get("NO_COLOR") else None
 
 
 def _print_error(text: str) -> None:

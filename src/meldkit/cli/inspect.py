@@ -90,7 +90,9 @@ def _summary(inspection: Inspection) -> Iterator[str]:
         inspection
     )
     if inspection.quantisation is not None:
-        listed = ", ".join(f"{n} as {kind}" for kind, n in inspection.quantisation.kinds.items())
+        listed = ", ".join(
+            f"{count(n, 'tensor')} as {kind}" for kind, n in inspection.quantisation.kinds.items()
+        )
         yield f"  quantised{f' ({m})' if (m := inspection.quantisation.method) else ''}: {listed}"
     elif inspection.num_encoded and checkpoint.adapters:
         yield f"  {changed} changed by {count(len(checkpoint.adapters), 'adapter')}"

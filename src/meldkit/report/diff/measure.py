@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from threading import Lock
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from meldkit import kernels
 from meldkit.checkpoint import DTYPES, OpenFiles, StoredTensor, TensorInfo
@@ -21,6 +21,9 @@ from meldkit.report.diff.difference import ONE_IN, Difference, Spectrum, TaskDif
 from meldkit.report.diff.model import PairKey
 from meldkit.report.diff.spectrum import spectra_of
 from meldkit.shapes import Float32
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Elements of a tile, over which sums are formed before they are added exactly. A tile of two models stays
 #: in a core's own cache, and the time of a call is little beside that of its work.

@@ -15,10 +15,10 @@ With k = min(rows, columns) all singular values are found. With fewer, those fou
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from meldkit import kernels
 from meldkit.checkpoint import TileSource
@@ -26,6 +26,9 @@ from meldkit.engine.tensor_run import Buffers
 from meldkit.methods.statistics import exact_sum
 from meldkit.report.diff.difference import Spectrum
 from meldkit.shapes import Float32
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Most singular values that are looked for: adapters have rarely more than half as many directions.
 MOST_DIRECTIONS = 256
