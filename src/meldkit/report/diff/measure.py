@@ -57,8 +57,10 @@ class Group:
 
     def num_passes(self, *, spectral: bool) -> int:
         """How often it is read, in the usual case."""
-        tasks = self.based and len(self.models) > 2
-        return 1 + (tasks + 2 * (spectral and len(self.shape) == 2 and self.models[0] == 0)) * self.floating
+        if not self.floating:
+            return 1
+        sketched = spectral and len(self.shape) == 2 and 0 in self.models
+        return 1 + (self.based and len(self.models) > 2) + 2 * sketched
 
     @property
     def job(self) -> TensorJob:
@@ -305,7 +307,7 @@ def _clear_nonfinite(values: Float32[Tensor, "m n"]) -> tuple[list[int], int]:
     bad = values.isfinite().logical_not_()
     somewhere = bad.any(0)
     values.masked_fill_(somewhere, 0)
-    return bad.sum(1).tolist(), int(somewhere.sum())
+    return [int(row.sum()) for row in bad], int(somewhere.sum())
 
 
 def _task_vectors(
