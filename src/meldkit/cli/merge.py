@@ -177,16 +177,10 @@ def summary(result: MergeResult, code: str) -> None:
 def checked(verification: Verification) -> str:
     """What was verified, as one line."""
     found = verification
-    parts = [f"{count(found.num_tensors, 'tensor')} in {count(found.num_files, 'file')}", "shapes, types"]
-    if not found.nonfinite:
-        parts.append("all finite")
-    fitting = [
-        word
-        for word, number in (("config", found.num_facts), ("tokenizer", found.num_tokens or found.num_ids))
-        if number
-    ]
-    if fitting:
-        parts.append(f"{' and '.join(fitting)} fit{'s' * (len(fitting) == 1)}")
+    files = f" in {count(found.num_files, 'file')}" * (found.num_files > 1)
+    finite = "" if found.nonfinite else ", all finite"
+    parts = [f"{count(found.num_tensors, 'tensor')}{files} (shapes, types{finite})"]
+    parts += ["config"] * bool(found.num_facts) + ["tokenizer"] * bool(found.num_tokens or found.num_ids)
     return f"checked: {', '.join(parts)}"
 
 
