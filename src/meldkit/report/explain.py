@@ -170,7 +170,7 @@ def _near(pattern: str, names: Iterable[str]) -> str:
         if part not in parts:
             near += difflib.get_close_matches(part, parts, _SUGGESTED)
     if near:
-        return f"did you mean {' or '.join(f"'{name}'" for name in near)}?"
+        return "did you mean " + " or ".join(f"'{name}'" for name in near) + "?"
     *some, last = [f"'{family}'" for family in list(families)[:_SUGGESTED]]
     return f"names are like {', '.join(some)} and {last}" if some else f"the only name is {last}"
 
