@@ -9,6 +9,7 @@ from pathlib import Path
 
 from meldkit.checkpoint import DTYPES, TensorInfo
 from meldkit.engine.blocks import elements_of_row
+from meldkit.engine.run import WRITERS
 from meldkit.engine.tensor_run import PAGE, SPAN, TILE
 from meldkit.methods import Noise, Whole
 from meldkit.methods.statistics import CHUNK
@@ -122,7 +123,7 @@ def memory_of(plan: Plan, works: Sequence[Work], threads: int) -> Memory:
     process, planning = _process()
     return Memory(
         process=process,
-        workers=threads * (sum(buffers) + _THREAD),
+        workers=threads * sum(buffers) + (threads + WRITERS) * _THREAD,
         statistics=_statistics(plan, works, threads),
         planning=planning,
     )
