@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -253,7 +254,9 @@ def slow(models: Path) -> Path:
     generator = torch.Generator().manual_seed(1)
     for name in ("base", "a"):
         tiny.stored(models / name, {f"w{i}": torch.randn(2**17, generator=generator) for i in range(60)})
-    recipe = {**RECIPE, "models": [{"model": "a", "parameters": {"weight": i + 1}} for i in range(12)]}
+    for i in range(12):
+        shutil.copytree(models / "a", models / f"a{i}", copy_function=os.link)
+    recipe = {**RECIPE, "models": [{"model": f"a{i}", "parameters": {"weight": i + 1}} for i in range(12)]}
     (models / "recipe.yml").write_text(json.dumps(recipe))
     return models
 
