@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -17,11 +18,12 @@ from torch import Tensor
 import command
 import tiny
 import word_tokenizers as words
+from gguf_files import LLAMA_KEYS, llama_tensors, write_gguf
 from meldkit import kernels
 from meldkit.cli import display
 from meldkit.report import Difference, ModelComparison, Relation, TaskDifference, diff
 from meldkit.report.diff import THRESHOLDS, measure, spectrum
-from real_tokenizers import Package, fetch
+from tokenizer_packages import Package, fetch
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "meldkit" / "report" / "diff" / "findings.py"
@@ -361,6 +363,18 @@ def test_everything_that_recipes_accept() -> None:
     assert changed == ["model.layers.0.self_attn.q_proj.weight"]
     assert comparison.models[1].num_encoded == 1
     assert not any(model.quantised for model in comparison.models)
+
+
+def test_a_quantised_sibling() -> None:
+    tensors = llama_tensors()
+    write_gguf(Path("full.gguf"), "llama", LLAMA_KEYS, tensors)
+    kinds_ = {n: gguf.GGMLQuantizationType.Q8_0 for n, t in tensors.items() if t.ndim == 2}
+    coded = {n: gguf.quants.quantize(t, kinds_[n]) if n in kinds_ else t for n, t in tensors.items()}
+    write_gguf(Path("q8.gguf"), "llama", LLAMA_KEYS, coded, kinds_)
+    comparison = diff(["full.gguf", "q8.gguf"])
+    assert kinds(comparison) == ["close", "partial", "quantised"]
+    assert [model.quantised for model in comparison.models] == [False, True]
+    assert comparison.pair(0, 1).total.relative_change == pytest.approx(0.0053, abs=0.0003)
 
 
 def test_rows_are_compared_by_token() -> None:

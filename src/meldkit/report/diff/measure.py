@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 GRAIN = 1 << 17
 #: Elements that a worker takes at once.
 SPAN = 16 * GRAIN
-_MOST = torch.finfo(torch.float32).max
+#: The largest float32. Looking it up would load torch, which this file's readers may not need.
+_MOST = (2 - 2.0**-23) * 2.0**127
 
 
 @dataclass(frozen=True, slots=True)
