@@ -35,7 +35,7 @@ new Promise((resolve) => {
 LOOK = """
 (() => {
   const plots = [...document.querySelectorAll(".plot")];
-  const colour = (plot) => getComputedStyle(plot.querySelector("text")).fill;
+  const colour = (plot) => getComputedStyle(plot.querySelector(".xtick text")).fill;
   const wide = [...document.querySelectorAll("body *")].filter((e) => {
     const box = e.getBoundingClientRect();
     return box.width && box.right > innerWidth + 1 && !e.closest(".scroll, pre, .plot");
@@ -43,7 +43,7 @@ LOOK = """
   return {
     plots: plots.length,
     undrawn: plots.filter((p) => !p.querySelector("svg.main-svg") || p.clientHeight < 50).map((p) => p.id),
-    colours: [...new Set(plots.filter((p) => p.querySelector("text")).map(colour))],
+    colours: [...new Set(plots.filter((p) => p.querySelector(".xtick text")).map(colour))],
     text: getComputedStyle(document.body).color,
     scroll: document.documentElement.scrollWidth - innerWidth,
     wide: wide.map((e) => e.tagName + "." + e.className).slice(0, 5),

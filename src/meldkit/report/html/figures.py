@@ -20,6 +20,8 @@ _AROUND = 110
 _FEW = 12
 _MARKED = 40
 _BINS = 40
+#: Share of a map's values at either end that may lie outside of its colours.
+_RARE = 0.02
 #: Below the plot, where it takes nothing of its width.
 _LEGEND = {
     "orientation": "h",
@@ -38,25 +40,49 @@ class Colours:
     Attributes:
         scale: "sequential", or "diverging" around the middle of low and high.
         low, high: values of the first and the last colour.
+        falling: whether the colours run the other way.
     """
 
     scale: str
     low: float
     high: float
+    falling: bool = False
 
 
-def colours(spreads: Sequence[Spread], *, around: float | None = None) -> Colours:
-    """Colours that span all values; with `around`, equally far to both sides of it."""
-    known = np.concatenate([spread.mean[spread.count > 0] for spread in spreads] or [np.zeros(0)])
+def colours(
+    values: Sequence[Floats], *, around: float | None = None, falling: bool = False, robust: bool = False
+) -> Colours:
+    """Colours that span all values, or nearly all.
+
+    Args:
+        values: of all maps that are to be compared.
+        around: the middle of a scale that reaches equally far to both sides; None for one that only rises.
+        falling: turn the colours round.
+        robust: give the last colour to a few values far from all others, which else would leave the others
+            no colours to be told apart by.
+    """
+    known = np.concatenate([each[~np.isnan(each)] for each in values] or [np.zeros(0)])
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+    if robust and known.size:
+        usual = np.quantile(known, (_RARE, 1 - _RARE))
+        span = float(usual[1] - usual[0])
+        low, high = max(low, float(usual[0]) - span / 4), min(high, float(usual[1]) + span / 4)
     if around is not None:
         reach = max(abs(low - around), abs(high - around)) or 1.0
-        return Colours("diverging", around - reach, around + reach)
-    return Colours("sequential", low, high if high > low else low + 1.0)
+        return Colours("diverging", around - reach, around + reach, falling)
+    return Colours("sequential", low, high if high > low else low + 1.0, falling)
 
 
 def heat_map(
-    title: str, words: str, grid: Grid, spread: Spread, quantity: str, shades: Colours, *, empty: str = ""
+    title: str,
+    words: str,
+    grid: Grid,
+    spread: Spread,
+    quantity: str,
+    shades: Colours,
+    *,
+    empty: str = "",
+    digits: int = 4,
 ) -> Figure:
     """One number per layer and leaf.
 
@@ -67,20 +93,22 @@ def heat_map(
         quantity: what the numbers are, with their unit; stands at the colour bar.
         shades: which colours mean what.
         empty: what a cell without a number means.
+        digits: of the numbers.
     """
     trace: dict[str, Any] = {
         "type": "heatmap",
-        "x": grid.layers,
+        "x": list(grid.layers),
         "y": [plotly_text(leaf) for leaf in grid.leaves],
         "z": _matrix(spread.mean),
         "zmin": _short(shades.low),
         "zmax": _short(shades.high),
+        "reversescale": shades.falling,
         "xgap": 1 if len(grid.layers) <= _MARKED else 0,
         "ygap": 1,
         "hoverongaps": False,
-        "meta": [plotly_text(grid.stack.prefix)],
+        "meta": [plotly_text(grid.prefix)],
         # Names stand in `meta` and the axes: in the template itself a name could be read as part of it.
-        "hovertemplate": "%{meta[0]}%{x}.%{y}<br>%{z:.4~g}<extra></extra>",
+        "hovertemplate": f"%{{meta[0]}}%{{x}}.%{{y}}<br>%{{z:.{digits}~g}}<extra></extra>",
         "colorbar": {
             "orientation": "h",
             "x": 1,
@@ -101,9 +129,11 @@ def heat_map(
             for rows in zip(spread.count, spread.low, spread.high, strict=True)
         ]
         trace["hovertemplate"] = (
-            "%{meta[0]}%{x}.%{y}<br>%{z:.4~g}<br>%{customdata[0]} tensors, "
-            "%{customdata[1]:.4~g} to %{customdata[2]:.4~g}<extra></extra>"
+            f"%{{meta[0]}}%{{x}}.%{{y}}<br>%{{z:.{digits}~g}}, the mean of %{{customdata[0]}} tensors<br>"
+            f"%{{customdata[1]:.{digits}~g}} to %{{customdata[2]:.{digits}~g}}<extra></extra>"
         )
+    if np.nanmax(spread.mean) > shades.high or np.nanmin(spread.mean) < shades.low:
+        words = f"{words} Colours reach from {shades.low:.{digits}g} to {shades.high:.{digits}g}.".strip()
     layout = {
         "margin": {"l": 8, "r": 8, "t": 44, "b": 44},
         "xaxis": _layer_axis(grid) | {"showgrid": False},
@@ -125,7 +155,8 @@ def heat_map(
     if empty and (spread.count == 0).any():
         words = f"{words} Empty: {empty}.".strip()
     height = _ROW * len(grid.leaves) + _AROUND
-    return Figure(title, words, [trace], layout, [shades.scale], Table(["layer", *grid.labels], rows), height)
+    table = Table(["layer", *grid.labels], rows, digits=digits)
+    return Figure(title, words, [trace], layout, [shades.scale], table, height)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +176,7 @@ def curves(title: str, words: str, grid: Grid, lines: Sequence[Curve], quantity:
             "type": "scatter",
             "mode": "lines+markers" if len(grid.layers) <= _MARKED else "lines",
             "name": plotly_text(line.name),
-            "x": grid.layers,
+            "x": list(grid.layers),
             "y": _row(line.values),
             "line": {"dash": dashes[line.group % len(dashes)], "width": 2},
             "marker": {"size": 5},
@@ -174,20 +205,19 @@ def distribution(title: str, words: str, groups: Mapping[str, Floats], quantity:
     Args:
         title, words: of the figure.
         groups: values by group; NaN are left out.
-        quantity: what is counted, with its unit. Values that span more than two decades, all positive, are
-            binned by their logarithms.
+        quantity: what is counted, with its unit; none is negative. What spans more than two decades is binned
+            by its logarithm, and zeros are only told.
     """
     known = {name: values[~np.isnan(values)] for name, values in groups.items()}
     known = {name: values for name, values in known.items() if values.size}
     every = np.concatenate([*known.values(), np.zeros(0)])
     positive = every[every > 0]
     decades = positive.size > 0 and positive.max() > 100 * positive.min()
-    zeros = {name: int((values == 0).sum()) for name, values in known.items()} if decades else {}
-    if decades and (every >= 0).all():
-        scaled = {name: np.log10(values[values > 0]) for name, values in known.items()}
-        every = np.log10(positive)
-    else:
-        decades, scaled, zeros = False, known, {}
+    zeros = {name: int((values == 0).sum()) for name, values in known.items()}
+    every = np.log10(positive) if decades else positive
+    scaled = {name: values[values > 0] for name, values in known.items()}
+    if decades:
+        scaled = {name: np.log10(values) for name, values in scaled.items()}
     edges = np.histogram_bin_edges(every, _BINS) if every.size else np.array([0.0, 1.0])
     middles, width = (edges[:-1] + edges[1:]) / 2, float(edges[1] - edges[0])
     ends = 10.0**edges if decades else edges
@@ -223,23 +253,30 @@ def distribution(title: str, words: str, groups: Mapping[str, Floats], quantity:
     ]
     if any(zeros.values()):
         rows.insert(0, ["0", *(zeros[name] for name in counts)])
-        words = f"{words} {sum(zeros.values()):,} tensors at 0 are not drawn.".strip()
+        words = f"{words} {sum(zeros.values()):,} did not change and are not drawn.".strip()
     return Figure(title, words, traces, layout, [""] * len(traces), Table([quantity, *counts], rows), 340)
 
 
 def matrix(
-    title: str, words: str, names: Sequence[str], values: Floats, quantity: str, shades: Colours
+    title: str,
+    words: str,
+    short: Sequence[str],
+    names: Sequence[str],
+    values: Floats,
+    quantity: str,
+    shades: Colours,
 ) -> Figure:
     """One number for each pair of models.
 
     Args:
         title, words: of the figure.
-        names: of the models; the axes have their places in the list.
+        short: what the axes call the models.
+        names: what else they are called.
         values: [models, models], NaN where there is nothing.
         quantity: what the numbers are, with their unit.
         shades: which colours mean what.
     """
-    places = [str(place) for place in range(len(names))]
+    places = [plotly_text(name) for name in short]
     trace: dict[str, Any] = {
         "type": "heatmap",
         "x": places,
@@ -247,6 +284,7 @@ def matrix(
         "z": _matrix(values),
         "zmin": _short(shades.low),
         "zmax": _short(shades.high),
+        "reversescale": shades.falling,
         "xgap": 2,
         "ygap": 2,
         "hoverongaps": False,
@@ -263,9 +301,9 @@ def matrix(
         "yaxis": axis
         | {"automargin": True, "autorange": "reversed", "scaleanchor": "x", "constrain": "domain"},
     }
-    rows = [[f"{place}: {name}", *map(_cell, values[place])] for place, name in enumerate(names)]
+    rows = [[name, *map(_cell, values[place])] for place, name in enumerate(names)]
     height = min(560, 120 + 48 * len(names))
-    return Figure(title, words, [trace], layout, [shades.scale], Table(["", *places], rows), height)
+    return Figure(title, words, [trace], layout, [shades.scale], Table(["", *short], rows, digits=6), height)
 
 
 def bars(title: str, words: str, parts: Mapping[str, Mapping[str, float]], quantity: str) -> Figure:

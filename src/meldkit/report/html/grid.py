@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-
-from meldkit.layout import Place, Stack
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -41,25 +39,22 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The tensors of one stack.
+    """The tensors of one stack of layers.
 
     Attributes:
-        stack: whose layers they are.
+        prefix: what their names begin with.
+        layers: the numbers that follow, without holes.
         leaves: what their names have after the layer's number, the numbers of experts as `*`.
         tensors: positions in the list that the grid was made from.
         rows, columns: leaf and layer of each of them.
     """
 
-    stack: Stack
+    prefix: str
+    layers: range
     leaves: tuple[str, ...]
     tensors: Ints
     rows: Ints
     columns: Ints
-
-    @property
-    def layers(self) -> list[int]:
-        """Numbers of the layers, as tensor names have them."""
-        return list(range(self.stack.first, self.stack.first + self.stack.num_blocks))
 
     @property
     def labels(self) -> list[str]:
@@ -72,7 +67,7 @@ class Grid:
         Args:
             values: one for each tensor of the list that the grid was made from; NaN for none.
         """
-        shape = (len(self.leaves), self.stack.num_blocks)
+        shape = (len(self.leaves), len(self.layers))
         own = values[self.tensors]
         known = ~np.isnan(own)
         at, own = (self.rows[known], self.columns[known]), own[known]
@@ -88,23 +83,28 @@ class Grid:
         return Spread(mean, low, high, count)
 
 
-def grids(places: Sequence[Place]) -> tuple[list[Grid], list[int]]:
-    """A grid for each stack, in order of first appearance, and the positions of what stands outside."""
-    leaves: dict[Stack, dict[str, int]] = {}
-    members: dict[Stack, list[tuple[int, int, int]]] = {}
-    outside: list[int] = []
-    for position, place in enumerate(places):
-        if place.stack is None or place.block is None:
-            outside.append(position)
+def grids_of(places: Iterable[tuple[str | None, int | None, str]]) -> list[Grid]:
+    """A grid for each stack, in order of first appearance.
+
+    Args:
+        places: for each tensor what the names of its stack begin with, the layer's number, and the rest of
+            its name; what stands outside, with None twice, is in no grid.
+    """
+    leaves: dict[str, dict[str, int]] = {}
+    members: dict[str, list[tuple[int, int, int]]] = {}
+    for position, (prefix, layer, leaf) in enumerate(places):
+        if prefix is None or layer is None:
             continue
-        rows = leaves.setdefault(place.stack, {})
-        row = rows.setdefault(family(place.leaf), len(rows))
-        members.setdefault(place.stack, []).append((position, row, place.block))
+        rows = leaves.setdefault(prefix, {})
+        row = rows.setdefault(family(leaf), len(rows))
+        members.setdefault(prefix, []).append((position, row, layer))
     result: list[Grid] = []
-    for stack, rows in leaves.items():
-        found = np.array(members[stack], np.int64)
-        result.append(Grid(stack, tuple(rows), found[:, 0], found[:, 1], found[:, 2]))
-    return result, outside
+    for prefix, rows in leaves.items():
+        found = np.array(members[prefix], np.int64)
+        first, last = int(found[:, 2].min()), int(found[:, 2].max())
+        layers = range(first, last + 1)
+        result.append(Grid(prefix, layers, tuple(rows), found[:, 0], found[:, 1], found[:, 2] - first))
+    return result
 
 
 def family(leaf: str) -> str:

@@ -61,12 +61,13 @@ class Code:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows under a head; numbers are set to the right. `title` folds it away."""
+    """Rows under a head; numbers have so many `digits`. `title` folds it away."""
 
     kind: ClassVar[str] = "table"
     head: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     title: str = ""
+    digits: int = 4
 
     @property
     def shown(self) -> Sequence[Sequence[Cell]]:
@@ -187,13 +188,13 @@ def plotly_text(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def cell_text(value: Cell) -> str:
+def cell_text(value: Cell, digits: int = 4) -> str:
     """A value as tables show it."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, bool | str):
         return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
 
 
 @lru_cache

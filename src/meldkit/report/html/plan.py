@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
 import numpy as np
 from jinja2.filters import do_filesizeformat as size
@@ -11,85 +10,119 @@ from jinja2.filters import do_filesizeformat as size
 from meldkit.layout import Layout, Place, all_parts, infer_layout, part_of
 from meldkit.plan import Plan
 from meldkit.report.html.figures import Curve, bars, curves
-from meldkit.report.html.grid import Grid, family
-from meldkit.report.html.grid import grids as grids_of
+from meldkit.report.html.grid import Grid, grids_of
 from meldkit.report.html.page import Block, Cards, Cell, Code, Figure, Items, Page, Section, Table
 from meldkit.report.html.values import value_blocks
+from meldkit.report.plan import PlanSummary, Treatment
 
 #: Notes of a page; a model of thousands of tensors can earn as many of one kind.
 _NOTES = 100
+#: More notes than this are folded away.
+_FEW = 8
 
 
-def plan_page(plan: Plan) -> Page:
+def plan_page(summary: PlanSummary) -> Page:
     """What a merge would do."""
-    name = plan.recipe.name or plan.recipe.origin or "recipe"
-    return Page(f"Plan of {name}", f"{plan.method.name}: {plan.method.summary}", plan_sections(plan))
+    plan = summary.plan
+    return Page(
+        f"Plan of {plan.recipe.name or plan.recipe.origin or 'a recipe'}",
+        f"{plan.method.name}: {plan.method.summary}",
+        [
+            Section("Summary", [_output(summary), *warnings_of(plan)]),
+            Section("Cost", [_cost(summary)]),
+            *plan_sections(summary),
+        ],
+    )
 
 
-def plan_sections(plan: Plan) -> list[Section]:
-    """The parts of a plan's page, which a merge's page has as well."""
+def plan_sections(summary: PlanSummary) -> list[Section]:
+    """What is to be said of a merge before and after it is run."""
+    plan = summary.plan
     layout = infer_layout([job.name for job in plan.jobs], plan.config or {})
-    places = [layout.places[job.name] for job in plan.jobs]
-    grids, _ = grids_of(places)
+    grids = grids_of(_numbered(layout.places[job.name]) for job in plan.jobs)
     return [
-        Section("Summary", [_summary(plan), *_warnings(plan)]),
-        Section("Models", [_models(plan)]),
-        Section("Output", [_sizes(plan, layout, places), *_origins(plan, grids)]),
+        Section("Models", [_models(summary)]),
+        Section("Output", [_sizes(plan, layout), *_origins(plan, grids)]),
         Section("Parameters", value_blocks(plan, grids)),
-        Section("Tensors", [_treatments(plan, places)]),
+        Section("Tensors", [_treatments(summary)]),
         Section("Recipe", [Code(plan.recipe.to_yaml())]),
         Section("Notes", _notes(plan)),
     ]
 
 
-def _summary(plan: Plan) -> Cards:
-    merged = sum(job.method is not None for job in plan.jobs)
-    facts: list[tuple[str, Cell, str]] = [
-        ("method", plan.method.name, ""),
-        ("parameters", plan.num_parameters, ""),
-        ("tensors", len(plan.jobs), f"{merged:,} merged, {len(plan.jobs) - merged:,} copied"),
-        ("type", ", ".join(dict.fromkeys(job.dtype for job in plan.jobs)), ""),
-        ("output", size(plan.bytes_to_write), f"in {len(plan.files):,} file{'s' * (len(plan.files) != 1)}"),
-        ("to read", size(plan.bytes_to_read), "each pass counted"),
-    ]
-    if plan.num_layers is not None:
-        facts.insert(2, ("layers", plan.num_layers, ""))
-    return Cards(facts)
-
-
-def _warnings(plan: Plan) -> list[Block]:
+def warnings_of(plan: Plan) -> list[Block]:
+    """What the user should look at, if anything."""
     return [Items(plan.warnings, warning=True)] if plan.warnings else []
 
 
-def _models(plan: Plan) -> Table:
+def _output(summary: PlanSummary) -> Cards:
+    output, plan = summary.output, summary.plan
+    merged = sum(job.method is not None for job in plan.jobs)
+    facts: list[tuple[str, Cell, str]] = [
+        ("method", plan.method.name, ""),
+        ("parameters", output.num_parameters, ""),
+        ("layers", output.num_layers, ""),
+        ("vocabulary", output.vocabulary, "rows of the embedding"),
+        ("tensors", output.num_tensors, f"{merged:,} merged, {output.num_tensors - merged:,} copied"),
+        ("type", ", ".join(output.dtypes), ""),
+        ("size", size(output.num_bytes), f"in {len(output.files):,} file{'s' * (len(output.files) != 1)}"),
+    ]
+    return Cards([fact for fact in facts if fact[1] is not None])
+
+
+def _cost(summary: PlanSummary) -> Cards:
+    cost = summary.cost
+    passes = f"inputs are read up to {cost.passes} times" if cost.passes > 1 else "inputs are read once"
+    facts: list[tuple[str, Cell, str]] = [
+        ("to read", size(cost.bytes_to_read), passes),
+        ("to write", size(cost.bytes_to_write), ""),
+        ("peak memory", size(cost.memory.peak), f"with {cost.threads} thread{'s' * (cost.threads != 1)}"),
+    ]
+    if cost.bytes_to_download:
+        facts.insert(0, ("to download", size(cost.bytes_to_download), "not here yet"))
+    if cost.seconds is not None:
+        facts.append(("time", time_text(cost.seconds), "as fast as this machine was when the plan was made"))
+    return Cards(facts)
+
+
+def time_text(seconds: float) -> str:
+    """A duration, with as many digits as an estimate is worth."""
+    if seconds < 99.5:
+        return f"{seconds:.2g} s" if seconds < 9.5 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"
+
+
+def _models(summary: PlanSummary) -> Table:
     rows: list[list[Cell]] = []
-    for index, checkpoint in enumerate(plan.checkpoints):
-        parts = [
-            word
-            for word, holds in (
-                ("base", checkpoint.label == str(plan.recipe.base_model)),
-                ("gives config and tokenizer", index == plan.donor),
-            )
-            if holds
-        ]
-        types = ", ".join(dict.fromkeys(info.dtype for info in checkpoint.values()))
-        num_bytes = sum(info.nbytes for info in checkpoint.values())
-        rows.append([checkpoint.label, len(checkpoint), size(num_bytes), types, ", ".join(parts)])
+    for model in summary.models:
+        parts = ["base"] * model.base + ["gives config and tokenizer"] * model.donor
+        if model.num_adapters:
+            parts.append(f"with {model.num_adapters} adapter{'s' * (model.num_adapters != 1)}")
+        types = ", ".join(model.dtypes)
+        rows.append([model.label, model.num_tensors, size(model.num_bytes), types, ", ".join(parts)])
     return Table(["model", "tensors", "size", "type", "part in the merge"], rows)
 
 
-def _sizes(plan: Plan, layout: Layout, places: Sequence[Place]) -> Figure:
+def _numbered(place: Place) -> tuple[str | None, int | None, str]:
+    """What a tensor's stack is called, the number of its layer, and the rest of its name."""
+    if place.stack is None or place.block is None:
+        return None, None, place.leaf
+    return place.stack.prefix, place.stack.first + place.block, place.leaf
+
+
+def _sizes(plan: Plan, layout: Layout) -> Figure:
     parts = all_parts(layout)
     sizes: dict[str, Counter[str]] = {}
-    for job, place in zip(plan.jobs, places, strict=True):
-        sizes.setdefault(part_of(parts, job.name), Counter())[place.role] += job.nbytes
+    for job in plan.jobs:
+        part = part_of(parts, job.name)
+        sizes.setdefault(part, Counter())[layout.places[job.name].role] += job.nbytes
     totals = sum(sizes.values(), Counter[str]())
     # The largest first, in every part alike.
     ordered = {part: {role: own[role] for role, _ in totals.most_common()} for part, own in sizes.items()}
     return bars("Size by role", "What the output's bytes are.", ordered, "bytes")
 
 
-def _origins(plan: Plan, grids: Sequence[Grid]) -> list[Figure]:
+def _origins(plan: Plan, grids: list[Grid]) -> list[Figure]:
     """For recipes that rearrange layers: from which layer of which model each one comes."""
     if all(module.from_models for module in plan.recipe.modules):
         return []
@@ -103,36 +136,34 @@ def _origins(plan: Plan, grids: Sequence[Grid]) -> list[Figure]:
                 place = layouts[tensor.checkpoint].places[tensor.tensor]
                 if place.block is not None:
                     own = found.setdefault(tensor.checkpoint, [np.nan] * len(grid.layers))
-                    own[column] = place.block
-        if all(own == list(range(len(own))) for own in found.values()):
+                    own[column] = _numbered(place)[1] or 0
+        if all(own == list(grid.layers) for own in found.values()):
             continue
         lines = [
             Curve(plan.checkpoints[index].label, np.array(found[index]), group)
             for group, index in enumerate(sorted(found))
         ]
         words = "The layer of each model that every layer of the output is made from."
-        title = f"Where the layers of {grid.stack.prefix}* come from"
+        title = f"Where the layers of {grid.prefix}* come from"
         figures.append(curves(title, words, grid, lines, "layer of the model"))
     return figures
 
 
-def _treatments(plan: Plan, places: Sequence[Place]) -> Table:
-    """How the tensors of each family are made."""
-    rows: dict[tuple[str, str], list[int]] = {}
-    for position, (job, place) in enumerate(zip(plan.jobs, places, strict=True)):
-        key = ("", job.name) if place.stack is None else (f"{place.stack.prefix}*", family(place.leaf))
-        rows.setdefault(key, []).append(position)
-    table: list[list[Cell]] = []
-    for (stack, leaf), positions in rows.items():
-        jobs = [plan.jobs[position] for position in positions]
-        donors = [plan.checkpoints[job.inputs[0].checkpoint].label for job in jobs if job.method is None]
-        ways = ["merged"] * (len(donors) < len(jobs))
-        ways += [f"copied from {label}" for label in dict.fromkeys(donors)]
-        shapes = list(dict.fromkeys("×".join(map(str, job.shape)) for job in jobs))
-        shape = shapes[0] if len(shapes) == 1 else f"{len(shapes)} shapes"
-        name = f"{stack}.{leaf}" if stack else leaf
-        table.append([name, len(jobs), shape, sum(job.numel for job in jobs), ", ".join(ways)])
-    return Table(["tensors", "number", "shape", "parameters", "how they are made"], table)
+def _treatments(summary: PlanSummary) -> Table:
+    rows = [_treatment(summary.plan, treatment) for treatment in summary.treatments]
+    return Table(["tensors", "number", "parameters", "type", "how they are made"], rows)
+
+
+def _treatment(plan: Plan, treatment: Treatment) -> list[Cell]:
+    ways = [plan.method.name] * (treatment.num_merged > 0)
+    ways += [f"copied from {label}" for label in treatment.copied_from]
+    return [
+        ".".join(filter(None, (treatment.stack, treatment.leaf))),
+        treatment.num_tensors,
+        treatment.num_parameters,
+        ", ".join(treatment.dtypes),
+        ", ".join(ways),
+    ]
 
 
 def _notes(plan: Plan) -> list[Block]:
@@ -141,4 +172,4 @@ def _notes(plan: Plan) -> list[Block]:
     shown = list(plan.notes[:_NOTES])
     if len(plan.notes) > _NOTES:
         shown.append(f"and {len(plan.notes) - _NOTES:,} more; meldkit plan -v lists them")
-    return [Items(shown, title=f"{len(plan.notes):,} notes" if len(plan.notes) > 8 else "")]
+    return [Items(shown, title=f"{len(plan.notes):,} notes" if len(plan.notes) > _FEW else "")]

@@ -109,7 +109,7 @@ def _figures(
     varied = [(one, spread) for one, spread in spreads if spread.varied]
     if not varied:
         return []
-    place = f" in {grid.stack.prefix}*" if several else ""
+    place = f" in {grid.prefix}*" if several else ""
     lines = [
         Curve(f"{one.model}: {name}" if one.model else name, values, group)
         for one, spread in spreads
@@ -119,7 +119,7 @@ def _figures(
     if any(_runs(line.values) for line in lines) and len(lines) <= _MAX_CURVES:
         words = "The value that each layer takes; tensors with the same values share a line."
         result.append(curves(f"{parameter} over depth{place}", words, grid, lines, parameter))
-    shades = colours([spread for _, spread in spreads])
+    shades = colours([spread.mean for _, spread in spreads])
     for one, spread in varied:
         if len(_alike(grid, spread)) > 1:
             words = "Each cell is a tensor of the output."
