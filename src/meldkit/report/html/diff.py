@@ -143,9 +143,8 @@ def _totals(comparison: ModelComparison) -> list[Block]:
             [name, str(pair.relation), change, d.cosine, d.norm_first, d.norm_second, d.largest, equal]
         )
         if (task := d.task) is not None:
-            cells: list[Cell] = [task.cosine, _percent(task.sign_conflict), _percent(task.top_overlap)]
             both = _names(comparison, pair, "and")
-            of_tasks.append([both, task.norm_first, task.norm_second, *cells])
+            of_tasks.append([both, task.norm_first, task.norm_second, *(q.of(d) for q in _OF_TASKS)])
     head = ["models", "relation", "change, %", "cosine", "norm", "norm", "largest change", "equal tensors"]
     blocks: list[Block] = [Table(head, rows, digits=6)]
     if of_tasks:
@@ -170,9 +169,8 @@ def _matrices(comparison: ModelComparison) -> list[Figure]:
             words = {"Relative change": "Against the first of the two."}.get(quantity.title, "")
             shades = colours([values], around=quantity.around, falling=quantity.falling)
             short = [model.name for model in comparison.models]
-            figures.append(
-                matrix(f"{quantity.title}, all pairs", words, short, names, values, quantity.unit, shades)
-            )
+            title, digits = f"{quantity.title}, all pairs", min(quantity.digits, 5)
+            figures.append(matrix(title, words, short, names, values, quantity.unit, shades, digits=digits))
     return figures
 
 

@@ -22,6 +22,18 @@ _MARKED = 40
 _BINS = 40
 #: Share of a map's values at either end that may lie outside of its colours.
 _RARE = 0.02
+#: Above the plot, where it takes nothing of its width.
+_COLOUR_BAR = {
+    "orientation": "h",
+    "y": 1,
+    "yanchor": "bottom",
+    "ypad": 4,
+    "len": 260,
+    "lenmode": "pixels",
+    "thickness": 9,
+    "outlinewidth": 0,
+    "nticks": 5,
+}
 #: Below the plot, where it takes nothing of its width.
 _LEGEND = {
     "orientation": "h",
@@ -109,19 +121,8 @@ def heat_map(
         "meta": [plotly_text(grid.prefix)],
         # Names stand in `meta` and the axes: in the template itself a name could be read as part of it.
         "hovertemplate": f"%{{meta[0]}}%{{x}}.%{{y}}<br>%{{z:.{digits}~g}}<extra></extra>",
-        "colorbar": {
-            "orientation": "h",
-            "x": 1,
-            "xanchor": "right",
-            "y": 1,
-            "yanchor": "bottom",
-            "ypad": 4,
-            "len": 0.6,
-            "thickness": 9,
-            "outlinewidth": 0,
-            "nticks": 5,
-            "title": {"text": plotly_text(quantity), "side": "top"},
-        },
+        "colorbar": _COLOUR_BAR
+        | {"x": 1, "xanchor": "right", "title": {"text": plotly_text(quantity), "side": "top"}},
     }
     if (spread.count > 1).any():
         trace["customdata"] = [
@@ -234,6 +235,7 @@ def distribution(title: str, words: str, groups: Mapping[str, Floats], quantity:
             "hovertemplate": "%{customdata}: %{y} tensors<extra>%{fullData.name}</extra>",
         }
         for name, number in counts.items()
+        if number.any()
     ]
     axis: dict[str, Any] = {"title": {"text": plotly_text(quantity), "standoff": 6}, "automargin": True}
     if decades:
@@ -265,6 +267,8 @@ def matrix(
     values: Floats,
     quantity: str,
     shades: Colours,
+    *,
+    digits: int = 4,
 ) -> Figure:
     """One number for each pair of models.
 
@@ -275,6 +279,7 @@ def matrix(
         values: [models, models], NaN where there is nothing.
         quantity: what the numbers are, with their unit.
         shades: which colours mean what.
+        digits: of the numbers.
     """
     places = [plotly_text(name) for name in short]
     trace: dict[str, Any] = {
@@ -289,20 +294,21 @@ def matrix(
         "ygap": 2,
         "hoverongaps": False,
         "customdata": [[[plotly_text(one), plotly_text(other)] for other in names] for one in names],
-        "hovertemplate": "%{customdata[0]}<br>%{customdata[1]}<br>%{z:.4~g}<extra></extra>",
-        "colorbar": {"thickness": 9, "outlinewidth": 0, "title": {"text": plotly_text(quantity)}},
+        "hovertemplate": "%{customdata[0]}<br>%{customdata[1]}<br>%{z:.6~g}<extra></extra>",
+        "colorbar": _COLOUR_BAR
+        | {"x": 0, "xanchor": "left", "title": {"text": plotly_text(quantity), "side": "top"}},
     }
     if len(names) <= _FEW:
-        trace["texttemplate"] = "%{z:.3~g}"
+        trace["texttemplate"] = f"%{{z:.{digits}~g}}"
     axis = {"type": "category", "showgrid": False, "fixedrange": True}
     layout = {
-        "margin": {"l": 8, "r": 8, "t": 12, "b": 30},
-        "xaxis": axis | {"automargin": True, "constrain": "domain"},
+        "margin": {"l": 8, "r": 8, "t": 44, "b": 30},
+        "xaxis": axis | {"automargin": True, "constrain": "domain", "constraintoward": "left"},
         "yaxis": axis
         | {"automargin": True, "autorange": "reversed", "scaleanchor": "x", "constrain": "domain"},
     }
     rows = [[name, *map(_cell, values[place])] for place, name in enumerate(names)]
-    height = min(560, 120 + 48 * len(names))
+    height = min(600, 150 + 48 * len(names))
     return Figure(title, words, [trace], layout, [shades.scale], Table(["", *short], rows, digits=6), height)
 
 
