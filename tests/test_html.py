@@ -15,10 +15,10 @@ import yaml
 
 import tiny
 from command import run
-from meldkit.api import plan
+from meldkit.api import merge, plan
 from meldkit.errors import NotSupportedError, OutputError
-from meldkit.report import diff, summarise_plan
-from meldkit.report.html import check_html, diff_page, plan_page, write_html
+from meldkit.report import ModelRun, SmokeTest, diff, summarise_plan
+from meldkit.report.html import check_html, diff_page, merge_page, plan_page, write_html
 from meldkit.report.html.figures import colours, distribution
 from meldkit.report.html.grid import gather, grids_of
 from meldkit.report.html.page import Cards, Code, Items, Page, Section, Table, Words, plotly_js, render
@@ -344,7 +344,13 @@ def test_commands(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixt
     done = run(capsys, "diff", *models, "--quiet", "--html", tmp_path / "diff.html")
     assert done.status == 0
     assert Parsed((tmp_path / "diff.html").read_text("utf-8")).figures
-    for command in (["plan", recipe], ["diff", *models]):
+    out = tmp_path / "out"
+    done = run(capsys, "merge", recipe, out, "--quiet", "--html", out / "report.html")
+    assert done.status == 0, done.err
+    text = (out / "report.html").read_text("utf-8")
+    assert "weight files have the sizes and headers that they should have" in text
+    assert Parsed(text).figures
+    for command in (["plan", recipe], ["diff", *models], ["merge", recipe, tmp_path / "no"]):
         done = run(capsys, *command, "--html", models[0] / "config.json")
         assert done.status == 2
         assert done.err.endswith(
@@ -352,3 +358,18 @@ def test_commands(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixt
             "  --html takes the name of the report to write\n"
         )
         assert json.loads((models[0] / "config.json").read_text())
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_smoke_test_is_shown_as_it_is(models: list[Path], tmp_path: Path) -> None:
+    result = merge(recipe_of(models), tmp_path / "out")
+    tested = ModelRun(HOSTILE, {"prose": 12.5, "code": float("inf")}, None, 0.25, None, {"prose": HOSTILE})
+    failed = ModelRun("b", {}, None, None, None, {}, "out of memory")
+    page = merge_page(result, 10**9, SmokeTest(tested, (failed,), ("much worse",)))
+    tables = [block for s in page.sections if s.title == "Smoke test" for block in s.blocks]
+    rows = next(block.rows for block in tables if isinstance(block, Table))
+    assert rows == [["b", None, None, None, None], [HOSTILE, 12.5, float("inf"), None, 25.0]]
+    text = render(page)
+    assert "much worse" in text
+    assert "b was not run: out of memory" in text
+    assert [tag for tag, _ in Parsed(text).elements].count("script") == 3

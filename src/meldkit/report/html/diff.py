@@ -140,7 +140,7 @@ def _totals(comparison: ModelComparison) -> list[Block]:
         change = _percent(d.relative_change)
         name = _names(comparison, pair, "→")
         rows.append(
-            [name, str(pair.relation), change, d.cosine, d.norm_first, d.norm_second, d.largest, equal]
+            [name, pair.relation.value, change, d.cosine, d.norm_first, d.norm_second, d.largest, equal]
         )
         if (task := d.task) is not None:
             both = _names(comparison, pair, "and")
