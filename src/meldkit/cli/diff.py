@@ -43,6 +43,7 @@ _COLUMNS = 3
     "--num-threads", "-j", type=click.IntRange(1, 1024), default=None, help="Threads; one per processor."
 )
 @click.option("--transformers-cache", default=None, help="Folder for downloaded models.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page with plots to this file.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @click.option("--verbose", "-v", is_flag=True, help="List every layer, and more tensors.")
 def command(
@@ -52,6 +53,7 @@ def command(
     as_json: bool,
     num_threads: int | None,
     transformers_cache: str | None,
+    html: Path | None,
     quiet: bool,
     verbose: bool,
 ) -> None:
@@ -59,6 +61,10 @@ def command(
 
     MODELS are anything that a recipe may name: folders, weight files, hub ids, with adapters.
     """
+    if html is not None:
+        from meldkit.report.html import check_html
+
+        check_html(html)
     try:
         from meldkit.report import diff
 
@@ -78,6 +84,10 @@ def command(
         click.echo(json.dumps(comparison.data(), indent=2, ensure_ascii=False))
     else:
         click.echo("\n".join(describe(comparison, verbose=verbose)))
+    if html is not None:
+        from meldkit.report.html import diff_page, write_html
+
+        write_html(html, diff_page(comparison))
 
 
 def describe(comparison: ModelComparison, *, verbose: bool = False) -> Iterator[str]:

@@ -65,8 +65,9 @@ def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("out", type=Folder())
 @click.option("--smoke", is_flag=True, help="Run the result and its inputs, and warn if it is much worse.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else there.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page with plots to this file.")
 @with_options
-def command(recipe: Path, out: Path, smoke: bool, as_json: bool, **given: Any) -> None:
+def command(recipe: Path, out: Path, smoke: bool, as_json: bool, html: Path | None, **given: Any) -> None:
     """Merge models as RECIPE (a YAML file, or - for standard input) says, into the new folder OUT.
 
     Interrupted, it leaves nothing that looks like a model; the same command continues.
@@ -80,6 +81,10 @@ def command(recipe: Path, out: Path, smoke: bool, as_json: bool, **given: Any) -
         from meldkit.api import check_free, merge, plan
 
         check_free(out, overwrite=options.overwrite)
+        if html is not None:
+            from meldkit.report.html import check_html
+
+            check_html(html, created=out)
         # What would fail, fails before anything is downloaded.
         chosen = plan(recipe, options, headers_only=True)
         if loud:
@@ -95,6 +100,10 @@ def command(recipe: Path, out: Path, smoke: bool, as_json: bool, **given: Any) -
         smoke_command.report(test, table_to_stderr=as_json)
     if as_json:
         click.echo(json.dumps(data(result, test), indent=2, ensure_ascii=False))
+    if html is not None:
+        from meldkit.report.html import merge_page, write_html
+
+        write_html(html, merge_page(result, peak_memory(), test))
 
 
 def test_merge(result: MergeResult, options: MergeOptions) -> SmokeTest:
