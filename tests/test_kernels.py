@@ -117,6 +117,23 @@ def test_sums_differ_only_by_their_order(x: Tensor) -> None:
 
 @given(tiles())
 @settings(max_examples=50, deadline=None)
+def test_differences(x: Tensor) -> None:
+    first, second = both(kernels.differences, x)
+    assert first[2:] == second[2:]
+    scale = float((x.double() ** 2).sum())
+    for one, other in zip(first[:2], second[:2], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-13 * scale)
+
+
+@given(tiles(), st.sampled_from([0.0, 0.25, 1e-6, 2.0, np.inf]))
+@settings(max_examples=50, deadline=None)
+def test_count_conflicts(x: Tensor, least: float) -> None:
+    first, second = both(lambda x: kernels.count_conflicts(x, [least / (i + 1) for i in range(len(x))]), x)
+    assert first == second
+
+
+@given(tiles())
+@settings(max_examples=50, deadline=None)
 def test_variance(x: Tensor) -> None:
     same(*both(kernels.variance, x))
 

@@ -140,7 +140,10 @@ def test_several_stacks_are_never_chosen_from() -> None:
 def test_no_stack() -> None:
     with pytest.raises(MismatchError) as caught:
         infer(["embed.weight", "head.0.weight"]).sliced_stack("m")
-    assert str(caught.value) == ("model 'm' has no stack of numbered layers, so layer_range has no meaning")
+    assert str(caught.value) == (
+        "model 'm' has no stack of numbered layers, so layer_range has no meaning\n"
+        "  merge whole models with 'models:' instead"
+    )
 
 
 def test_t5_whose_inner_numbers_equal_the_depth() -> None:

@@ -71,7 +71,7 @@ def test_text(recipe: str, text: str) -> None:
 
 def test_verbose_text_lists_every_tensor_and_note() -> None:
     Path("recipe.yml").write_text("merge_method: passthrough\nmodels: [{model: bf16}]\ndtype: float32\n")
-    assert shown(plan("recipe.yml"), verbose=True).split("\n\ntensors\n", 1)[1] == (
+    assert shown(plan("recipe.yml"), verbose=True).split("\ntensors\n", 1)[1] == (
         "  model.ids                               I64  [3]     copied from bf16\n"
         "  lm_head.weight                          F32  [6, 4]  copied from bf16\n"
         "  model.embed_tokens.weight               F32  [6, 4]  copied from bf16\n"

@@ -6,8 +6,10 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -252,7 +254,9 @@ def slow(models: Path) -> Path:
     generator = torch.Generator().manual_seed(1)
     for name in ("base", "a"):
         tiny.stored(models / name, {f"w{i}": torch.randn(2**17, generator=generator) for i in range(60)})
-    recipe = {**RECIPE, "models": [{"model": "a", "parameters": {"weight": i + 1}} for i in range(12)]}
+    for i in range(12):
+        shutil.copytree(models / "a", models / f"a{i}", copy_function=os.link)
+    recipe = {**RECIPE, "models": [{"model": f"a{i}", "parameters": {"weight": i + 1}} for i in range(12)]}
     (models / "recipe.yml").write_text(json.dumps(recipe))
     return models
 
@@ -297,6 +301,45 @@ def test_killed_and_interrupted_merges_leave_no_model_and_continue(slow: Path) -
     )
     merge("recipe.yml", "undisturbed", MergeOptions(out_shard_size="20MB"))
     assert weights("out") == weights("undisturbed")
+
+
+#: A merge in which whatever would be waited for takes a minute: a sync, or a tensor in hand.
+_HANGING = """
+import sys, threading, time
+from meldkit.cli import main
+from meldkit.engine import TensorRun
+from meldkit.output import weight_file
+
+def hang(*args):
+    print("hanging", flush=True)
+    time.sleep(60)
+
+if sys.argv[1] == "sync":
+    weight_file.sync_data = hang
+else:
+    TensorRun.process = hang
+sys.argv[1:] = ["merge", "recipe.yml", "out"]
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+@pytest.mark.parametrize("place", ["sync", "tensor"])
+def test_stops_at_once(slow: Path, number: signal.Signals, place: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _HANGING, place],
+        cwd=slow,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "hanging\n"
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 4
+    assert err == "stopped; what is done is kept. To continue: meldkit merge recipe.yml out\n"
+    assert published("out") == []
 
 
 def test_file_size_limit_is_one_message(slow: Path) -> None:

@@ -302,7 +302,7 @@ def test_settings_speak_of_no_token_behind_the_last_row(tmp_path: Path) -> None:
         bos_token_id=-1,
     )
     (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 6], "pad_token_id": 7}))
-    result = merge(linear(path, path, tokenizer={}), tmp_path / "out", QUIET)
+    result = merge(linear(path, tokenizer={}), tmp_path / "out", QUIET)
     assert result.plan.warnings == (
         f"eos_token_id is [1, 6] in the configuration of '{path}', but the output has 2 rows; "
         "what has none is left out there",

@@ -55,8 +55,8 @@ class MergeOptions:
         None, "Type in which LoRA adapters are applied.", idle="adapters are applied in float32"
     )
     random_seed: int | None = _option(None, "Seed of methods that draw random masks; 0 if not given.")
-    cuda: bool = _option(False, "Compute on the GPU.", idle=_CPU)
-    device: str | None = _option(None, "Compute on this device.", idle=_CPU)
+    cuda: bool = _option(False, "Run --smoke on the GPU.", idle=_CPU)
+    device: str | None = _option(None, "Run --smoke on this device.", idle=_CPU)
     low_cpu_memory: bool = _option(False, "Keep intermediate values on the GPU.", idle=_STREAMS)
     lazy_unpickle: bool = _option(False, "Load pickled weights lazily.", idle=_STREAMS)
     read_to_gpu: bool = _option(False, "Read weights straight to the GPU.", idle=_CPU)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +17,11 @@ from meldkit.cli.arguments import Model
 from meldkit.cli.display import count, show_progress, table, text_size
 
 if TYPE_CHECKING:
-    from meldkit.report import Difference, ModelComparison, Pair, TensorDifference
+    from meldkit.report import Difference, ModelComparison, Pair, Spectrum, TensorDifference
 
 #: Rows of the table of layers; of more layers, several are put together.
 _LAYER_ROWS = 12
-#: Pairs that the tables of layers and roles have columns for.
+#: Pairs that the tables of layers and roles have columns for; with task vectors, one fewer.
 _COLUMNS = 3
 
 
@@ -41,6 +43,7 @@ _COLUMNS = 3
     "--num-threads", "-j", type=click.IntRange(1, 1024), default=None, help="Threads; one per processor."
 )
 @click.option("--transformers-cache", default=None, help="Folder for downloaded models.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page with plots to this file.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @click.option("--verbose", "-v", is_flag=True, help="List every layer, and more tensors.")
 def command(
@@ -50,6 +53,7 @@ def command(
     as_json: bool,
     num_threads: int | None,
     transformers_cache: str | None,
+    html: Path | None,
     quiet: bool,
     verbose: bool,
 ) -> None:
@@ -57,6 +61,10 @@ def command(
 
     MODELS are anything that a recipe may name: folders, weight files, hub ids, with adapters.
     """
+    if html is not None:
+        from meldkit.report.html import check_html
+
+        check_html(html)
     try:
         from meldkit.report import diff
 
@@ -76,6 +84,10 @@ def command(
         click.echo(json.dumps(comparison.data(), indent=2, ensure_ascii=False))
     else:
         click.echo("\n".join(describe(comparison, verbose=verbose)))
+    if html is not None:
+        from meldkit.report.html import diff_page, write_html
+
+        write_html(html, diff_page(comparison))
 
 
 def describe(comparison: ModelComparison, *, verbose: bool = False) -> Iterator[str]:
@@ -97,6 +109,8 @@ def describe(comparison: ModelComparison, *, verbose: bool = False) -> Iterator[
     if shown:
         yield from _parts(comparison, shown, verbose)
         yield from _most_changed(comparison, shown, 20 if verbose else 5)
+    if comparison.spectral:
+        yield from _ranks(comparison)
     if verbose:
         yield from _only_some(comparison)
     yield ""
@@ -108,8 +122,10 @@ def wrapped(text: str, mark: str) -> list[str]:
     import textwrap
 
     indent = " " * len(click.unstyle(mark))
-    lines = textwrap.wrap(text, 80 - len(indent), break_long_words=False, break_on_hyphens=False)
-    return [(mark if i == 0 else indent) + line for i, line in enumerate(lines)]
+    # A number stays with its percent sign.
+    whole = text.replace(" %", "\u00a0%")
+    lines = textwrap.wrap(whole, 80 - len(indent), break_long_words=False, break_on_hyphens=False)
+    return [(mark if i == 0 else indent) + line.replace("\u00a0", " ") for i, line in enumerate(lines)]
 
 
 def _model(comparison: ModelComparison, index: int) -> tuple[str, ...]:
@@ -128,7 +144,7 @@ def _names(comparison: ModelComparison, pair: Pair) -> str:
 
 def _summary(comparison: ModelComparison) -> Iterator[str]:
     """Totals of each pair; and those of their task vectors."""
-    rows = [("", "change", "cosine", "norms", "", "largest", "equal tensors", "equal elements")]
+    rows = [("", "change", "cosine", "norms", "", "largest", "equal tensors", "elements")]
     for pair in comparison.pairs:
         d = pair.total
         equal = d.num_equal / d.numel if d.numel else 1.0
@@ -147,7 +163,7 @@ def _summary(comparison: ModelComparison) -> Iterator[str]:
     yield from table(rows)
     tasks = [pair for pair in comparison.pairs if pair.total.task is not None]
     if tasks:
-        rows = [("task vectors", "norms", "", "cosine", "signs in conflict", "top 1 % in common")]
+        rows = [("task vectors", "norms", "", "cosine", "sign conflict", "top 1 % shared")]
         for pair in tasks:
             task = pair.total.task
             assert task is not None
@@ -200,7 +216,7 @@ def _matrices(comparison: ModelComparison) -> Iterator[str]:
 def _shown(comparison: ModelComparison) -> list[Pair]:
     """The pairs that have columns of their own: changes from the reference, those of different models."""
     changed = [p for p in comparison.pairs if p.first == comparison.reference and not p.total.equal]
-    return changed[:_COLUMNS]
+    return changed[: _COLUMNS - any(p.total.task is not None for p in comparison.pairs)]
 
 
 def _parts(comparison: ModelComparison, pairs: Sequence[Pair], verbose: bool) -> Iterator[str]:
@@ -212,9 +228,8 @@ def _parts(comparison: ModelComparison, pairs: Sequence[Pair], verbose: bool) ->
     by_role = [comparison.by_role(pair.key) for pair in pairs]
     task_by_role = comparison.by_role(task.key) if task else {}
     yield ""
-    yield "change and cosine by role and layer" + "; signs in conflict and cosine of task vectors" * bool(
-        task
-    )
+    title = "by role and layer: change, cosine"
+    yield title + "; of task vectors signs in conflict, cosine" * (task is not None)
     yield from table(
         [
             ("role", *head),
@@ -226,17 +241,11 @@ def _parts(comparison: ModelComparison, pairs: Sequence[Pair], verbose: bool) ->
     )
     stacks = {t.stack: None for t in comparison.tensors if t.stack is not None and t.compared}
     for stack in stacks:
-        blocks = [
-            t.block for t in comparison.tensors if t.stack == stack and t.block is not None and t.compared
-        ]
-        first, last = min(blocks), max(blocks)
+        blocks = [t.block for t in comparison.tensors if t.stack == stack and t.compared]
+        numbers = [block for block in blocks if block is not None]
+        first, last = min(numbers), max(numbers)
         step = 1 if verbose else -(-(last - first + 1) // _LAYER_ROWS)
-
-        def key(
-            tensor: TensorDifference, stack: str = stack, first: int = first, step: int = step
-        ) -> int | None:
-            return None if tensor.stack != stack or tensor.block is None else (tensor.block - first) // step
-
+        key = partial(_part_of, stack, first, step)
         found = [comparison.grouped(pair.key, key) for pair in pairs]
         of_task = comparison.grouped(task.key, key) if task else {}
         rows = [(f"{stack}*", *head)]
@@ -244,8 +253,9 @@ def _parts(comparison: ModelComparison, pairs: Sequence[Pair], verbose: bool) ->
             low, high = first + part * step, min(first + (part + 1) * step - 1, last)
             name = f"{low}" if low == high else f"{low}-{high}"
             rows.append((name, *_cells([one.get(part) for one in found], task and of_task.get(part))))
-        yield ""
-        yield from table(rows)
+        if len(rows) > 1:
+            yield ""
+            yield from table(rows)
 
 
 def _part_of(stack: str, first: int, step: int, tensor: TensorDifference) -> int | None:
@@ -270,17 +280,43 @@ def _most_changed(comparison: ModelComparison, pairs: Sequence[Pair], shown: int
         return max((c for c in found if c is not None), default=0.0)
 
     tensors = sorted((t for t in comparison.tensors if change(t) > 0), key=change, reverse=True)[:shown]
-    spectral = any(t.spectra for t in tensors)
-    rows = [("most changed", *(_names(comparison, p) for p in pairs), *["rank of the change"] * spectral)]
+    rows = [("most changed", *(_names(comparison, p) for p in pairs))]
     for tensor in tensors:
         cells = [_percent(d.relative_change) if (d := tensor.pairs.get(p.key)) else "-" for p in pairs]
-        if spectral:
-            ranks = [f"{s.effective_rank:.0f} of {s.full_rank}" for s in tensor.spectra.values()]
-            cells.append(", ".join(ranks))
         rows.append((tensor.name, *cells))
     if tensors:
         yield ""
         yield from table(rows)
+
+
+def _ranks(comparison: ModelComparison) -> Iterator[str]:
+    """In how many directions matrices changed, by kind of matrix."""
+    found: dict[tuple[int, str], list[Spectrum]] = {}
+    for tensor in comparison.tensors:
+        for model, spectrum in tensor.spectra.items():
+            found.setdefault((model, tensor.leaf), []).append(spectrum)
+    rows = [("rank of the change", "", "effective", "90 % of energy", "of", "found")]
+    for (model, leaf), spectra in found.items():
+        pair = comparison.pair(comparison.reference, model)
+        ranks = [math.inf if s.energy_rank is None else s.energy_rank for s in spectra]
+        rows.append(
+            (
+                leaf,
+                _names(comparison, pair),
+                _range([s.effective_rank for s in spectra]),
+                _range(ranks),
+                _range([s.full_rank for s in spectra]),
+                _percent(min(s.captured for s in spectra)),
+            )
+        )
+    if found:
+        yield ""
+        yield from table(rows)
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = ("more" if math.isinf(v) else f"{v:.0f}" for v in (min(values), max(values)))
+    return low if low == high else f"{low}-{high}"
 
 
 def _only_some(comparison: ModelComparison) -> Iterator[str]:

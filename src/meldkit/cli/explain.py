@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meldkit.cli.arguments import Recipe
-from meldkit.cli.display import WIDTH, count, table, wrapped
+from meldkit.cli.display import WIDTH, count, wrapped, wrapped_table
 from meldkit.cli.plan import planning_options, span, text_value, usual
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _body(explanation: Explanation, tensors: Sequence[TensorExplanation]) -> lis
     for note in dict.fromkeys(note for t in tensors if t.method is not None for note in t.notes):
         lines += wrapped(f"note: {note}")
     rows = list(_rows(explanation, tensors))
-    return lines + (table(rows) if rows else [])
+    return lines + (wrapped_table(rows) if rows else [])
 
 
 def _rows(explanation: Explanation, tensors: Sequence[TensorExplanation]) -> Iterator[tuple[str, ...]]:

@@ -65,8 +65,9 @@ def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("out", type=Folder())
 @click.option("--smoke", is_flag=True, help="Run the result and its inputs, and warn if it is much worse.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else there.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page with plots to this file.")
 @with_options
-def command(recipe: Path, out: Path, smoke: bool, as_json: bool, **given: Any) -> None:
+def command(recipe: Path, out: Path, smoke: bool, as_json: bool, html: Path | None, **given: Any) -> None:
     """Merge models as RECIPE (a YAML file, or - for standard input) says, into the new folder OUT.
 
     Interrupted, it leaves nothing that looks like a model; the same command continues.
@@ -80,6 +81,10 @@ def command(recipe: Path, out: Path, smoke: bool, as_json: bool, **given: Any) -
         from meldkit.api import check_free, merge, plan
 
         check_free(out, overwrite=options.overwrite)
+        if html is not None:
+            from meldkit.report.html import check_html
+
+            check_html(html, created=out)
         # What would fail, fails before anything is downloaded.
         chosen = plan(recipe, options, headers_only=True)
         if loud:
@@ -95,6 +100,10 @@ def command(recipe: Path, out: Path, smoke: bool, as_json: bool, **given: Any) -
         smoke_command.report(test, table_to_stderr=as_json)
     if as_json:
         click.echo(json.dumps(data(result, test), indent=2, ensure_ascii=False))
+    if html is not None:
+        from meldkit.report.html import merge_page, write_html
+
+        write_html(html, merge_page(result, peak_memory(), test))
 
 
 def test_merge(result: MergeResult, options: MergeOptions) -> SmokeTest:
@@ -177,16 +186,10 @@ def summary(result: MergeResult, code: str) -> None:
 def checked(verification: Verification) -> str:
     """What was verified, as one line."""
     found = verification
-    parts = [f"{count(found.num_tensors, 'tensor')} in {count(found.num_files, 'file')}", "shapes, types"]
-    if not found.nonfinite:
-        parts.append("all finite")
-    fitting = [
-        word
-        for word, number in (("config", found.num_facts), ("tokenizer", found.num_tokens or found.num_ids))
-        if number
-    ]
-    if fitting:
-        parts.append(f"{' and '.join(fitting)} fit{'s' * (len(fitting) == 1)}")
+    files = f" in {count(found.num_files, 'file')}" * (found.num_files > 1)
+    finite = "" if found.nonfinite else ", all finite"
+    parts = [f"{count(found.num_tensors, 'tensor')}{files} (shapes, types{finite})"]
+    parts += ["config"] * bool(found.num_facts) + ["tokenizer"] * bool(found.num_tokens or found.num_ids)
     return f"checked: {', '.join(parts)}"
 
 

@@ -48,8 +48,11 @@ def planning_options(function: Callable[..., Any]) -> Callable[..., Any]:
     help="Measure for up to a second how fast this machine reads, computes and writes.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page with plots to this file.")
 @click.option("--verbose", "-v", is_flag=True, help="List every tensor and every note.")
-def command(recipe: Path, probing: bool, as_json: bool, verbose: bool, **given: Any) -> None:
+def command(
+    recipe: Path, probing: bool, as_json: bool, html: Path | None, verbose: bool, **given: Any
+) -> None:
     """Show what RECIPE (a YAML file, or - for standard input) would do, and what it takes.
 
     It is found out from the headers of the models. To estimate the time, a little of the inputs is read and a
@@ -60,12 +63,20 @@ def command(recipe: Path, probing: bool, as_json: bool, verbose: bool, **given: 
     from meldkit.report import summarise_plan
 
     options = MergeOptions(**given)
+    if html is not None:
+        from meldkit.report.html import check_html
+
+        check_html(html)
     chosen = plan(recipe, options, headers_only=True)
     summary = summarise_plan(chosen, threads=options.num_threads, probing=probing)
     if as_json:
         click.echo(json.dumps(summary.data(), ensure_ascii=False))
     else:
         click.echo(describe(summary, verbose=verbose))
+    if html is not None:
+        from meldkit.report.html import plan_page, write_html
+
+        write_html(html, plan_page(summary))
 
 
 def describe(summary: PlanSummary, *, verbose: bool = False) -> str:

@@ -79,8 +79,9 @@ def run(model: str | Path, inputs: Sequence[str | ModelRef], options: MergeOptio
 
 
 def report(test: SmokeTest, *, table_to_stderr: bool = False, verbose: bool = False) -> None:
-    """Print the table, then warnings on standard error."""
-    click.echo("\n".join(describe(test, verbose=verbose)), err=table_to_stderr)
+    """Print the table if there is one, then warnings on standard error."""
+    if not test.tested.failure:
+        click.echo("\n".join(describe(test, verbose=verbose)), err=table_to_stderr)
     for line in test.warnings:
         warn(line)
 

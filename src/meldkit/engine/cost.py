@@ -9,6 +9,7 @@ from pathlib import Path
 
 from meldkit.checkpoint import DTYPES, TensorInfo
 from meldkit.engine.blocks import elements_of_row
+from meldkit.engine.run import WRITERS
 from meldkit.engine.tensor_run import PAGE, SPAN, TILE
 from meldkit.methods import Noise, Whole
 from meldkit.methods.statistics import CHUNK
@@ -75,7 +76,7 @@ def work_of(plan: Plan) -> list[Work]:
     for job in plan.jobs:
         infos = [tensors[i.checkpoint][i.tensor] for i in job.all_inputs]
         stored = [(info.dtype, info.nbytes, info.encoding is None) for info in infos]
-        key = (job.shape, job.dtype, job.method is None, job.scales is None, *stored, *job.values.items())
+        key = (job.shape, job.dtype, job.method is None, job.scales is None, id(job.values), *stored)
         work = known.get(key)
         if work is None:
             work = known[key] = _work(job, infos)
@@ -122,7 +123,7 @@ def memory_of(plan: Plan, works: Sequence[Work], threads: int) -> Memory:
     process, planning = _process()
     return Memory(
         process=process,
-        workers=threads * (sum(buffers) + _THREAD),
+        workers=threads * sum(buffers) + (threads + WRITERS) * _THREAD,
         statistics=_statistics(plan, works, threads),
         planning=planning,
     )

@@ -21,7 +21,7 @@ from meldkit.engine.tensor_run import Buffers
 from meldkit.plan import TensorJob
 
 #: Threads that write while workers compute: each mostly waits for the disk.
-_WRITERS = 2
+WRITERS = 2
 
 
 class Runnable(Protocol):
@@ -90,7 +90,7 @@ def run(
     queue = _Queue(iter(tensors))
     with (
         single_threaded_torch,
-        ThreadPoolExecutor(_WRITERS, "write") as writer,
+        ThreadPoolExecutor(WRITERS, "write") as writer,
         ThreadPoolExecutor(threads, "work") as pool,
     ):
         try:

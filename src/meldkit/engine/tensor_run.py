@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, wait
 from contextlib import contextmanager
 from threading import Lock
@@ -14,6 +14,7 @@ import torch
 
 from meldkit.checkpoint import DTYPES, Scratch, StoredTensor, TileSource
 from meldkit.engine.blocks import elements_of_row, round_to, scales_of
+from meldkit.engine.finite import all_finite, count, fits, not_finite
 from meldkit.errors import MeldError, RunError
 from meldkit.methods import Method, Noise, Whole
 from meldkit.methods.base import subtract_base
@@ -268,7 +269,7 @@ class TensorRun:
         for first, last in cut([(start, stop)], self._tile):
             values = self._values(first, last, buffers)
             part = output[first - start : last - start].copy_(values)
-            if not _fit(values, part):
+            if not fits(values, part):
                 if not self._allow_nonfinite:
                     self._refuse_output(first, last, values, part.dtype, buffers)
                 self._sink.let_through(self.job)
@@ -294,7 +295,7 @@ class TensorRun:
             values = held[:complete]
             scales = scales_of(job, values, buffers.scratch, allow_nonfinite=self._allow_nonfinite)
             # Scales are finite where NaN is allowed; the values then say whether there was any.
-            if not _all_finite(values if self._allow_nonfinite else scales):
+            if not all_finite(values if self._allow_nonfinite else scales):
                 if not self._allow_nonfinite:
                     self._refuse_output(done, done + complete, values, codes.dtype, buffers)
                 self._sink.let_through(job)
@@ -331,10 +332,10 @@ class TensorRun:
         values = raw.view(getattr(torch, dtype.torch))
         if dtype.itemsize == 1:
             values = values.float()  # types of one byte have no sums
-        if _all_finite(values):
+        if all_finite(values):
             return
         if not self._allow_nonfinite and values.isnan().any():
-            self._refuse_input(self.job.inputs[0], start, values, torch.isnan(values))
+            self._refuse_input(self.job.inputs[0], start, values, torch.isnan)
         self._sink.let_through(self.job)
 
     @contextmanager
@@ -359,29 +360,20 @@ class TensorRun:
             return
         rows = list(models) if base is None else [base, *models]
         for row, tensor in zip(rows, self.job.all_inputs, strict=True):
-            if not _all_finite(row):
-                self._refuse_input(tensor, start, row, ~torch.isfinite(row))
+            if not all_finite(row):
+                self._refuse_input(tensor, start, row, not_finite)
 
-    def _refuse_input(self, tensor: Input, start: int, values: Tensor, bad: Tensor) -> NoReturn:
+    def _refuse_input(
+        self, tensor: Input, start: int, values: Tensor, bad: Callable[[Tensor], Tensor]
+    ) -> NoReturn:
         """Say which of an input's values, that begin at element `start`, is the first bad one."""
-        first = int(torch.nonzero(bad)[0])
-        value, others = values[first].item(), self._num_nonfinite(tensor) - 1
+        first = int(torch.nonzero(bad(values))[0])
+        value, others = values[first].item(), count(bad, self._inputs.open(tensor), self.job.numel) - 1
         raise RunError(
             f"tensor '{tensor.tensor}' of '{self._inputs.label(tensor)}' has the value {value} at element "
             f"{start + first:,}" + f", and {others:,} more that are no finite numbers" * (others > 0),
             hint="repair the model, or let it through with --allow-nonfinite",
         )
-
-    def _num_nonfinite(self, tensor: Input) -> int:
-        """How many values of an input are NaN or Inf; for a message, with room of its own."""
-        source = self._inputs.open(tensor)
-        row, scratch = torch.empty(min(self._tile, max(self.job.numel, 1))), Scratch()
-        count = 0
-        for first, last in cut([(0, self.job.numel)], len(row)):
-            part = row[: last - first]
-            source.read(first, last, part, scratch)
-            count += int((~torch.isfinite(part)).sum())
-        return count
 
     def _refuse_output(
         self, start: int, stop: int, values: Float32[Tensor, " n"], dtype: torch.dtype, buffers: Buffers
@@ -399,16 +391,3 @@ class TensorRun:
             f"{start:,}, which {name} cannot hold (it ends at {torch.finfo(dtype).max:g})",
             hint=hint,
         )
-
-
-def _all_finite(values: Tensor) -> bool:
-    """Whether no value is NaN or Inf, for the price of a sum: one such value makes it NaN or Inf as well."""
-    return math.isfinite(values.sum().item()) or bool(torch.isfinite(values).all())
-
-
-def _fit(values: Tensor, rounded: Tensor) -> bool:
-    """Whether values are still finite in the dtype they were rounded to."""
-    if rounded.element_size() > 1:
-        return _all_finite(rounded)
-    # Types of one byte have no sums, and some of them turn what is too large into their largest number.
-    return not values.numel() or bool(values.abs().max() <= torch.finfo(rounded.dtype).max)

@@ -12,13 +12,15 @@ from meldkit.plan.pieces import Model, at
 from meldkit.recipe import ModelRef, Recipe, Slice, Source
 from meldkit.vocab import GENERATION, missing_tokens, read_templates
 
+#: One entry for each layer.
+_PER_LAYER = "layer_types"
 #: What decides, besides weights, what a model computes: models of one base agree in it. Sizes that shapes of
 #: tensors show are not among them, nor what fine-tunes change as they like, such as the longest text.
 _COMPUTED = (
     *("num_attention_heads", "num_key_value_heads", "head_dim"),
     *("hidden_act", "hidden_activation", "activation_function"),
     *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),
-    *("rope_theta", "rope_scaling", "partial_rotary_factor", "rotary_pct", "sliding_window", "layer_types"),
+    *("rope_theta", "rope_scaling", "partial_rotary_factor", "rotary_pct", "sliding_window", _PER_LAYER),
     *("num_experts_per_tok", "norm_topk_prob", "routed_scaling_factor", "scoring_func", "topk_method"),
     *("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "clip_qkv"),
     *("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling", "logit_scale"),
@@ -147,13 +149,17 @@ def differences(model: Model, donor: Model) -> list[tuple[str, str]]:
         none_is_a_value = key in _OPTIONAL and key in own and key in given
         if left == right or ((left is None or right is None) and not none_is_a_value):
             continue
-        if isinstance(left, list) and isinstance(right, list):
+        if key == _PER_LAYER:
             # The layers of slices may be any; with equally many, each has its counterpart.
-            if len(cast("list[object]", left)) == len(cast("list[object]", right)):
+            if _num_entries(left) == _num_entries(right):
                 result.append((f"other {key}", "its own"))
             continue
         result.append((_shown(key, left), _shown(key, right)))
     return result
+
+
+def _num_entries(value: object) -> int:
+    return len(cast("list[object]", value)) if isinstance(value, list) else 0
 
 
 def _shown(key: str, value: object) -> str:

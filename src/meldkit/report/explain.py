@@ -13,8 +13,9 @@ from meldkit.plan import Decision, Decisions, Plan, decisions, why_copied
 from meldkit.recipe import filter_matches
 from meldkit.report.groups import Group, group_tensors
 
-#: Names that an error about a pattern without a match suggests.
+#: How many names an error about a pattern without a match suggests, and how like it whole names must be.
 _SUGGESTED = 3
+_LIKE = 0.8
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
@@ -158,20 +159,20 @@ def _chosen(plan: Plan, pattern: str | None) -> Sequence[int]:
 
 
 def _near(pattern: str, names: Iterable[str]) -> str:
-    """A hint: names, and parts of names, that look like the pattern; numbers of layers are not compared."""
-    families = {_NUMBER.sub("*", name): name for name in names}
+    """A hint: names, or parts of names, that look like the pattern; numbers of layers are not compared."""
+    families = dict.fromkeys(_NUMBER.sub("*", name) for name in names)
     parts = dict.fromkeys(part for family in families for part in family.split(".") if part != "*")
     wanted = pattern.removeprefix("re:").removeprefix("glob:").strip("^$*")
-    numbers = _NUMBER.findall(wanted)
-    near = difflib.get_close_matches(_NUMBER.sub("*", wanted), [*families, *parts], _SUGGESTED)
-    if not near:
-        *some, last = [f"'{family}'" for family in list(families)[:_SUGGESTED]]
-        return f"names are like {', '.join(some)} and {last}" if some else f"the only name is {last}"
-    for index, name in enumerate(near):
-        for number in numbers if name in families else ():
-            name = name.replace("*", number, 1)
-        near[index] = f"'{name}'"
-    return f"did you mean {' or '.join(near)}?"
+    near = difflib.get_close_matches(_NUMBER.sub("*", wanted), families, _SUGGESTED, _LIKE)
+    for number in _NUMBER.findall(wanted):
+        near = [name.replace("*", number, 1) for name in near]
+    for part in () if near else wanted.split("."):
+        if part not in parts:
+            near += difflib.get_close_matches(part, parts, _SUGGESTED)
+    if near:
+        return "did you mean " + " or ".join(f"'{name}'" for name in near) + "?"
+    *some, last = [f"'{family}'" for family in list(families)[:_SUGGESTED]]
+    return f"names are like {', '.join(some)} and {last}" if some else f"the only name is {last}"
 
 
 class _Explained:

@@ -17,13 +17,14 @@ from meldkit.errors import MeldError, NotSupportedError, RunError
 from meldkit.options import MergeOptions
 from meldkit.recipe import ModelRef
 from meldkit.report.passages import PASSAGES
+from meldkit.vocab import FILES
 
 #: Tokens that a model sees at once; the memory for its answers grows with them and its vocabulary.
 _WINDOW = 256
 #: Tokens of the beginning of each passage that are continued: as many of each, so that nothing is padded.
 _PROMPT = 16
-#: Tokens of a continuation, and the seconds after which one is cut short.
-_CONTINUATION, _SECONDS = 64, 60.0
+#: Tokens of a continuation at most.
+_CONTINUATION = 64
 #: Words in a row that count as a repetition when they come again: seq-rep-4 of arXiv:1908.04319.
 _GRAM = 4
 _GENERATORS = ("ForCausalLM", "LMHeadModel")
@@ -113,6 +114,8 @@ def read(folder: Path, device: str, *, trust_remote_code: bool = False) -> Readi
 
     checkpoint = open_model(ModelRef(str(folder)))
     kind = kind_of(checkpoint.config)
+    if not any(path.name.startswith(FILES) for path in folder.iterdir()):
+        raise NotSupportedError("it has no tokenizer")
     dtype = _dtype(checkpoint, device)
     try:
         with _silence(), torch.inference_mode():
@@ -271,7 +274,6 @@ def _continue(model: Any, tokenizer: Any, prompts: list[list[int]]) -> list[list
         do_sample=False,
         eos_token_id=ends or None,
         pad_token_id=padding,
-        max_time=_SECONDS,
     )
     model.generation_config = settings
     written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)

@@ -90,7 +90,7 @@ class SmokeTest:
 def smoke(
     model: str | os.PathLike[str] | ModelRef,
     inputs: Sequence[str | os.PathLike[str] | ModelRef],
-    work: Path,
+    work: str | os.PathLike[str],
     options: MergeOptions | None = None,
     *,
     progress: Callable[[int, int, str], None] | None = None,
@@ -122,7 +122,7 @@ def smoke(
         if progress is not None:
             progress(place, len(refs), labels[place])
         try:
-            with as_folder(refs[place], work, settings) as folder:
+            with as_folder(refs[place], Path(work), settings) as folder:
                 return read(folder, device, trust_remote_code=options.trust_remote_code)
         except InputError:
             raise

@@ -207,8 +207,8 @@ def write_generation_settings(
     if settings is not None and output is not None:
         settings = output.translated(settings, {**output.settings, **output.generation})
         text: object = config.get("text_config")
-        sections = (cast("Mapping[str, Any]", text) if isinstance(text, dict) else {}, config)
-        size = next((section[_NUM_TOKENS] for section in sections if _NUM_TOKENS in section), None)
+        inner: Mapping[str, Any] = cast("dict[str, Any]", text) if isinstance(text, dict) else {}
+        size: object = inner.get(_NUM_TOKENS, config.get(_NUM_TOKENS))
         if type(size) is int:
             settings = _resized(settings, (), size)
     if ends:

@@ -319,7 +319,7 @@ class _Laying:
         if not all(type(i) is int and 0 <= i < rows for i in places):
             raise CheckpointError(
                 f"adapter {self._folder}: trainable_token_indices of adapter_config.json gives "
-                f"{shown(module)} {shown(indices)}, "
+                f"{shown(module)} {shown(cast('object', indices))}, "
                 f"which are not rows of {shown(name)} with its {rows}"
             )
         wanted = (len(places), *self.weights[name].shape[1:])

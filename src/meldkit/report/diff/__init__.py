@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from meldkit.api import Status
 from meldkit.checkpoint import Checkpoint, OpenFiles, TensorInfo, open_files, open_model
@@ -216,8 +216,8 @@ def _model(
         dtypes[info.dtype] += info.numel
     encoded = [info for info in checkpoint.values() if info.encoding is not None]
     small = [info for info in encoded if info.floating and info.nbytes < _QUANTISED * info.numel]
-    stated: Any = checkpoint.config.get("architectures")
-    known = [str(stated[0])] if isinstance(stated, list) and stated else []
+    stated = checkpoint.config.get("architectures")
+    known = [str(name) for name in cast("list[object]", stated)] if isinstance(stated, list) else []
     return ComparedModel(
         name=name,
         label=checkpoint.label,

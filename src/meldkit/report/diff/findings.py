@@ -39,7 +39,7 @@ class _Context:
     pairs: Sequence[Pair]
 
     def _name(self, model: int) -> str:
-        return self.models[model].name
+        return "the base" if model == self.base else self.models[model].name
 
     def _names(self, pair: Pair) -> str:
         return f"{self._name(pair.first)} and {self._name(pair.second)}"
@@ -83,10 +83,8 @@ class _Context:
                 text = f"{who} {verb} identical" + " to the base" * based
                 advice = "merging them changes nothing; leave one out"
             case Relation.ROUNDED:
-                text = (
-                    f"{who} {verb} {'the base' if based else 'one model'} in a type of another precision: "
-                    "the numbers differ by rounding only"
-                )
+                text = f"{who} {verb} the base in" if based else f"{who} are one model in"
+                text += " types of different precision: the numbers differ by rounding only"
                 advice = "merging them changes nothing; keep the more precise one"
             case Relation.CLOSE:
                 kind = "fine-tunes of" if many else "a fine-tune of"
@@ -94,10 +92,8 @@ class _Context:
                 text = f"{who} {made}: {change} change, cosine {cosine}"
                 advice = self._advice_for_close(pairs)
             case Relation.DISTANT:
-                text = (
-                    f"{who} {'have' if many else 'has'} gone far from {'the base' if based else 'each other'}: "
-                    f"{change} change, cosine of matrices {of_matrices}"
-                )
+                has, whom = "have" if many else "has", "the base" if based else "each other"
+                text = f"{who} {has} gone far from {whom}: {change} change, cosine of matrices {of_matrices}"
                 advice = (
                     "an even mix is likely to be worse than either; try small weights, and look whether "
                     + ("another base is theirs" if based else "a common base can be named with --base")
@@ -124,7 +120,7 @@ class _Context:
     def _advice_for_close(self, pairs: Sequence[Pair]) -> str:
         gains = [_slerp_gain(pair.total.cosine) for pair in pairs]
         largest = max((gain for gain in gains if gain is not None), default=None)
-        if largest is None:
+        if largest is None or not all(map(_equal_norms, pairs)):
             return ""
         if largest < limit("slerp"):
             return (
@@ -143,15 +139,15 @@ class _Context:
                 yield Finding(
                     "nonfinite",
                     (index,),
-                    f"{count:,} values of {model.name} are NaN or Inf, the first in {bad[0].name}",
+                    f"{model.name} has {counted(count, 'value')} of NaN or Inf, the first in {bad[0].name}",
                     "repair the model; a merge refuses them unless --allow-nonfinite is given",
                     warning=True,
                 )
         for pair in self.pairs:
             if not _merges(pair):
                 continue
-            ratio = pair.total.norm_second / pair.total.norm_first if pair.total.norm_first else math.inf
-            if abs(math.log(ratio)) > math.log1p(limit("norm")) if 0 < ratio < math.inf else True:
+            if not _equal_norms(pair):
+                ratio = pair.total.norm_second / (pair.total.norm_first or math.inf)
                 yield Finding(
                     "norms",
                     pair.key,
@@ -179,39 +175,49 @@ class _Context:
                     "square)",
                     "DARE may drop too much of them; keep 'density' at 0.5 or more, or use ties",
                 )
+        found: dict[str, list[Pair]] = {}
         for pair in self.pairs:
             task = pair.total.task
             if task is None or task.cosine is None or task.sign_conflict is None:
                 continue
-            conflict = (
-                f"they differ in {share(task.sign_conflict)} of the signs, cosine {number(task.cosine)}"
-            )
-            who = f"the task vectors of {self._names(pair)}"
             if task.cosine >= limit("aligned"):
-                yield Finding(
-                    "aligned",
-                    pair.key,
-                    f"{who} are largely the same change: {conflict}",
-                    "average them (linear, or task_arithmetic with weights that add up to 1); their sum goes "
-                    "too far",
-                )
+                found.setdefault("aligned", []).append(pair)
             elif task.cosine <= limit("opposed"):
-                yield Finding(
-                    "opposed",
-                    pair.key,
-                    f"{who} undo each other in part: {conflict}",
-                    "ties keeps what the stronger one says; an average loses both",
-                    warning=True,
-                )
+                found.setdefault("opposed", []).append(pair)
             elif task.sign_conflict >= limit("conflict"):
-                yield Finding(
-                    "conflict",
-                    pair.key,
-                    f"{who} conflict in {share(task.sign_conflict)} of the signs, cosine "
-                    f"{number(task.cosine)}, and share {share(task.top_overlap or 0.0)} of their largest "
-                    "changes",
-                    "as independent changes do: ties will trim much, task_arithmetic adds them side by side",
-                )
+                found.setdefault("conflict", []).append(pair)
+        yield from (self._task(kind, pairs) for kind, pairs in found.items())
+
+    def _task(self, kind: str, pairs: Sequence[Pair]) -> Finding:
+        models = tuple(dict.fromkeys(model for pair in pairs for model in pair.key))
+        tasks = [pair.total.task for pair in pairs if pair.total.task is not None]
+        who = f"the task vectors of {listed([self._names(pair) for pair in pairs], ', ')}"
+        signs = _span([task.sign_conflict for task in tasks], share)
+        cosine = _span([task.cosine for task in tasks], number)
+        if kind == "aligned":
+            return Finding(
+                kind,
+                models,
+                f"{who} are largely the same change: they differ in {signs} of the signs, cosine {cosine}",
+                "average them (linear, or task_arithmetic with weights that add up to 1); their sum goes "
+                "too far",
+            )
+        if kind == "opposed":
+            return Finding(
+                kind,
+                models,
+                f"{who} undo each other in part: they differ in {signs} of the signs, cosine {cosine}",
+                "ties keeps what the stronger one says; an average loses both",
+                warning=True,
+            )
+        common = _span([task.top_overlap for task in tasks], share)
+        return Finding(
+            kind,
+            models,
+            f"{who} conflict in {signs} of the signs, cosine {cosine}, and share {common} of their largest "
+            "changes",
+            "as independent changes do: ties will trim much, task_arithmetic adds them side by side",
+        )
 
     # --- what kind of change it is
 
@@ -238,12 +244,12 @@ class _Context:
     def _partial(self, pair: Pair) -> Finding:
         differing = [t for t in self.tensors if pair.key in t.pairs and not t.pairs[pair.key].equal]
         roles = Counter(t.role for t in differing)
-        found = ", ".join(f"{n:,} of role {role}" for role, n in roles.most_common(4))
+        found = ", ".join(f"{role} ({n:,})" for role, n in roles.most_common(4))
         return Finding(
             "partial",
             pair.key,
             f"{pair.num_equal:,} of {pair.num_tensors:,} tensors of {self._names(pair)} are equal; "
-            f"those that differ: {found}",
+            f"those that differ are {found}",
         )
 
     def _low_rank(self, pair: Pair) -> Finding | None:
@@ -310,6 +316,11 @@ def _merges(pair: Pair) -> bool:
     return pair.relation in (Relation.CLOSE, Relation.DISTANT)
 
 
+def _equal_norms(pair: Pair) -> bool:
+    small, large = sorted((pair.total.norm_first, pair.total.norm_second))
+    return large <= small * (1 + limit("norm"))
+
+
 def counted(number_of: int, noun: str) -> str:
     """Such as "1 tensor" or "1,234 tensors"."""
     return f"{number_of:,} {noun}{'s' * (number_of != 1)}"
@@ -336,7 +347,7 @@ def share(value: float) -> str:
         return f"{percent:.0f} %"
     if percent >= 0.01:
         return f"{percent:#.2g} %"
-    return f"{percent:.1g} %" if percent else "0 %"
+    return "<0.01 %" if percent else "0 %"
 
 
 def number(value: float) -> str:

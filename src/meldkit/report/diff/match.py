@@ -137,12 +137,11 @@ def _rows_by_token(
     tokenizers = _tokenizers(models, notes)
     if not all(tables) or tokenizers is None or not any(compare(tokenizers[0], t) for t in tokenizers[1:]):
         return None
-    shared = set.intersection(
-        *(
-            {token for token, number in t.tokens.items() if number < min(x.rows for x in own.values())}
-            for t, own in zip(tokenizers, tables, strict=True)
-        )
-    )
+    usable = [
+        {token for token, number in t.tokens.items() if number < min(x.rows for x in own.values())}
+        for t, own in zip(tokenizers, tables, strict=True)
+    ]
+    shared = usable[0].intersection(*usable[1:])
     # Adding tokens moves none of those that were there; their numbers tell the same story as their names.
     if all(t.tokens[token] == tokenizers[0].tokens[token] for t in tokenizers[1:] for token in shared):
         sizes = {len(t.tokens) for t in tokenizers}

@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 
 #: Elements of a tile, over which sums are formed before they are added exactly. A tile of two models stays
 #: in a core's own cache, and the time of a call is little beside that of its work.
-GRAIN = 1 << 18
+GRAIN = 1 << 17
 #: Elements that a worker takes at once.
-SPAN = 8 * GRAIN
+SPAN = 16 * GRAIN
+#: The largest float32. Looking it up would load torch, which this file's readers may not need.
+_MOST = (2 - 2.0**-23) * 2.0**127
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,10 @@ class Group:
 
     def num_passes(self, *, spectral: bool) -> int:
         """How often it is read, in the usual case."""
-        tasks = self.based and len(self.models) > 2
-        return 1 + (tasks + 2 * (spectral and len(self.shape) == 2 and self.models[0] == 0)) * self.floating
+        if not self.floating:
+            return 1
+        sketched = spectral and len(self.shape) == 2 and 0 in self.models
+        return 1 + (self.based and len(self.models) > 2) + 2 * sketched
 
     @property
     def job(self) -> TensorJob:
@@ -116,7 +120,7 @@ class Measurement:
         ranges = self._kth.ranges() if self._kth is not None else ()
         self._phase = "largest" if ranges else "sums"
         if not ranges and self._kth is not None:
-            self._least = [magnitudes[0] for magnitudes in self._kth.result]
+            self._least = [min(magnitudes[0], _MOST) for magnitudes in self._kth.result]
         self.spans = deque(cut(ranges or [(0, self.job.numel)], SPAN))
 
     def advance(self) -> bool:
@@ -175,6 +179,9 @@ class Measurement:
         if self._task_pairs:
             _task_vectors(values, changes)
             task_products = kernels.products(changes)
+            if not all(map(math.isfinite, task_products)):  # the difference of two numbers may be too large
+                changes.nan_to_num_()
+                task_products = kernels.products(changes)
             tops, conflicts = kernels.count_conflicts(changes, self._least)
         sums = _Sums(*differences, rounded, task_products, tops, conflicts, nonfinite, left_out)
         with self._lock:
@@ -308,16 +315,16 @@ def _clear_nonfinite(values: Float32[Tensor, "m n"]) -> tuple[list[int], int]:
     bad = values.isfinite().logical_not_()
     somewhere = bad.any(0)
     values.masked_fill_(somewhere, 0)
-    return bad.sum(1).tolist(), int(somewhere.sum())
+    return [int(row.sum()) for row in bad], int(somewhere.sum())
 
 
 def _task_vectors(
     values: Float32[Tensor, "m n"], changes: Float32[Tensor, "m-1 n"]
 ) -> Float32[Tensor, "m-1 n"]:
     """The changes of all rows against the first one, in float32 as merges form them."""
-    torch.sub(values[1:], values[0], out=changes)
-    if not math.isfinite(changes.sum().item()):  # the difference of two numbers may be too large
-        changes.nan_to_num_()
+    # Row by row: torch is several times slower at all of them together.
+    for row, change in zip(values[1:], changes, strict=True):
+        torch.sub(row, values[0], out=change)
     return changes
 
 

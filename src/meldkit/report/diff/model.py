@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass
-from enum import StrEnum
+from enum import Enum
 from typing import Any, TypeVar
 
 from meldkit.report.diff.difference import Difference, Spectrum, total
@@ -80,7 +80,7 @@ class TensorDifference:
         }
 
 
-class Relation(StrEnum):
+class Relation(str, Enum):
     """What two models are to each other."""
 
     #: All numbers are equal, in tensors that both have.
@@ -158,7 +158,7 @@ class Pair:
         return {
             "first": self.first,
             "second": self.second,
-            "relation": str(self.relation),
+            "relation": self.relation.value,
             "tensors": self.num_tensors,
             "equal_tensors": self.num_equal,
             "unfit": list(self.unfit),

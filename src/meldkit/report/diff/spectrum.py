@@ -15,7 +15,7 @@ With k = min(rows, columns) all singular values are found. With fewer, those fou
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -63,13 +63,13 @@ def _spectrum(one: TileSource, other: TileSource, shape: tuple[int, ...], buffer
     for change in _changes(one, other, rows, columns, buffers):
         sketch.addmm_(torch.randn(k, len(change), generator=generator), change)
         squares += kernels.products(change.view(1, -1))
-    basis = torch.linalg.qr(sketch.T).Q
+    basis = cast("Tensor", torch.linalg.qr(sketch.T).Q)
     gram = torch.zeros(k, k, dtype=torch.float64)
     for change in _changes(one, other, rows, columns, buffers):
         inside = (change @ basis).double()
         gram.addmm_(inside.T, inside)
-    energies = torch.linalg.eigvalsh(gram).flip(0).clamp_(min=0).numpy()
-    return spectrum_from(energies, exact_sum(squares), min(rows, columns))
+    energies = cast("Tensor", torch.linalg.eigvalsh(gram)).flip(0).clamp_(min=0)
+    return spectrum_from(energies.numpy(), exact_sum(squares), min(rows, columns))
 
 
 def _changes(

@@ -28,18 +28,18 @@ THRESHOLDS = {
     "close": Threshold(
         0.9,
         "two models with at least this cosine are close: made from one another, or from one base",
-        "measured: all-MiniLM-L6-v2 and a fine-tune 0.99995, CHGNet 0.3.0 and its r2SCAN fine-tune 0.993",
+        "measured: all-MiniLM-L6-v2 and a fine-tune 0.99995, CHGNet 0.3.0 and its r2SCAN fine-tune 0.982",
     ),
     "related": Threshold(
         0.2,
         "two models with a smaller cosine have nothing in common",
         "independent weights have a cosine of about 1/√n, below 0.01 from 10,000 elements on; measured: "
-        "CHGNet 0.2.0 and 0.3.0, trained apart, −0.009",
+        "CHGNet 0.2.0 and 0.3.0, trained apart, -0.001",
     ),
     "fitting": Threshold(
         0.5,
         "models that share less than this part of the smaller one's parameters are of different kinds",
-        "the same share as for merging, see `meldkit plan`",
+        "the share from which on a merge refuses a model that lacks tensors",
     ),
     "slerp": Threshold(
         0.01,
@@ -49,7 +49,8 @@ THRESHOLDS = {
     "conflict": Threshold(
         0.4,
         "task vectors whose signs differ in this share of the elements that both changed conflict much",
-        "independent ones have 0.5; TIES (Yadav et al. 2023) elects signs for that reason",
+        "independent ones have 0.5; TIES (Yadav et al. 2023) elects signs because of them; measured: 0.49 "
+        "for two adapters of SmolLM2 for different skills",
     ),
     "aligned": Threshold(
         0.5,
@@ -65,23 +66,24 @@ THRESHOLDS = {
     "dropped": Threshold(
         0.002,
         "changes of more than this on average are too large for DARE to drop most of them",
-        "DARE (Yu et al. 2024): changes of supervised fine-tuning are typically within 0.002",
+        "DARE (Yu et al. 2024): changes of supervised fine-tuning are typically within 0.002; measured: "
+        "0.0006 for all-MiniLM-L6-v2's fine-tune, 0.0013 for rank-8 adapters of SmolLM2",
     ),
     "norm": Threshold(
         0.1,
         "norms that differ by more than this part do not belong together",
-        "measured: 0.0000 for MiniLM, 0.005 for CHGNet and its fine-tune",
+        "measured: 0.00002 for all-MiniLM-L6-v2 and its fine-tune, 0.018 for CHGNet 0.3.0 and its own",
     ),
     "low_rank": Threshold(
         0.125,
         "a change is of low rank if 90 % of its energy lies in less than this share of the directions",
-        "LoRA (Hu et al. 2021) has rank 4 to 64 where matrices have 576 and more; trained in full, "
-        "all-MiniLM's fine-tune needs about a third",
+        "measured: at most 0.03 for rank-8 adapters of SmolLM2; 0.29 in the median, and less than 0.125 in "
+        "one of 39 matrices, for all-MiniLM-L6-v2's fine-tune, which was trained in full",
     ),
     "low_rank_matrices": Threshold(
         0.9,
         "a model is a low-rank change if this share of the matrices that differ are",
-        "an adapter changes every matrix so; the rest is for rounding",
+        "an adapter (LoRA, Hu et al. 2021) changes all matrices so; the rest is for rounding",
     ),
 }
 
