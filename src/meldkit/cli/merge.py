@@ -91,6 +91,8 @@ def command(recipe: Path, out: Path, smoke: bool, as_json: bool, html: Path | No
             announce(chosen, options, smoke=smoke)
         with show_progress(enabled=loud) as progress:
             result = merge(chosen, out, options, progress=progress)
+    # The models of a smoke test take more.
+    peak = peak_memory()
     if loud:
         warn_of_values(result)
         if not as_json:
@@ -99,11 +101,11 @@ def command(recipe: Path, out: Path, smoke: bool, as_json: bool, html: Path | No
     if test is not None and loud:
         smoke_command.report(test, table_to_stderr=as_json)
     if as_json:
-        click.echo(json.dumps(data(result, test), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(data(result, peak, test), indent=2, ensure_ascii=False))
     if html is not None:
         from meldkit.report.html import merge_page, write_html
 
-        write_html(html, merge_page(result, peak_memory(), test))
+        write_html(html, merge_page(result, peak, test))
 
 
 def test_merge(result: MergeResult, options: MergeOptions) -> SmokeTest:
@@ -193,7 +195,7 @@ def checked(verification: Verification) -> str:
     return f"checked: {', '.join(parts)}"
 
 
-def data(result: MergeResult, test: SmokeTest | None) -> dict[str, Any]:
+def data(result: MergeResult, peak: int, test: SmokeTest | None) -> dict[str, Any]:
     """The result as JSON has it."""
     plan = result.plan
     return {
@@ -201,7 +203,7 @@ def data(result: MergeResult, test: SmokeTest | None) -> dict[str, Any]:
         "seconds": result.seconds,
         "bytes_read": result.bytes_read,
         "bytes_written": result.bytes_written,
-        "peak_memory": peak_memory(),
+        "peak_memory": peak,
         "tensors": len(plan.jobs),
         "tensors_resumed": result.num_resumed,
         "work_discarded": result.discarded,

@@ -137,7 +137,20 @@ def heat_map(
         words = f"{words} Colours reach from {shades.low:.{digits}g} to {shades.high:.{digits}g}.".strip()
     layout = {
         "margin": {"l": 8, "r": 8, "t": 44, "b": 44},
-        "xaxis": _layer_axis(grid) | {"showgrid": False},
+        "xaxis": _layer_axis(grid) | {"showgrid": False, "title": {"text": ""}, "automargin": False},
+        # On a narrow screen the axis would put its title among its numbers.
+        "annotations": [
+            {
+                "text": "layer",
+                "showarrow": False,
+                "x": 0.5,
+                "xref": "paper",
+                "y": 0,
+                "yref": "paper",
+                "yanchor": "top",
+                "yshift": -20,
+            }
+        ],
         "yaxis": {
             "autorange": "reversed",
             "automargin": True,

@@ -12,7 +12,7 @@ from meldkit.plan import Plan
 from meldkit.report.html.figures import Curve, bars, curves
 from meldkit.report.html.grid import Grid, grids_of
 from meldkit.report.html.page import Block, Cards, Cell, Code, Figure, Items, Page, Section, Table
-from meldkit.report.html.values import value_blocks
+from meldkit.report.html.values import short_names, value_blocks
 from meldkit.report.plan import PlanSummary, Treatment
 
 #: Notes of a page; a model of thousands of tensors can earn as many of one kind.
@@ -128,6 +128,7 @@ def _origins(plan: Plan, grids: list[Grid]) -> list[Figure]:
         return []
     used = {tensor.checkpoint for job in plan.jobs for tensor in job.inputs}
     layouts = {index: infer_layout(plan.checkpoints[index], plan.checkpoints[index].config) for index in used}
+    short = short_names([checkpoint.label for checkpoint in plan.checkpoints])
     figures: list[Figure] = []
     for grid in grids:
         found: dict[int, list[float]] = {}
@@ -140,8 +141,7 @@ def _origins(plan: Plan, grids: list[Grid]) -> list[Figure]:
         if all(own == list(grid.layers) for own in found.values()):
             continue
         lines = [
-            Curve(plan.checkpoints[index].label, np.array(found[index]), group)
-            for group, index in enumerate(sorted(found))
+            Curve(short[index], np.array(found[index]), group) for group, index in enumerate(sorted(found))
         ]
         words = "The layer of each model that every layer of the output is made from."
         title = f"Where the layers of {grid.prefix}* come from"

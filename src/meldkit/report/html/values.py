@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -24,7 +25,7 @@ class Series:
 
     Attributes:
         parameter: its name.
-        model: label of the model; "" for what is one value for the whole tensor.
+        model: short name of the model; "" for what is one value for the whole tensor.
         numbers: by position of the job.
         words: how many tensors have which value that is no number.
     """
@@ -61,11 +62,12 @@ class Series:
 def series(plan: Plan) -> list[Series]:
     """Every parameter of the method, in its order, for each model in the order of the recipe."""
     found: dict[str, dict[str, Series]] = {p.name: {} for p in plan.method.parameters if not p.of_recipe}
+    short = short_names([checkpoint.label for checkpoint in plan.checkpoints])
     labels: dict[tuple[int, ...], list[str]] = {}
     for position, job in enumerate(plan.jobs):
         models = tuple(tensor.checkpoint for tensor in job.inputs)
         if models not in labels:
-            labels[models] = _labels([plan.checkpoints[model].label for model in models])
+            labels[models] = _labels([short[model] for model in models])
         for name, value in job.values.items():
             if name not in found:
                 continue
@@ -73,6 +75,12 @@ def series(plan: Plan) -> list[Series]:
             for label, single in several:
                 found[name].setdefault(label, Series(name, label)).add(position, single)
     return [one for own in found.values() for one in own.values() if one.numbers or one.words]
+
+
+def short_names(labels: Sequence[str]) -> list[str]:
+    """Labels of models without the folders that they lie in, where that leaves them different."""
+    short = ["+".join(Path(part).name or part for part in label.split("+")) for label in labels]
+    return short if len(set(short)) == len(set(labels)) else list(labels)
 
 
 def _labels(models: Sequence[str]) -> list[str]:
