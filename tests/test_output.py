@@ -342,7 +342,7 @@ def test_card_says_what_was_merged_from_what(monkeypatch: pytest.MonkeyPatch) ->
 def test_card_names_hub_models(monkeypatch: pytest.MonkeyPatch) -> None:
     import meldkit.checkpoint.models as hub
 
-    monkeypatch.setattr(hub, "download", lambda repo, *_: Path(repo.split("/")[1]).absolute())
+    monkeypatch.setattr(hub._Search, "_from_hub", lambda _, repo, *__: Path(repo.split("/")[1]).absolute())
     merge({**LINEAR, "models": [{"model": "org/a@main"}, {"model": "org/b"}, {"model": "org/a"}]}, "out")
     assert card("out")[0]["base_model"] == ["org/a", "org/b"]
 

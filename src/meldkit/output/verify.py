@@ -8,7 +8,7 @@ from __future__ import annotations
 import filecmp
 from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -67,7 +67,7 @@ def verify(
             if config != plan.config:
                 raise RunError(f"{folder / 'config.json'} is not what was written")
             num_facts = check_fit(plan, config, {name: info.shape for name, info in found.items()})
-            rows = embedding_rows(plan.checkpoints[plan.donor])
+            rows = embedding_rows(replace(plan.checkpoints[plan.donor], tensors=found, config=config))
             num_tokens = _tokenizer(folder, plan, rows)
             num_ids = _ids(folder, plan, rows)
     return Verification(
