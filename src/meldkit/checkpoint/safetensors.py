@@ -8,7 +8,9 @@ Source: https://huggingface.co/docs/safetensors (format section).
 from __future__ import annotations
 
 import hashlib
+import re
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +24,8 @@ MAX_HEADER_BYTES = 100_000_000
 _LENGTH_BYTES = 8
 #: Sizes and offsets from here on do not fit where they are used.
 _TOO_LARGE = 2**63
+#: Half of a pair, which JSON can spell and no text has.
+_HALF = re.compile("[\ud800-\udfff]")
 _DOWNLOAD_HINT = "download the file again, or check how it was written"
 
 
@@ -57,6 +61,7 @@ def read_header(path: Path) -> Header:
         ) from e
     entries = parse_mapping(f"the header of {path}", raw, _DOWNLOAD_HINT, unique=True)
     metadata = _metadata(path, entries.pop("__metadata__", None))
+    _check_names(path, entries)
     start = _LENGTH_BYTES + length
     infos = sorted(
         (_tensor(path, name, entry, start) for name, entry in entries.items()),
@@ -72,6 +77,14 @@ def read_header(path: Path) -> Header:
 
 def _bad(path: Path, what: str, hint: str = _DOWNLOAD_HINT) -> CheckpointError:
     return CheckpointError(f"{path} {what}", hint=hint)
+
+
+def _check_names(path: Path, names: Iterable[str]) -> None:
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError as e:
+        name = next(name for name in names if _HALF.search(name))
+        raise _bad(path, f"names a tensor {shown(name)}, which is not Unicode text") from e
 
 
 def _metadata(path: Path, value: object) -> dict[str, str]:
@@ -90,15 +103,13 @@ def _sizes(value: object) -> list[int] | None:
     """A list of integers from 0 to below 2**63, or None if it is anything else."""
     if not isinstance(value, list):
         return None
-    sizes = [n for n in cast("list[object]", value) if type(n) is int and 0 <= n < _TOO_LARGE]
-    return sizes if len(sizes) == len(cast("list[object]", value)) else None
+    for n in cast("list[object]", value):
+        if type(n) is not int or not 0 <= n < _TOO_LARGE:
+            return None
+    return cast("list[int]", value)
 
 
 def _tensor(path: Path, name: str, entry: object, start: int) -> TensorInfo:
-    try:
-        name.encode()
-    except UnicodeEncodeError as e:
-        raise _bad(path, f"names a tensor {shown(name)}, which is not Unicode text") from e
     if not isinstance(entry, dict):
         raise _bad(path, f"describes tensor {shown(name)} by something that is not a mapping")
     fields = cast("dict[str, Any]", entry)

@@ -66,10 +66,12 @@ class Place:
     @property
     def role(self) -> str:
         """embedding, lm_head, norm, attention, mlp, expert, router, vision, or other."""
-        for role, pattern in _ROLES:
-            if pattern.search(self.leaf):
-                return role
-        return "other"
+        return _role(self.leaf)
+
+
+@lru_cache(maxsize=4096)  # Every layer has the same leaves.
+def _role(leaf: str) -> str:
+    return next((role for role, pattern in _ROLES if pattern.search(leaf)), "other")
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,11 +225,10 @@ def _draft(
     ) -> TensorJob:
         return TensorJob(slot.name, dtype, reference.shape, method, values, inputs, base, -1, -1)
 
-    copy = job(None, {}, (slot.reference,), None)
     if not reference.floating:
         if len({i.checkpoint for i in (*inputs, slot.reference)}) > 1:
             notes.append(f"{slot.name}: {reference.dtype}, copied from '{labels[slot.reference.checkpoint]}'")
-        return copy
+        return job(None, {}, (slot.reference,), None)
     if slot.place.role == "lm_head":
         notes += [
             f"{slot.name}: that of '{labels[i.checkpoint]}' is its embedding, to which it is tied"
@@ -239,7 +238,7 @@ def _draft(
     if slot.missing:
         absent = ", ".join(f"'{ref}'" for ref in dict.fromkeys(slot.missing))
         notes.append(f"{slot.name}: copied from '{labels[slot.reference.checkpoint]}'; missing in {absent}")
-        return copy
+        return job(None, {}, (slot.reference,), None)
     values = values_of(slot)
     if method.copies(values) or reference.numel == 0:
         return job(None, {}, inputs[:1], None)

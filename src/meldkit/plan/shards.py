@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from meldkit.checkpoint import DTYPES
 from meldkit.plan.model import OutputFile, TensorJob
@@ -24,10 +23,12 @@ def lay_out_jobs(
     stored = [part for draft in drafts for part in draft.stored]
     files, positions = lay_out([(p.name, p.dtype, p.shape, p.nbytes) for p in stored], shard_size, parts)
 
-    def placed(draft: TensorJob) -> TensorJob:
-        file, offset = positions[draft.name]
-        scales = None if draft.scales is None else placed(draft.scales)
-        return replace(draft, file=file, offset=offset, scales=scales)
+    def placed(d: TensorJob) -> TensorJob:
+        scales = None if d.scales is None else placed(d.scales)
+        # Not `replace`, which takes twice as long.
+        return TensorJob(
+            d.name, d.dtype, d.shape, d.method, d.values, d.inputs, d.base, *positions[d.name], scales
+        )
 
     return tuple(map(placed, drafts)), files
 

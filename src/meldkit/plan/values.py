@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from types import UnionType
 
 from meldkit.errors import RecipeError, did_you_mean, nearest
 from meldkit.methods import METHODS, Method, Parameter, Value, Values
@@ -45,9 +46,10 @@ class SharedValues:
         self._method = method
         self._labels = labels
         self._recipe = recipe
-        #: By scopes and sources: a tensor's values, and which of them may be others for another tensor.
-        self._first: dict[tuple[int, ...], tuple[Slot, Values, list[Parameter]]] = {}
-        self._shared: dict[tuple[tuple[int, ...], str], Values] = {}
+        #: By scopes and sources: a tensor's values, and which of them may be others for another tensor: of
+        #: another depth, or of any other.
+        self._first: dict[tuple[int, ...], tuple[Slot, Values, list[Parameter], bool]] = {}
+        self._shared: dict[tuple[tuple[int, ...], float | str], Values] = {}
 
     def __call__(self, slot: Slot) -> Values:
         """The values for one output tensor.
@@ -59,12 +61,16 @@ class SharedValues:
         key = (id(slot.scopes), *(id(entry.source) for entry in slot.entries))
         if key not in self._first:
             values = self._checked(slot, {p.name: self._value(p, slot) for p in self._method.parameters})
-            self._first[key] = slot, values, [p for p in self._method.parameters if _varies(p.name, slot)]
-        _, values, varying = self._first[key]
+            varying = [p for p in self._method.parameters if _varies(p.name, slot, Filtered | Gradient)]
+            by_name = any(_varies(p.name, slot, Filtered) for p in varying)
+            self._first[key] = slot, values, varying, by_name
+        _, values, varying, by_name = self._first[key]
         if not varying:
             return values
+        if not by_name and (key, slot.t) in self._shared:
+            return self._shared[key, slot.t]
         own = {parameter.name: self._value(parameter, slot) for parameter in varying}
-        shared = (key, repr(own))
+        shared = (key, repr(own) if by_name else slot.t)
         if shared not in self._shared:
             self._shared[shared] = self._checked(slot, {**values, **own})
         return self._shared[shared]
@@ -84,10 +90,10 @@ class SharedValues:
         return values
 
 
-def _varies(name: str, slot: Slot) -> bool:
-    """Whether a parameter depends on a tensor's name or depth in one of the places where it may stand."""
+def _varies(name: str, slot: Slot, kinds: type | UnionType) -> bool:
+    """Whether a parameter's value is of one of these kinds in one of the places where it may stand."""
     places = (*(entry.source.parameters for entry in slot.entries), *(p for _, p in slot.scopes))
-    return any(name in place and isinstance(place[name].value, Filtered | Gradient) for place in places)
+    return any(name in place and isinstance(place[name].value, kinds) for place in places)
 
 
 def _method_line(recipe: Recipe) -> str:
