@@ -152,6 +152,7 @@ def merge(
     folder = OutputFolder(Path(out), chosen, overwrite=options.overwrite)
     try:
         with open_files() as files:
+            files.read_ahead(dict.fromkeys(path for c in chosen.checkpoints for path in c.files()))
             _run(chosen, folder, files, options, progress)
             bytes_read = files.bytes_read
         write_side_files(

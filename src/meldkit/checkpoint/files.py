@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock, Thread
 
 import numpy as np
 
 from meldkit import kernels
 from meldkit.errors import CheckpointError, RunError
 from meldkit.shapes import Float32, Tensor
+
+#: Bytes that the system is told of at a time, before they are asked for.
+_AHEAD = 4 * 2**20
 
 
 class OpenFiles:
@@ -25,7 +28,29 @@ class OpenFiles:
     def __init__(self) -> None:
         self._descriptors: dict[Path, int] = {}
         self._lock = Lock()
+        self._begun = Event()
+        self._ahead: Thread | None = None
         self.bytes_read = 0
+
+    def read_ahead(self, paths: Iterable[Path]) -> None:
+        """Have the system read files, a piece of each in turn, until somebody asks for bytes of them.
+
+        Whoever calls this has something else to wait for before that, such as the import of torch.
+        """
+        if self._ahead is None and hasattr(os, "posix_fadvise"):
+            self._ahead = Thread(target=self._advise, args=(list(paths),), name="ahead", daemon=True)
+            self._ahead.start()
+
+    def _advise(self, paths: Sequence[Path]) -> None:
+        # What cannot be read is said by whoever reads it.
+        with suppress(OSError):
+            sizes = {self._descriptor(path): path.stat().st_size for path in paths}
+            for offset in range(0, max(sizes.values(), default=0), _AHEAD):
+                for fd, size in sizes.items():
+                    if self._begun.is_set():
+                        return
+                    if offset < size:
+                        os.posix_fadvise(fd, offset, _AHEAD, os.POSIX_FADV_WILLNEED)
 
     def read_into(self, path: Path, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with the bytes of `path` from `offset` on.
@@ -78,6 +103,7 @@ class OpenFiles:
                 f"{path} ends at byte {offset + done:,}, {wanted - done:,} bytes too early",
                 hint="the file changed after it was opened; make it whole and run the command again",
             )
+        self._begun.set()
         with self._lock:
             self.bytes_read += done
 
@@ -90,6 +116,9 @@ class OpenFiles:
 
     def close(self) -> None:
         """Close every descriptor."""
+        self._begun.set()
+        if self._ahead is not None:
+            self._ahead.join()
         with self._lock:
             for fd in self._descriptors.values():
                 os.close(fd)

@@ -94,6 +94,7 @@ def diff(
     matches = match(checkpoints, notes)
     groups = [list(_groups(m, based=base is not None)) for m in matches]
     with open_files() as files:
+        files.read_ahead(dict.fromkeys(path for c in checkpoints for path in c.files()))
         measured = _measure(groups, files, spectral, threads or default_threads(), progress)
         bytes_read = files.bytes_read
     tensors = tuple(_tensor(m, found, len(checkpoints)) for m, found in zip(matches, measured, strict=True))
