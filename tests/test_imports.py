@@ -117,6 +117,16 @@ def test_heavy_libraries_are_imported_where_they_are_used(path: Path) -> None:
                 assert first not in ("torch", "numpy"), f"{path}: {module}"
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_what_is_for_annotations_is_not_used_otherwise(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        used = [node.value] if isinstance(node, ast.Attribute) else []
+        used += node.args if isinstance(node, ast.Call) else []
+        for name in used:
+            wrong = isinstance(name, ast.Name) and name.id in ("Tensor", "Float32", "Float64")
+            assert not wrong, f"{path}:{name.lineno}: outside of tests it is None"
+
+
 def test_importing_the_light_rooms_loads_nothing_heavy() -> None:
     code = (
         "import sys, meldkit, meldkit.options, meldkit.errors, meldkit.recipe, meldkit.layout, meldkit.cli\n"

@@ -199,7 +199,7 @@ class _Frame:
                 + (f": it names {shown(named[1])}" if named else ""),
                 hint="write to a .safetensors file or a folder, which take the weights alone",
             ) from e
-        weights = find_weights(content, Tensor)
+        weights = find_weights(content, torch.Tensor)
         left_out: list[str] = []
         kept: list[str] = []
         content = _without_training_state(content, weights.path, left_out, kept)

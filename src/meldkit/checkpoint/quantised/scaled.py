@@ -176,11 +176,11 @@ class _ScaledTensor:
         unit = self._code.unit
         self._steps: list[tuple[_GridOver, _Operation]] = []
         if encoding.zero is not None:
-            self._steps.append((_GridOver(files, info, encoding.zero, 1 / unit), Tensor.sub_))
+            self._steps.append((_GridOver(files, info, encoding.zero, 1 / unit), torch.Tensor.sub_))
         if encoding.inverse:
-            self._steps.append((_GridOver(files, info, encoding.scale, 1 / unit), Tensor.div_))
+            self._steps.append((_GridOver(files, info, encoding.scale, 1 / unit), torch.Tensor.div_))
         else:
-            self._steps.append((_GridOver(files, info, encoding.scale, unit), Tensor.mul_))
+            self._steps.append((_GridOver(files, info, encoding.scale, unit), torch.Tensor.mul_))
 
     def read(self, start: int, stop: int, out: Float32[Tensor, " n"], scratch: Scratch) -> None:
         if start == stop:
