@@ -370,6 +370,14 @@ def test_methods(capsys: pytest.CaptureFixture[str]) -> None:
     done = command.run(capsys, "methods")
     names = [line.split()[0] for line in done.out.splitlines() if not line.startswith(" ")]
     assert names == list(METHODS)
+    listed = json.loads(command.run(capsys, "methods", "--json").out)
+    assert [method["name"] for method in listed] == list(METHODS)
+    (ties,) = json.loads(command.run(capsys, "methods", "ties", "--json").out)
+    assert ties["parameters"][0] | {"doc": ""} == {
+        "name": "weight", "doc": "", "kind": "float", "required": True, "default": None, "low": None,
+        "high": None, "choices": [], "per_model": True, "start": ties["parameters"][0]["start"],
+        "reason": ties["parameters"][0]["reason"],
+    }  # fmt: skip
     done = command.run(capsys, "methods", "ties")
     assert (
         "density: Fraction of each task vector's elements to keep. 0 to 1; default 1; model, slice or recipe."

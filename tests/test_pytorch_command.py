@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import OrderedDict
@@ -101,6 +102,14 @@ def test_safetensors_file(files: list[dict[str, Tensor]], capsys: pytest.Capture
     assert "written to out.safetensors" in done.out
     assert "safe_open('out.safetensors', 'pt')" in done.out
     assert "config.json" not in done.err
+
+
+def test_json(files: list[dict[str, Tensor]], capsys: pytest.CaptureFixture[str]) -> None:
+    done = command.run(capsys, "pytorch", "recipe.yml", "out.pt", "--json")
+    told = json.loads(done.out)
+    assert told["path"] == "out.pt"
+    assert told["tensors"] == len(expected(files))
+    assert told["verification"]["num_tensors"] == told["tensors"]
 
 
 @pytest.mark.parametrize("name", ["out.pt", "sub/out.pth", "out.ckpt", "pytorch_model.bin", "out.pth.tar"])

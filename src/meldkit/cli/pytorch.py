@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,24 @@ import click
 
 from meldkit.cli.arguments import Folder, Recipe
 from meldkit.cli.display import show_progress
-from meldkit.cli.merge import announce, interruptible, summary, warn_of_values, with_options
+from meldkit.cli.merge import (
+    announce,
+    data,
+    interruptible,
+    peak_memory,
+    summary,
+    warn_of_values,
+    with_options,
+)
 from meldkit.options import MergeOptions
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("recipe", type=Recipe())
 @click.argument("out", type=Folder())
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else there.")
 @with_options
-def command(recipe: Path, out: Path, **given: Any) -> None:
+def command(recipe: Path, out: Path, as_json: bool, **given: Any) -> None:
     """Merge weight files of any PyTorch program as RECIPE says, into the file or folder OUT.
 
     RECIPE is a YAML file, or - for standard input. Its models are .pt, .pth, .bin, .ckpt or .safetensors
@@ -38,6 +48,9 @@ def command(recipe: Path, out: Path, **given: Any) -> None:
             result = merge_raw(chosen, out, options, progress=progress, note=_note if loud else None)
     if loud:
         warn_of_values(result)
+    if as_json:
+        click.echo(json.dumps(data(result, peak_memory(), None), indent=2, ensure_ascii=False))
+    elif loud:
         summary(result, _first_steps(result.path))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+from typing import Any
 
 from meldkit.methods.base import Base, Method, Parameter
 
@@ -68,6 +70,36 @@ def minimal_recipe(method: Method) -> str:
 
 def _starts(parameters: list[Parameter], num_models: int) -> str:
     return ", ".join(f"{p.name}: {p.start_for(num_models)}" for p in parameters)
+
+
+def data(method: Method) -> dict[str, Any]:
+    """Everything a method declares about itself, as JSON has it; limits that there are not are null."""
+    return {
+        "name": method.name,
+        "summary": method.summary,
+        "documentation": inspect.getdoc(method.function) or "",
+        "paper": method.paper,
+        "speed_class": method.shape,
+        "base_model": method.base.value,
+        "num_models": list(method.num_models),
+        "parameters": [
+            {
+                "name": p.name,
+                "doc": p.doc,
+                "kind": p.kind.__name__,
+                "required": p.required,
+                "default": None if p.required else p.default,
+                "low": p.low if math.isfinite(p.low) else None,
+                "high": p.high if math.isfinite(p.high) else None,
+                "choices": list(p.choices),
+                "per_model": p.per_model,
+                "start": p.start,
+                "reason": p.reason,
+            }
+            for p in method.parameters
+        ],
+        "minimal_recipe": minimal_recipe(method),
+    }
 
 
 def explain(method: Method) -> str:
