@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from meldkit.plan.build import DEFAULT_SHARD_SIZE, build_plan
 from meldkit.plan.explain import Decision, Decisions, decisions, why_copied
-from meldkit.plan.model import Input, OutputFile, Plan, TensorJob
-from meldkit.plan.slots import Slot
+from meldkit.plan.model import OutputFile, Plan, TensorJob
+from meldkit.plan.slots import Input, Slot
 from meldkit.plan.tables import embedding_rows
 
 __all__ = [

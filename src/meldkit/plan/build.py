@@ -22,7 +22,7 @@ from meldkit.plan.checks import (
     note_range,
 )
 from meldkit.plan.fp8 import in_blocks, with_quantisation
-from meldkit.plan.model import Input, Plan, TensorJob
+from meldkit.plan.model import Plan, TensorJob
 from meldkit.plan.pieces import (
     Model,
     Piece,
@@ -33,7 +33,7 @@ from meldkit.plan.pieces import (
 )
 from meldkit.plan.relations import lint_relations
 from meldkit.plan.shards import lay_out_jobs
-from meldkit.plan.slots import Slot, left_out, recipe_slots
+from meldkit.plan.slots import Input, Slot, left_out, recipe_slots
 from meldkit.plan.templates import check_setting, settle_templates
 from meldkit.plan.values import SharedValues, lint_names, lint_values
 from meldkit.plan.vocabulary import settle_vocabulary

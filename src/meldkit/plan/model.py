@@ -8,27 +8,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from meldkit.checkpoint import DTYPES, Checkpoint
 from meldkit.layout.infer import DEPTH_KEYS
 from meldkit.methods import Method, Noise, Values, Whole
+from meldkit.plan.slots import Input, Slot
 from meldkit.recipe import Recipe
 from meldkit.vocab import ChatTemplates, OutputTokenizer
 
-if TYPE_CHECKING:
-    from meldkit.plan.slots import Slot
-
 #: Raised whenever the same plan would give other bytes than before; older partial work is not reused.
 NUMERIC_VERSION = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
-    """One tensor of one checkpoint: index into `Plan.checkpoints`, and the tensor's name there."""
-
-    checkpoint: int
-    tensor: str
 
 
 @dataclass(frozen=True, slots=True)

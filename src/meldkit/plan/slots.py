@@ -6,9 +6,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from meldkit.layout import Place, Stack
-from meldkit.plan.model import Input
 from meldkit.plan.pieces import Cast, Model, Piece, Scopes, check_range, layer_range, piece_of
 from meldkit.recipe import ModelRef, Recipe, Source
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One tensor of one checkpoint: index into `Plan.checkpoints`, and the tensor's name there."""
+
+    checkpoint: int
+    tensor: str
 
 
 @dataclass(frozen=True, slots=True)
