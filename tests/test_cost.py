@@ -19,7 +19,7 @@ from meldkit.engine import memory_of, work_of
 from meldkit.methods.statistics import KthMagnitude
 from meldkit.options import MergeOptions
 from meldkit.plan import Plan
-from meldkit.report import Probe, summarise_plan
+from meldkit.report import Probe, summarise_plan, with_time
 
 RECIPE = """
 merge_method: ties
@@ -175,7 +175,7 @@ def test_what_a_statistic_holds_is_foreseen() -> None:
 @pytest.mark.usefixtures("models")
 def test_a_probe_leaves_nothing_behind_and_takes_little_time() -> None:
     before = sorted(Path().iterdir())
-    cost = summarise_plan(plan("recipe.yml"), threads=1, probing=True).cost
+    cost = with_time(summarise_plan(plan("recipe.yml"), threads=1)).cost
     assert sorted(Path().iterdir()) == before
     assert cost.probe is not None
     assert cost.seconds is not None
@@ -200,7 +200,7 @@ def test_a_folder_that_cannot_be_written_is_no_hindrance(monkeypatch: pytest.Mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("tempfile.mkdtemp", full)
-    cost = summarise_plan(plan("recipe.yml"), probing=True).cost
+    cost = with_time(summarise_plan(plan("recipe.yml"))).cost
     assert cost.probe is not None
     assert cost.probe.writing is None
     assert cost.seconds is not None
@@ -210,7 +210,7 @@ def test_a_folder_that_cannot_be_written_is_no_hindrance(monkeypatch: pytest.Mon
 def test_an_input_that_cannot_be_read_is_for_the_merge_to_report() -> None:
     made = plan("recipe.yml")
     Path("b/model.safetensors").unlink()
-    assert summarise_plan(made, probing=True).cost.seconds is None
+    assert with_time(summarise_plan(made)).cost.seconds is None
 
 
 @pytest.fixture

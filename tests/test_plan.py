@@ -52,7 +52,7 @@ def cases() -> list[tuple[str, str, str]]:
 def shown(made: Plan, *, verbose: bool = False) -> str:
     """What `meldkit plan` prints of a plan; how much memory this process has is called N MB."""
     text = describe(summarise_plan(made, threads=2), verbose=verbose)
-    return re.sub(r"up to \d+ MB, with", "up to N MB, with", text)
+    return re.sub(r"up to [\d.]+ [MG]B, with", "up to N MB, with", text)
 
 
 def said(recipe: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -60,7 +61,7 @@ def command(
     """
     from meldkit.api import plan
     from meldkit.options import MergeOptions
-    from meldkit.report import summarise_plan
+    from meldkit.report import summarise_plan, with_time
 
     options = MergeOptions(**given)
     if html is not None:
@@ -68,11 +69,17 @@ def command(
 
         check_html(html)
     chosen = plan(recipe, options, headers_only=True)
-    summary = summarise_plan(chosen, threads=options.num_threads, probing=probing)
+    summary = summarise_plan(chosen, threads=options.num_threads)
+    if not as_json:
+        click.echo(describe(summary, verbose=verbose))
+    if probing:
+        # Last of all, because torch is needed for it, and importing that takes longer than all the rest.
+        sys.stdout.flush()
+        summary = with_time(summary)
     if as_json:
         click.echo(json.dumps(summary.data(), ensure_ascii=False))
-    else:
-        click.echo(describe(summary, verbose=verbose))
+    elif summary.cost.seconds is not None:
+        click.echo("\n".join(["", "time", *_time(summary.cost, chosen.method.name)]))
     if html is not None:
         from meldkit.report.html import plan_page, write_html
 
@@ -90,7 +97,7 @@ def describe(summary: PlanSummary, *, verbose: bool = False) -> str:
     lines = wrapped(f"{plan.method.name}: {plan.method.summary}", indent=0, hanging=2)
     lines += ["", "models", *table(map(_model, summary.models))]
     lines += ["", "output", *_output(summary.output)]
-    lines += ["", "cost", *_cost(summary.cost, plan.method.name)]
+    lines += ["", "cost", *_cost(summary.cost)]
     lines += ["", "tensors", *(_tensors(plan) if verbose else _treatments(summary))]
     notes = list(plan.notes)
     if not verbose and len(notes) > _NOTES:
@@ -128,7 +135,7 @@ def _output(output: Output) -> Iterator[str]:
     yield from wrapped(f"{text_size(output.num_bytes)} in {count(len(output.files), 'file')}: {names}")
 
 
-def _cost(cost: Cost, method: str) -> list[str]:
+def _cost(cost: Cost) -> list[str]:
     rows: list[tuple[str, str]] = []
     if cost.bytes_to_download:
         rows.append(("download", f"{text_size(cost.bytes_to_download)} of weights that are not here yet"))
@@ -136,16 +143,20 @@ def _cost(cost: Cost, method: str) -> list[str]:
     rows.append(("read", text_size(cost.bytes_to_read) + passes))
     rows.append(("write", text_size(cost.bytes_to_write)))
     rows.append(("memory", f"up to {text_size(cost.memory.peak)}, with {count(cost.threads, 'thread')}"))
-    if cost.probe is not None and cost.seconds is not None:
-        writing = cost.probe.writing
-        measured = [
-            f"reads {text_size(cost.probe.reading)}/s",
-            f"writes {text_size(writing)}/s" if writing else "what writing takes is not known",
-        ]
-        if cost.probe.computing:
-            measured.append(f"{method} takes {cost.probe.computing * 1e9:.1f} ns per element and pass")
-        rows.append(("time", f"about {text_time(cost.seconds)}; this machine {', '.join(measured)}"))
     return wrapped_table(rows)
+
+
+def _time(cost: Cost, method: str) -> list[str]:
+    assert cost.probe is not None
+    assert cost.seconds is not None
+    writing = cost.probe.writing
+    measured = [
+        f"reads {text_size(cost.probe.reading)}/s",
+        f"writes {text_size(writing)}/s" if writing else "what writing takes is not known",
+    ]
+    if cost.probe.computing:
+        measured.append(f"{method} takes {cost.probe.computing * 1e9:.1f} ns per element and pass")
+    return wrapped(f"about {text_time(cost.seconds)}; this machine {', '.join(measured)}")
 
 
 def _tensors(plan: Plan) -> list[str]:

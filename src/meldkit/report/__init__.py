@@ -32,7 +32,7 @@ from meldkit.report.inspect import (
     TokenizerFacts,
     inspect,
 )
-from meldkit.report.plan import Cost, InputModel, Output, PlanSummary, Treatment, summarise_plan
+from meldkit.report.plan import Cost, InputModel, Output, PlanSummary, Treatment, summarise_plan, with_time
 from meldkit.report.probe import Probe
 from meldkit.report.relatives import Relative
 from meldkit.report.smoke import ModelRun, SmokeTest, smoke
@@ -84,4 +84,5 @@ __all__ = [
     "smoke",
     "summarise_plan",
     "varying",
+    "with_time",
 ]

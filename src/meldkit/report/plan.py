@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from meldkit.engine import Memory, Work, default_threads, memory_of, work_of
@@ -144,25 +144,35 @@ class PlanSummary:
         }
 
 
-def summarise_plan(plan: Plan, *, threads: int | None = None, probing: bool = False) -> PlanSummary:
+def summarise_plan(plan: Plan, *, threads: int | None = None) -> PlanSummary:
     """Put together what a plan would do.
 
     Args:
         plan: what would be done.
         threads: worker threads; None for as many as a merge takes by itself.
-        probing: measure this machine for less than a second, to estimate how long it takes. Reads some of the
-            inputs, and writes a little to the current folder that is gone afterwards. Nothing is measured
-            where inputs are not here.
     """
-    works = work_of(plan)
     threads = threads or default_threads()
     return PlanSummary(
         plan=plan,
         models=tuple(_model(plan, index) for index in range(len(plan.checkpoints))),
         output=_output(plan),
-        cost=_cost(plan, works, threads, probing=probing),
+        cost=_cost(plan, work_of(plan), threads),
         treatments=_treatments(plan),
     )
+
+
+def with_time(summary: PlanSummary) -> PlanSummary:
+    """The same with an estimate of the time it takes, for which this machine is measured for under a second.
+
+    Reads some of the inputs, and writes a little to the current folder that is gone afterwards. Nothing is
+    measured where inputs are not here.
+    """
+    plan, cost = summary.plan, summary.cost
+    measured = None if cost.bytes_to_download else probe(plan)
+    if measured is None:
+        return summary
+    seconds = measured.estimate(plan, work_of(plan), cost.threads, default_threads())
+    return replace(summary, cost=replace(cost, probe=measured, seconds=seconds))
 
 
 def _model(plan: Plan, index: int) -> InputModel:
@@ -206,21 +216,16 @@ def _vocabulary(plan: Plan) -> int | None:
     return max(rows, default=None)
 
 
-def _cost(plan: Plan, works: Sequence[Work], threads: int, *, probing: bool) -> Cost:
-    absent = sum(plan.to_download.values())
-    measured = probe(plan) if probing and not absent else None
-    seconds = None
-    if measured is not None:
-        seconds = measured.estimate(plan, works, threads, default_threads())
+def _cost(plan: Plan, works: Sequence[Work], threads: int) -> Cost:
     return Cost(
         bytes_to_read=sum(work.bytes_to_read for work in works),
         bytes_to_write=plan.bytes_to_write,
-        bytes_to_download=absent,
+        bytes_to_download=sum(plan.to_download.values()),
         passes=max((work.passes for work in works), default=0),
         threads=threads,
         memory=memory_of(plan, works, threads),
-        probe=measured,
-        seconds=seconds,
+        probe=None,
+        seconds=None,
     )
 
 
