@@ -236,7 +236,7 @@ def test_overwriting_can_be_interrupted(monkeypatch: pytest.MonkeyPatch) -> None
     assert json.loads(Path("out/config.json").read_text())["dtype"] == "float16"  # the old model, whole
     with failing(monkeypatch, Path, "rename", 2), pytest.raises(RunError):
         merge(RECIPE, "out", overwrite)
-    assert not Path("out/config.json").exists()
+    assert json.loads(Path("out/config.json").read_text())["dtype"] == "float16"
     merge(RECIPE, "out", overwrite)
     merge(RECIPE, "undisturbed", ONE)
     assert weights("out") == weights("undisturbed")
@@ -312,7 +312,8 @@ from meldkit.engine import TensorRun
 from meldkit.output import weight_file
 
 def hang(*args):
-    print("hanging", flush=True)
+    sys.stdout.write("hanging\n")
+    sys.stdout.flush()
     time.sleep(60)
 
 if sys.argv[1] == "sync":

@@ -155,6 +155,7 @@ def merge(
             files.read_ahead(dict.fromkeys(path for c in chosen.checkpoints for path in c.files()))
             _run(chosen, folder, files, options, progress)
             bytes_read = files.bytes_read
+        folder.settle()
         write_side_files(
             folder.partial,
             chosen,

@@ -73,6 +73,23 @@ class RunError(MeldError):
     exit_status = 4
 
 
+#: How libraries say that the system gave them no memory, in errors of other kinds. The first is the loader's.
+_NO_MEMORY = ("failed to map segment", "cannot allocate memory", "can't allocate memory", "not enough memory")
+_NO_THREAD = "can't start new thread"
+
+
+def out_of_memory(error: BaseException) -> RunError | None:
+    """What to tell the user if the system had no memory, or no thread, to give; None if it is something else."""
+    text = str(error).casefold()
+    if not isinstance(error, MemoryError) and not any(sign in text for sign in (*_NO_MEMORY, _NO_THREAD)):
+        return None
+    return RunError(
+        "the system gives no thread" if _NO_THREAD in text else "the system gives no more memory",
+        hint="raise the limit ('ulimit -v', 'ulimit -u' or the container's) or use fewer threads (-j 1), "
+        "and run the same command again",
+    )
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint that names the nearest valid name, or all of them when none is near.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from importlib import import_module
 from typing import NoReturn
@@ -13,10 +14,13 @@ from click.shell_completion import CompletionItem
 
 from meldkit import __version__
 from meldkit.cli.lazy import import_when_used
-from meldkit.errors import MeldError, RecipeError, did_you_mean
+from meldkit.errors import MeldError, RecipeError, did_you_mean, out_of_memory
 
 #: Exit status when the user stops a merge: like any failure while running, it can be continued.
 INTERRUPTED = 4
+
+#: Exit status when nobody reads the output any more: what shells give programs that such a pipe ends.
+BROKEN_PIPE = 128 + signal.SIGPIPE
 
 #: With this environment variable the shell asks how a command line may go on.
 COMPLETE = "_MELDKIT_COMPLETE"
@@ -88,6 +92,7 @@ def main(args: list[str] | None = None) -> NoReturn:
         import_module("meldkit.cli.completion").register()
     try:
         status = cli.main(args, prog_name="meldkit", standalone_mode=False, color=_color())
+        sys.stdout.flush()
     except MeldError as e:
         _print_error(str(e))
         status = e.exit_status
@@ -95,12 +100,23 @@ def main(args: list[str] | None = None) -> NoReturn:
         message, hint = _usage_error(e)
         _print_error(str(RecipeError(message, hint=hint)))
         status = RecipeError.exit_status
+    except (BrokenPipeError, SystemExit):
+        # Whoever read the output has seen enough, as `head` does; click leaves at once then, and for nothing
+        # else. What is still to be written would be complained of on leaving.
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        status = BROKEN_PIPE
     except OSError as e:
         # What reads and writes models has messages of its own; this is the terminal, or what stands for it.
         place = f" to {e.filename}" if e.filename else ""
         _print_error(f"cannot write{place}: {e.strerror or e}\n  look where the output of this command goes")
         status = MeldError.exit_status
-    except click.Abort:
+    except (MemoryError, RuntimeError, ImportError) as e:
+        if (full := out_of_memory(e)) is None:
+            raise
+        _print_error(str(full))
+        status = full.exit_status
+    except (click.Abort, KeyboardInterrupt):
         click.echo("stopped", err=True)
         status = INTERRUPTED
     gc.freeze()

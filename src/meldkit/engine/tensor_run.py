@@ -15,7 +15,7 @@ import torch
 from meldkit.checkpoint import DTYPES, Scratch, StoredTensor, TileSource
 from meldkit.engine.blocks import elements_of_row, round_to, scales_of
 from meldkit.engine.finite import all_finite, count, fits, not_finite
-from meldkit.errors import MeldError, RunError
+from meldkit.errors import MeldError, RunError, out_of_memory
 from meldkit.methods import Method, Noise, Whole
 from meldkit.methods.base import subtract_base
 from meldkit.methods.statistics import CHUNK, Statistic
@@ -346,6 +346,8 @@ class TensorRun:
         except MeldError:
             raise
         except Exception as e:
+            if (full := out_of_memory(e)) is not None:
+                raise full from e
             assert self.job.method is not None
             raise RunError(
                 f"{self.job.method.name} failed on tensor '{self.job.name}': {type(e).__name__}: {e}",

@@ -3,6 +3,7 @@
     OUT/.meldkit-partial/             weight files being filled, and
     OUT/.meldkit-partial/journal      what has been done, see `meldkit.output.journal`
 
+A model that is replaced stays until then, see `meldkit.output.replace`.
 The journal gets a tensor's name only after the tensor's bytes have been synced, so that it can be
 believed whatever happened. The same plan continues where the journal ends; another plan starts over.
 """
@@ -10,25 +11,34 @@ believed whatever happened. The same plan continues where the journal ends; anot
 from __future__ import annotations
 
 import errno
-import hashlib
-import os
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Lock, Thread
 
 from meldkit.errors import CheckpointError, OutputError, RunError
 from meldkit.output.files import describes_model
+from meldkit.output.inputs import check_apart, identity, stamps
 from meldkit.output.journal import Entries, Journal, read_journal
+from meldkit.output.replace import (
+    JOURNAL,
+    PARTIAL,
+    aside,
+    exchanged,
+    finish,
+    remove,
+    replace_model,
+    replaced,
+    sync_path,
+    take_back,
+)
 from meldkit.output.verify import Verification, check_weights, verify
 from meldkit.output.weight_file import WeightFile
 from meldkit.plan import OutputFile, Plan, TensorJob
 
-PARTIAL = ".meldkit-partial"
-_JOURNAL = "journal"
 #: Seconds between syncs. Writing back while computing leaves little to wait for at the end.
 _SYNC_INTERVAL = 0.5
 #: Files synced at the same time.
@@ -53,7 +63,9 @@ def check_free(path: Path, *, overwrite: bool = False) -> None:
     except OSError as e:
         raise OutputError(f"cannot use {path} as output folder: {e.strerror}") from e
     # Files that an interrupted merge has already moved to their places are its own.
-    own = {PARTIAL, *read_journal(path / PARTIAL / _JOURNAL).publish}
+    moved = read_journal(path / PARTIAL / JOURNAL).publish
+    waiting = [path / PARTIAL, aside(path)] if moved else []
+    own = {PARTIAL, *(name for name in moved if not any((folder / name).exists() for folder in waiting))}
     others = [name for name in names if name not in own]
     if others and not overwrite:
         raise OutputError(
@@ -86,19 +98,23 @@ class OutputFolder:
         self.partial = path / PARTIAL
         self._plan = plan
         check_free(path, overwrite=overwrite)
-        _check_apart(path, plan)
-        identity = _identity(plan)
+        check_apart(path, plan)
+        self._stamps = stamps(plan)
+        key = identity(plan, self._stamps)
         self._check_space()
         self._unsynced: list[str] = []
         self._weights: list[WeightFile] = []
         self._lock = Lock()
         self._closing = Event()
-        self._sync_error: OSError | None = None
+        self._sync_error: OSError | RunError | None = None
         with ExitStack() as undo, _failures(self.partial, usage=True):
-            self.partial.mkdir(parents=True, exist_ok=True)
-            self._journal = Journal(self.partial / _JOURNAL)
+            self._journal = Journal(self.partial / JOURNAL)
             undo.callback(self._close_files)
-            entries, self.discarded = self._resume(identity, overwrite)
+            undo.callback(self._leave)
+            # Another merge may have finished meanwhile.
+            check_free(path, overwrite=overwrite)
+            self._recover(key)
+            entries, self.discarded = self._resume(key, overwrite)
             self.finished = entries.done
             self.nonfinite = set(entries.nonfinite)
             for file in plan.files:
@@ -107,10 +123,40 @@ class OutputFolder:
         self._syncer = Thread(target=self._sync_regularly, name="sync", daemon=True)
         self._syncer.start()
 
-    def _resume(self, identity: str, overwrite: bool) -> tuple[Entries, bool]:
+    def _recover(self, key: str) -> None:
+        """Finish, or undo, what an earlier run did beside the folder to replace a model."""
+        if exchanged(self.path):
+            earlier = Journal(aside(self.path) / PARTIAL / JOURNAL)
+            try:
+                entries = read_journal(earlier.path)
+                finish(self.path, entries.publish)
+                # The weights of the complete model are what is reused. They stay its own, too.
+                for file in self._plan.files if entries.plan == key else ():
+                    if not self._file(file).exists():
+                        self._file(file).parent.mkdir(parents=True, exist_ok=True)
+                        with suppress(OSError):  # then they are made again
+                            self._file(file).hardlink_to(self.path / file.name)
+                earlier.cut(entries.length)
+                earlier.publish([])
+                earlier.move(self._journal.path)
+            except BaseException:
+                earlier.close()
+                raise
+            self._journal.close()
+            self._journal = earlier
+        take_back(self.path)
+
+    def _leave(self) -> None:
+        """Remove a journal that was created for nothing, and its folder."""
+        with suppress(OSError):
+            if self._journal.in_place() and not self._journal.path.stat().st_size:
+                self._journal.path.unlink()
+                self.partial.rmdir()
+
+    def _resume(self, key: str, overwrite: bool) -> tuple[Entries, bool]:
         """Take over what an earlier run has left, or clear it away: (what is kept, anything lost)."""
-        entries = read_journal(self.partial / _JOURNAL)
-        usable = entries.plan == identity
+        entries = read_journal(self.partial / JOURNAL)
+        usable = entries.plan == key
         if usable:
             self._take_back(entries)
             paths = [(self._file(f), f.size) for f in self._plan.files]
@@ -120,16 +166,21 @@ class OutputFolder:
                 f"{self.path} holds a nearly finished merge of another recipe or other inputs",
                 hint="run that one again to finish it, name a new folder, or add --overwrite",
             )
+        if usable and entries.publish:
+            # From here on, what is in the folder is not this merge's.
+            self._journal.cut(entries.length)
+            self._journal.publish([])
+            entries = read_journal(self._journal.path)
         # Files beside the weights are written anew, as the options of this run say.
-        kept = {_JOURNAL, *(Path(file.name).parts[0] for file in self._plan.files if usable)}
+        kept = {JOURNAL, *(Path(file.name).parts[0] for file in self._plan.files if usable)}
         for path in self.partial.iterdir():
             if path.name not in kept:
-                _remove(path)
+                remove(path)
         if usable:
             self._journal.cut(entries.length)
             names = {job.name for job in self._plan.jobs}
             return replace(entries, done=entries.done & names, nonfinite=entries.nonfinite & names), False
-        self._journal.restart(identity)
+        self._journal.restart(key)
         return Entries(), bool(entries.done)
 
     def _take_back(self, entries: Entries) -> None:
@@ -187,7 +238,7 @@ class OutputFolder:
         while not self._closing.wait(_SYNC_INTERVAL):
             try:
                 self._sync()
-            except OSError as e:  # noqa: PERF203 - one every half second
+            except (OSError, RunError) as e:  # noqa: PERF203 - one every half second
                 self._sync_error = e
                 return
 
@@ -195,6 +246,7 @@ class OutputFolder:
         with self._lock:
             names, self._unsynced = self._unsynced, []
             nonfinite = self.nonfinite & set(names)
+        self._journal.check()
         if names:
             for weights in self._weights:
                 weights.sync()
@@ -209,12 +261,16 @@ class OutputFolder:
         if self._closing.is_set():
             return
         try:
-            self._settle()
+            self.settle()
         finally:
             self._close_files()
 
-    def _settle(self) -> None:
-        """End the syncing thread, after one last sync."""
+    def settle(self) -> None:
+        """Make what is finished durable; nothing more is written.
+
+        Raises:
+            RunError: the disk did not take it, or the folder is not there any more.
+        """
         if self._closing.is_set():
             return
         self._closing.set()
@@ -234,9 +290,11 @@ class OutputFolder:
 
         Raises:
             RunError: a file is not what the plan says it should be, or cannot be moved.
+            CheckpointError: an input is not what it was when the merge began.
         """
         try:
-            self._settle()
+            self.settle()
+            self._check_inputs()
             verification = self._verify()
             with _failures(self.path):
                 self._move()
@@ -244,34 +302,39 @@ class OutputFolder:
             self._close_files()
         return verification
 
+    def _check_inputs(self) -> None:
+        """Refuse a model of which part may be made of one content of a file, and part of another."""
+        for path, stamp in stamps(self._plan).items():
+            if stamp != self._stamps[path]:
+                raise CheckpointError(
+                    f"{path} changed while it was read", hint="run the same command again; it starts over"
+                )
+
     def _move(self) -> None:
-        new = sorted(p.name for p in self.partial.iterdir() if p.name != _JOURNAL)
+        new = sorted(p.name for p in self.partial.iterdir() if p.name != JOURNAL)
         # Together: each waits for the same commit of the file system's own journal.
         with ThreadPoolExecutor(_SYNCS) as pool:
-            list(pool.map(_sync_path, self.partial.rglob("*")))
+            list(pool.map(sync_path, self.partial.rglob("*")))
         self._journal.publish(new)
-        for old in self._replaced(new):
+        earlier = any(p.is_file() and describes_model(p.name) for p in self.path.iterdir())
+        if earlier and replace_model(self.path, new):
+            (aside(self.path) / PARTIAL / JOURNAL).unlink()
+            take_back(self.path)
+            return
+        for old in replaced(self.path, new):
             old.unlink()
         # A folder without config.json is not a model to any reader.
         for name in sorted(new, key=lambda n: n == "config.json"):
             source, target = self.partial / name, self.path / name
             if target.is_dir() or source.is_dir():
-                _remove(target)
+                remove(target)
             source.rename(target)
-        _sync_path(self.path)
-        (self.partial / _JOURNAL).unlink()
+        sync_path(self.path)
+        (self.partial / JOURNAL).unlink()
         self.partial.rmdir()
 
-    def _replaced(self, new: Sequence[str]) -> list[Path]:
-        """Files of an earlier model that readers would take for the new one's."""
-        return sorted(
-            p
-            for p in self.path.iterdir()
-            if p.name == "config.json" or (p.name not in new and p.is_file() and describes_model(p.name))
-        )
-
     def _verify(self) -> Verification:
-        done = read_journal(self.partial / _JOURNAL).done
+        done = read_journal(self.partial / JOURNAL).done
         missing = [job.name for job in self._plan.jobs if job.name not in done]
         if missing:
             raise RunError(
@@ -300,52 +363,6 @@ def _failures(place: Path, *, usage: bool = False) -> Generator[None]:
             raise RunError(message, hint=f"raise the limit with 'ulimit -n', and {_AGAIN}") from e
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunError(message, hint=f"free some space and {_AGAIN}") from e
-        raise (OutputError(message) if usage else RunError(message, hint=_AGAIN)) from e
-
-
-def _check_apart(path: Path, plan: Plan) -> None:
-    """Refuse to write into an input's folder, below or above it: inputs are never changed."""
-    out = path.resolve()
-    for checkpoint in plan.checkpoints:
-        folders = [checkpoint.folder, *(adapter.folder for adapter in checkpoint.adapters)]
-        for folder in (f.resolve() for f in (*folders, *(p.resolve().parent for p in checkpoint.files()))):
-            # A lone weight file may lie in a folder that is not a model's, such as the current one.
-            below = folder in out.parents and any(
-                (folder / f"{n}config.json").exists() for n in ("", "adapter_")
-            )
-            if out == folder or below or out in folder.parents:
-                relation = "is" if out == folder else "is inside" if below else "contains"
-                raise OutputError(
-                    f"{path} {relation} the folder of the input '{checkpoint.label}'",
-                    hint="inputs are never changed; name a folder apart from them",
-                )
-
-
-def _identity(plan: Plan) -> str:
-    """Hash of the plan and of the very files it reads: a replaced file makes earlier work worthless."""
-    hasher = hashlib.sha256(plan.digest().encode())
-    for checkpoint in plan.checkpoints:
-        for path in checkpoint.files():
-            try:
-                stat = path.stat()
-            except OSError as e:
-                raise CheckpointError(f"cannot read {path}: {e.strerror}") from e
-            hasher.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return hasher.hexdigest()
-
-
-def _remove(path: Path) -> None:
-    """Remove a file, a link or a whole folder, if there is one."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _sync_path(path: Path) -> None:
-    """Make a file's content, or a folder's list of names, durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        if usage and e.errno != errno.EIO:
+            raise OutputError(message) from e
+        raise RunError(message, hint=_AGAIN) from e

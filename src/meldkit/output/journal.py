@@ -2,7 +2,8 @@
 
 One JSON object per line: `{"plan": hash}` first, `{"done": name}` for each tensor whose bytes are durably
 on disk, with `"finite": false` if NaN or Inf is among them, `{"publish": [file, …]}` once everything is,
-before the first file is moved to its place. A torn or garbled line, and all after it, counts for nothing.
+before the first file is moved to its place, and with no file once all are back. A torn or garbled line, and
+all after it, counts for nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from meldkit.errors import OutputError
+from meldkit.errors import OutputError, RunError
 
 #: Synchronise a file's bytes, and of its metadata only what reading them needs; not every system can.
 sync_data = getattr(os, "fdatasync", os.fsync)
@@ -75,24 +76,57 @@ class Journal:
     """An open journal, locked so that two merges cannot write into one folder.
 
     Args:
-        path: the file; created if absent.
+        path: the file; it and its folder are created if absent.
 
     Raises:
         OutputError: another process has it.
     """
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self.path = path
+        self._descriptor = self._open()
+        # Who had it before may have removed it between opening and locking, and the folder with it.
+        while not self.in_place():
+            os.close(self._descriptor)
+            self._descriptor = self._open()
+
+    def _open(self) -> int:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
             # Some network file systems know no locks; that is no reason to refuse work.
             if e.errno in (errno.EAGAIN, errno.EACCES):
-                self.close()
+                os.close(descriptor)
                 raise OutputError(
-                    f"another merge is writing to {path.parent.parent}",
+                    f"another merge is writing to {self.path.parent.parent}",
                     hint="wait until it has finished, or name another folder",
                 ) from None
+        return descriptor
+
+    def in_place(self) -> bool:
+        """Whether the open file is still the one of its name."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), self.path.stat())
+        except OSError:
+            return False
+
+    def check(self) -> None:
+        """Check that nobody took the folder away.
+
+        Raises:
+            RunError: somebody did; what is written now is lost.
+        """
+        if not self.in_place():
+            raise RunError(
+                f"{self.path.parent} was moved or removed while the merge was writing to it",
+                hint="run the same command again",
+            )
+
+    def move(self, path: Path) -> None:
+        """Give the file another name; it stays locked."""
+        self.path = self.path.rename(path)
 
     def restart(self, plan: str) -> None:
         """Forget everything and begin with this plan."""
@@ -108,7 +142,7 @@ class Journal:
         self._append({"done": name, **({"finite": False} if name in nonfinite else {})} for name in names)
 
     def publish(self, files: Iterable[str]) -> None:
-        """Enter the files that will be moved; durable on return."""
+        """Enter the files that will be moved, or that none is; durable on return."""
         self._append([{"publish": list(files)}])
 
     def _append(self, entries: Iterable[object]) -> None:

@@ -1,0 +1,49 @@
+"""The inputs, as an output sees them: it keeps apart from them, and is of one state of their files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from meldkit.errors import CheckpointError, OutputError
+from meldkit.plan import Plan
+
+
+def check_apart(path: Path, plan: Plan) -> None:
+    """Refuse to write into an input's folder, below or above it: inputs are never changed."""
+    out = path.resolve()
+    for checkpoint in plan.checkpoints:
+        folders = [checkpoint.folder, *(adapter.folder for adapter in checkpoint.adapters)]
+        for folder in (f.resolve() for f in (*folders, *(p.resolve().parent for p in checkpoint.files()))):
+            # A lone weight file may lie in a folder that is not a model's, such as the current one.
+            below = folder in out.parents and any(
+                (folder / f"{n}config.json").exists() for n in ("", "adapter_")
+            )
+            if out == folder or below or out in folder.parents:
+                relation = "is" if out == folder else "is inside" if below else "contains"
+                raise OutputError(
+                    f"{path} {relation} the folder of the input '{checkpoint.label}'",
+                    hint="inputs are never changed; name a folder apart from them",
+                )
+
+
+def stamps(plan: Plan) -> dict[Path, tuple[int, int]]:
+    """Size and time of change of every file that a plan reads."""
+    result: dict[Path, tuple[int, int]] = {}
+    for path in dict.fromkeys(path for checkpoint in plan.checkpoints for path in checkpoint.files()):
+        try:
+            stat = path.stat()
+        except OSError as e:
+            raise CheckpointError(f"cannot read {path}: {e.strerror}") from e
+        result[path] = (stat.st_size, stat.st_mtime_ns)
+    return result
+
+
+def identity(plan: Plan, stamps: Mapping[Path, tuple[int, int]]) -> str:
+    """Hash of the plan and of the very files it reads: a replaced file makes earlier work worthless."""
+    hasher = hashlib.sha256(plan.digest().encode())
+    for checkpoint in plan.checkpoints:
+        for size, changed in map(stamps.__getitem__, checkpoint.files()):
+            hasher.update(f"{size} {changed}\n".encode())
+    return hasher.hexdigest()
