@@ -4,7 +4,7 @@
        FAULT_CALL     which fails: read, write, sync, rename, open
        FAULT_NTH      how often it succeeds first
        FAULT_ERRNO    how it fails
-       FAULT_DELAY    microseconds that each of these calls takes longer; of a rename or removal, ten times that
+       FAULT_DELAY    microseconds that each of these calls takes longer; of a rename or removal, twice that
 
    Calls are counted over all threads, and from the first failure on all fail. */
 #define _GNU_SOURCE
@@ -103,17 +103,17 @@ int fdatasync(int file) {
 }
 
 int rename(const char *from, const char *to) {
-    if (fails("rename", below(from), 10)) return -1;
+    if (fails("rename", below(from), 2)) return -1;
     return REAL(int, rename, const char *, const char *)(from, to);
 }
 
 int renameat2(int here, const char *from, int there, const char *to, unsigned flags) {
-    if (fails("rename", below(from), 10)) return -1;
+    if (fails("rename", below(from), 2)) return -1;
     return REAL(int, renameat2, int, const char *, int, const char *, unsigned)(here, from, there, to, flags);
 }
 
 int unlink(const char *path) {
-    if (fails("rename", below(path), 10)) return -1;
+    if (fails("rename", below(path), 2)) return -1;
     return REAL(int, unlink, const char *)(path);
 }
 

@@ -306,14 +306,13 @@ def test_killed_and_interrupted_merges_leave_no_model_and_continue(slow: Path) -
 
 #: A merge in which whatever would be waited for takes a minute: a sync, or a tensor in hand.
 _HANGING = """
-import sys, threading, time
+import os, sys, threading, time
 from meldkit.cli import main
 from meldkit.engine import TensorRun
 from meldkit.output import weight_file
 
 def hang(*args):
-    sys.stdout.write("hanging\n")
-    sys.stdout.flush()
+    os.write(1, b"hanging\n")
     time.sleep(60)
 
 if sys.argv[1] == "sync":

@@ -79,7 +79,7 @@ _NO_THREAD = "can't start new thread"
 
 
 def out_of_memory(error: BaseException) -> RunError | None:
-    """What to tell the user if the system had no memory, or no thread, to give; None if it is something else."""
+    """What to tell the user if the system had no memory or thread to give; None if it is something else."""
     text = str(error).casefold()
     if not isinstance(error, MemoryError) and not any(sign in text for sign in (*_NO_MEMORY, _NO_THREAD)):
         return None

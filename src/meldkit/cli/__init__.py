@@ -111,14 +111,14 @@ def main(args: list[str] | None = None) -> NoReturn:
         place = f" to {e.filename}" if e.filename else ""
         _print_error(f"cannot write{place}: {e.strerror or e}\n  look where the output of this command goes")
         status = MeldError.exit_status
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        status = INTERRUPTED
     except (MemoryError, RuntimeError, ImportError) as e:
         if (full := out_of_memory(e)) is None:
             raise
         _print_error(str(full))
         status = full.exit_status
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped", err=True)
-        status = INTERRUPTED
     gc.freeze()
     gc.enable()
     sys.exit(status)
