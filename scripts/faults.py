@@ -1,6 +1,8 @@
 """Attack merges, and write what came of it to docs/reliability.json.
 
-python scripts/faults.py --kills 200 --seed 1
+    python scripts/faults.py --kills 200 --calls 100 --disks 20 --limits 16 --signals 16 --seed 1
+
+A number of 0 leaves the earlier result as it is. Disks are mounted, which takes root.
 """
 
 from __future__ import annotations
@@ -15,30 +17,38 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
+import attacked  # noqa: E402
 import killed  # noqa: E402
 
 RESULTS = ROOT / "docs" / "reliability.json"
+_NUMBERS = {"kills": 200, "calls": 100, "disks": 20, "limits": 16, "signals": 16}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Kill merges at random moments.")
-    parser.add_argument("--kills", type=int, default=200)
+    parser = argparse.ArgumentParser(description="Attack merges.")
+    for name, number in _NUMBERS.items():
+        parser.add_argument(f"--{name}", type=int, default=number)
     parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        tally = killed.kill_merges(Path(folder), given.kills, given.seed)
-    for line in tally.wrong:
-        print(f"wrong: {line}")
+    parser.add_argument("--minutes", type=float, default=60, help="begin no more merges to kill after that")
+    given = vars(parser.parse_args())
+    seed, kills, minutes = given.pop("seed"), given.pop("kills"), given.pop("minutes")
+    wrong: list[str] = []
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     faults = results.setdefault("faults", {})
-    faults["kills"] = {
-        "seed": given.seed,
-        "recipes": list(killed.RECIPES),
-        "total": tally.kills,
-        **asdict(tally),
-    }
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        if kills:
+            tally = killed.kill_merges(Path(folder, "kills"), kills, seed, minutes=minutes)
+            made = {"seed": seed, "recipes": list(killed.RECIPES), "kills": tally.kills}
+            faults["kills"] = {**made, **asdict(tally)}
+            wrong += tally.wrong
+        if any(given.values()):
+            outcomes = attacked.Attack(Path(folder, "attacks"), seed).run(**given)
+            faults["attacks"] = {"seed": seed, **asdict(outcomes)}
+            wrong += outcomes.wrong
+    for line in wrong:
+        print(f"wrong: {line}")
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-    sys.exit(bool(tally.wrong))
+    sys.exit(bool(wrong))
 
 
 if __name__ == "__main__":

@@ -269,7 +269,7 @@ class Case:
         known = self._known()
         process = self._again()
         out, err = process.communicate()
-        if process.returncode or err:
+        if process.returncode or "Traceback" in err:
             tally.wrong.append(f"{self.name}: status {process.returncode}: {err}")
             return
         total = int(out.partition("merged ")[2].split()[0])
@@ -301,7 +301,14 @@ class Case:
 
 
 def kill_merges(
-    folder: Path, kills: int, seed: int, *, delay: int = 20_000, chain: int = 4, at_once: int = 3
+    folder: Path,
+    kills: int,
+    seed: int,
+    *,
+    delay: int = 20_000,
+    chain: int = 4,
+    at_once: int = 3,
+    minutes: float = 60,
 ) -> Tally:
     """Kill merges of all recipes in turn, every other one replacing a model.
 
@@ -312,7 +319,9 @@ def kill_merges(
         delay: see `Bench`.
         chain: kills of a merge before it is let finish.
         at_once: merges that run beside each other.
+        minutes: after that, no other merge is begun.
     """
+    until = time.monotonic() + 60 * minutes
     folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(folder, shim(folder), delay)
     make_models(bench.models)
@@ -322,7 +331,7 @@ def kill_merges(
         undisturbed = dict(zip(names, pool.map(bench.undisturbed, names), strict=True))
 
         def attack(number: int) -> None:
-            if tally.kills >= kills or tally.wrong:
+            if tally.kills >= kills or tally.wrong or time.monotonic() > until:
                 return
             turn, place = divmod(number, len(names))
             name, chance = names[place], random.Random(f"{seed} {number}")

@@ -155,7 +155,6 @@ def test_read_errors(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> 
 
 def test_input_that_is_replaced_while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.decoder(Path("new"), 9, layers=3)
-    b = Path("b/model.safetensors")
     with (
         after(
             monkeypatch, os, "pwrite", 9, lambda: Path("new/model.safetensors").replace("b/model.safetensors")

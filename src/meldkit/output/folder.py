@@ -258,8 +258,6 @@ class OutputFolder:
         Raises:
             RunError: the disk did not take it.
         """
-        if self._closing.is_set():
-            return
         try:
             self.settle()
         finally:
@@ -281,8 +279,8 @@ class OutputFolder:
             self._sync()
 
     def _close_files(self) -> None:
-        for weights in self._weights:
-            weights.close()
+        while self._weights:
+            self._weights.pop().close()
         self._journal.close()
 
     def publish(self) -> Verification:

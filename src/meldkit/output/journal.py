@@ -152,5 +152,7 @@ class Journal:
         sync_data(self._descriptor)
 
     def close(self) -> None:
-        """Let go of the file and the lock."""
-        os.close(self._descriptor)
+        """Let go of the file and the lock, if that was not done before."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
