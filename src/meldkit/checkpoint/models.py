@@ -18,6 +18,8 @@ from meldkit.recipe.refs import ModelRef
 
 #: What the hub accepts as an id: `organisation/name`.
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+#: How the address of a model's page begins.
+_HUB_PAGE = re.compile(r"https?:/+(www\.)?(huggingface\.co|hf\.co)/+")
 _OF_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|[^/]*\\")
 #: One weight file of such a model: `organisation/name/file` or `organisation/name:file`.
 _HUB_FILE = re.compile(
@@ -145,7 +147,9 @@ class _Search:
         if match := _HUB_FILE.fullmatch(path):
             return self._from_hub(match["repo"], revision, match["file"])
         hint = f"looked for {local.absolute()}; check the path in the recipe"
-        if _OF_WINDOWS.match(path) and os.name != "nt":
+        if _HUB_PAGE.match(path):
+            hint = f"write {'/'.join(_HUB_PAGE.sub('', path).split('/')[:2])}"
+        elif _OF_WINDOWS.match(path) and os.name != "nt":
             hint = "that is a path of Windows; here folders are named like /home/you/models/name"
         elif not re.search(r"[/\\]", path):
             hint += "; a model of the Hugging Face Hub is written org/name"

@@ -96,6 +96,9 @@ def main(args: list[str] | None = None) -> NoReturn:
     except MeldError as e:
         _print_error(str(e))
         status = e.exit_status
+    except click.exceptions.NoArgsIsHelpError as e:
+        e.show()
+        status = RecipeError.exit_status
     except click.ClickException as e:
         message, hint = _usage_error(e)
         _print_error(str(RecipeError(message, hint=hint)))

@@ -43,6 +43,8 @@ class Folder(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """The path; a recipe stands in the wrong place."""
+        if not str(value):
+            raise RecipeError("OUT is an empty text", hint="name a folder; is a variable not set?")
         if _is_recipe(value):
             command = ctx.command_path if ctx else "meldkit merge"
             raise RecipeError(

@@ -79,7 +79,7 @@ def command(
             )
     except KeyboardInterrupt:
         click.echo("\n" * sys.stderr.isatty() + "stopped; a comparison keeps nothing, run it again", err=True)
-        sys.exit(INTERRUPTED)
+        raise click.exceptions.Exit(INTERRUPTED) from None
     if as_json:
         click.echo(json.dumps(comparison.data(), indent=2, ensure_ascii=False))
     else:
@@ -109,6 +109,7 @@ def describe(comparison: ModelComparison, *, verbose: bool = False) -> Iterator[
     if shown:
         yield from _parts(comparison, shown, verbose)
         yield from _most_changed(comparison, shown, 20 if verbose else 5)
+        yield from _left_out(comparison, shown)
     if comparison.spectral:
         yield from _ranks(comparison)
     if verbose:
@@ -217,6 +218,14 @@ def _shown(comparison: ModelComparison) -> list[Pair]:
     """The pairs that have columns of their own: changes from the reference, those of different models."""
     changed = [p for p in comparison.pairs if p.first == comparison.reference and not p.total.equal]
     return changed[: _COLUMNS - any(p.total.task is not None for p in comparison.pairs)]
+
+
+def _left_out(comparison: ModelComparison, shown: Sequence[Pair]) -> Iterator[str]:
+    """How many pairs have no columns, and where they are to be had."""
+    changed = sum(p.first == comparison.reference and not p.total.equal for p in comparison.pairs)
+    if changed > len(shown):
+        yield ""
+        yield f"  {count(changed - len(shown), 'more pair')} without columns here; --json has all"
 
 
 def _parts(comparison: ModelComparison, pairs: Sequence[Pair], verbose: bool) -> Iterator[str]:

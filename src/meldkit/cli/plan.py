@@ -95,7 +95,7 @@ def describe(summary: PlanSummary, *, verbose: bool = False) -> str:
     """
     plan = summary.plan
     lines = wrapped(f"{plan.method.name}: {plan.method.summary}", indent=0, hanging=2)
-    lines += ["", "models", *table(map(_model, summary.models))]
+    lines += ["", "models", *wrapped_table(map(_model, summary.models))]
     lines += ["", "output", *_output(summary.output)]
     lines += ["", "cost", *_cost(summary.cost)]
     lines += ["", "tensors", *(_tensors(plan) if verbose else _treatments(summary))]

@@ -75,7 +75,7 @@ def run(model: str | Path, inputs: Sequence[str | ModelRef], options: MergeOptio
     except KeyboardInterrupt:
         again = shlex.join(["meldkit", "smoke", str(model), *map(str, inputs)])
         click.echo("\n" * sys.stderr.isatty() + f"stopped. To start again: {again}", err=True)
-        sys.exit(INTERRUPTED)
+        raise click.exceptions.Exit(INTERRUPTED) from None
 
 
 def report(test: SmokeTest, *, table_to_stderr: bool = False, verbose: bool = False) -> None:

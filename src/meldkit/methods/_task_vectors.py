@@ -16,7 +16,7 @@ WEIGHT = Parameter(
     per_model=True,
     start=1.0,
     shared=True,
-    reason="equal shares of 1; more, up to 1 each, keeps more of a skill",
+    reason="equal shares of 1; without normalize, more, up to 1 each, keeps more of a skill",
 )
 LAMBDA = Parameter("lambda", "Factor on the merged task vector.", default=1.0)
 DENSITY = Parameter(

@@ -43,6 +43,11 @@ class Facts:
         """Whether two of them are to each other what one of the relations says."""
         return self.comparison is not None and any(p.relation in relations for p in self.comparison.pairs)
 
+    @property
+    def broken(self) -> bool:
+        """Whether a model holds NaN or Inf."""
+        return self.comparison is not None and any(sum(t.num_nonfinite) for t in self.comparison.tensors)
+
     def found(self, kind: str) -> int:
         """How many findings of a kind there are."""
         return sum(f.kind == kind for f in self.comparison.findings) if self.comparison else 0
@@ -119,6 +124,13 @@ RULES = (
         lambda f: f.any_pair(Relation.INCOMPARABLE),
     ),
     Rule(
+        "a model holds NaN or Inf",
+        None,
+        "meldkit diff says which; download it again, or leave it out",
+        _DIFF,
+        lambda f: f.broken,
+    ),
+    Rule(
         "two models are the same, but for rounding",
         None,
         "leave one of the two out",
@@ -155,19 +167,19 @@ RULES = (
         lambda f: f.base is not None and f.found("aligned") == f.num_tasks,
     ),
     Rule(
+        "a base, and task vectors that undo each other",
+        "ties",
+        "where models changed a weight in opposite directions a sum loses both; electing a sign keeps one",
+        _TIES,
+        lambda f: f.base is not None and f.found("opposed") > 0,
+    ),
+    Rule(
         "a base, and models far from it",
         "task_arithmetic",
         "small shares of large changes do the least damage",
         _TASKS,
         lambda f: f.base is not None and f.any_pair(Relation.DISTANT),
         values={"weight": (0.3, "the factor that did best for eight tasks in the paper")},
-    ),
-    Rule(
-        "a base, and task vectors that conflict in their signs",
-        "ties",
-        "where models changed a weight in opposite directions a sum loses both; electing a sign keeps one",
-        _TIES,
-        lambda f: f.base is not None and f.found("conflict") + f.found("opposed") > 0,
     ),
     Rule(
         "a base and three models or more",
@@ -179,7 +191,7 @@ RULES = (
     Rule(
         "a base and two models",
         "task_arithmetic",
-        "task vectors can be added; ties is for those that conflict",
+        "independent changes can be added; ties is for those that undo each other",
         _TASKS,
         lambda f: f.base is not None,
     ),

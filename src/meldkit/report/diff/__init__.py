@@ -254,7 +254,7 @@ def _pair(
         relation=relation_of(
             together,
             matrices,
-            equal=num_equal == len(found),
+            equal=num_equal == len(found) and not any(sum(t.num_nonfinite) for t in found),
             num_tensors=len(found),
             smaller=min(models[m].num_parameters for m in key),
         ),

@@ -138,7 +138,9 @@ class Difference:
 
     @property
     def relative_change(self) -> float | None:
-        """|b − a| / |a|; 0 if they are equal, None if only a is 0."""
+        """|b − a| / |a|; 0 if they are equal, None if only a is 0 or nothing was compared."""
+        if not self.numel:
+            return None
         if not self.square_first:
             return 0.0 if not self.square_change else None
         return math.sqrt(self.square_change / self.square_first)

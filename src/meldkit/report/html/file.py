@@ -26,12 +26,16 @@ def check_html(path: Path, *, created: Path | None = None) -> None:
         NotSupportedError: plotly is not installed.
     """
     plotly_js()
-    if path.is_dir():
+    if path.is_dir() or (created is not None and path.resolve() == created.resolve()):
         raise OutputError(f"'{path}' is a folder", hint="--html takes the name of the file to write")
     folder = path.parent
+    if created is not None and folder.resolve() == created.resolve():
+        if path.suffix.lower() not in (".html", ".htm"):
+            raise OutputError(
+                f"'{path}' may become a file of the model", hint="there the report's name must end in .html"
+            )
+        return
     if not folder.is_dir():
-        if created is not None and folder.resolve() == created.resolve():
-            return
         raise OutputError(f"there is no folder '{folder}' for the HTML report", hint="make it first")
     if not os.access(folder, os.W_OK):
         raise OutputError(f"folder '{folder}' is not writable", hint="name another place for the HTML report")
