@@ -53,8 +53,8 @@ class Sink(Protocol):
         ...
 
 
-#: Told of a run of elements of an output tensor, by its first element and its bytes, as soon as it is made and
-#: before it is written: it is still in the processor's cache. Called from many threads.
+#: Told of a run of elements of an output tensor, by its first element and its bytes, when it has just been
+#: made and is still in the processor's cache. Called from many threads.
 Observer = Callable[[TensorJob, int, memoryview], None]
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 from meldkit.checkpoint.gguf import write_generation_config, write_tokenizer
 from meldkit.errors import RunError
 from meldkit.output.card import model_card
-from meldkit.output.record import RECIPE, RECORD, record
+from meldkit.output.record import CARD, RECIPE, RECORD, record
 from meldkit.output.sums import Sum
 from meldkit.plan import Plan
 from meldkit.vocab import (
@@ -29,7 +29,7 @@ _CARRIED = (".json", ".txt", ".model", ".jinja", ".py", ".tiktoken", ".vocab", "
 _LICENSES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx")
 #: Written anew.
-_OWN = ("config.json", "README.md")
+_OWN = ("config.json", CARD)
 #: Says something about the donor that is not true of the merge.
 _ABOUT_TRAINING = (
     "training_args",
@@ -68,7 +68,7 @@ def write_side_files(
     with _unwritten(folder):
         _write_side_files(folder, plan, with_tokenizer=with_tokenizer)
         if card:
-            (folder / "README.md").write_text(model_card(plan, name, version), "utf-8")
+            (folder / CARD).write_text(model_card(plan, name, version), "utf-8")
 
 
 def write_record(

@@ -22,6 +22,8 @@ RECIPE = "meldkit.yml"
 RECORD = "meldkit.json"
 #: Of what the record says; raised when it says it otherwise.
 FORMAT = 1
+#: For people, who may edit it.
+CARD = "README.md"
 #: Lies beside the files until they are published.
 _JOURNAL = "journal"
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -60,7 +62,7 @@ def record(
                 "size": file.size,
                 "header_sha256": hashlib.sha256(file.header).hexdigest(),
                 "sums": {
-                    part.name: str(sums[part.name])
+                    part.name.removeprefix(file.folder): str(sums[part.name])
                     for job in plan.jobs
                     for part in job.stored
                     if plan.files[part.file] is file
@@ -71,7 +73,7 @@ def record(
         "files": {
             name: {"size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
             for name, path in zip(names, others, strict=True)
-            if name not in weights and name != RECORD
+            if name not in weights and name not in (RECORD, CARD)
         },
     }
 
