@@ -1,10 +1,10 @@
 """Check sums of tensors, formed from pieces that come in any order.
 
-A tensor's sum is two numbers of 64 bits, modulo 2⁶⁴: of its little-endian 32-bit words, the last one filled
-up with zeros, the sum; and the sum of each word times its position. That is Fletcher's sum with words and sums
-as wide as in the file system ZFS. It is to find accidents, on disks and on the way between machines, and
-merges that are not the same: up to 16 GB, a change of one or two words never escapes it, nor do two words that
-changed places, and of other changes hardly any. Forgery is not what it is for.
+A tensor's sum is two numbers of 64 bits, modulo 2⁶⁴: of its little-endian 32-bit words, the last one
+filled up with zeros, the sum; and the sum of each word times its position. That is Fletcher's sum with
+words and sums as wide as in the file system ZFS. It is to find accidents, on disks and on the way between
+machines, and merges that are not the same: up to 16 GB, a change of one or two words never escapes it, nor
+do two words that changed places, and of other changes hardly any. Forgery is not what it is for.
 
 A cryptographic hash takes longer than a merge, and CRC-32 a third of it; this is done at the speed of reading
 from memory, and does not depend on how a tensor is cut into tiles.

@@ -105,7 +105,11 @@ def reproduce(
             hint=f"'meldkit verify {path}' says what else was changed",
         )
     options = _options(record, plugin, threads, cache)
-    chosen = plan(recipe, options, locate=_Search(record, models, moved or {}))
+    try:
+        chosen = plan(recipe, options, locate=_Search(record, models, moved or {}))
+    except CheckpointError as e:
+        hint = "; ".join([*([e.hint] * bool(e.hint)), "--models and --model say where models are now"])
+        raise CheckpointError(e.message, hint=hint) from e
     inputs = tuple(_changed_inputs(record, chosen))
     around = tuple(_surroundings(record, plugin))
     if inputs:
@@ -189,9 +193,7 @@ def _changed_inputs(record: Mapping[str, Any], chosen: Plan) -> Iterator[str]:
         before, after = model.get("commit"), commit_of(checkpoint.folder)
         if before and after and before != after:
             parts.append(f"is of commit {after[:12]}, it was of {before[:12]}")
-        yield f"'{checkpoint.label}' " + (
-            "; ".join(parts) or "has other tensors, shapes or types than it had"
-        )
+        yield f"'{checkpoint.label}' " + ("; ".join(parts) or "has other tensors, shapes or types")
     names = {checkpoint.label for checkpoint in chosen.checkpoints}
     yield from (f"'{name}' is not read any more" for name in recorded if name not in names)
 

@@ -49,7 +49,7 @@ class OutputCheck:
 
     Attributes:
         path: the folder.
-        recorded: whether it has a record of its merge; else headers and configuration are all there is to check.
+        recorded: whether it has a record of its merge; else only headers and configuration were checked.
         num_files, num_tensors, num_bytes: looked at.
         damage: what is not as it was written.
         extra: files that came later and that no reader takes for the model's.
@@ -259,9 +259,7 @@ def _headers(path: Path) -> OutputCheck:
     checkpoint = open_model(ModelRef.from_value(path))
     shapes = {name: info.shape for name, info in checkpoint.items()}
     damage = [
-        Damage(
-            "contradiction", "config.json", "", f"config.json and weights contradict each other: {fact.text}"
-        )
+        Damage("contradiction", "config.json", "", f"config.json and weights disagree: {fact.text}")
         for fact in facts(checkpoint.config, shapes).values()
         if not fact.agrees
     ]
