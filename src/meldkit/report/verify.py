@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -93,23 +93,26 @@ def read_record(folder: Path) -> dict[str, Any] | None:
             hint="use the version of meldkit that made the model",
         )
     try:
-        for file in found["weights"].values():
-            int(file["size"]), str(file["header_sha256"]), dict(file["sums"])
-        for file in found["files"].values():
-            int(file["size"]), str(file["sha256"])
-        for model in found["models"]:
-            str(model["model"]), str(model["fingerprint"])
-            for file in model["files"]:
-                str(file["name"]), int(file["size"])
-        for key in ("made_with", "options"):
-            dict(found[key])
-        int(found["seed"]), str(found["plan"]), str(found["meldkit"]), int(found["numeric_version"])
+        _check(found)
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise CheckpointError(
             f"{path} is not a whole record: {type(e).__name__} {e}",
             hint="it was damaged or edited; get it again from where the model came from",
         ) from e
     return found
+
+
+def _check(record: Mapping[str, Any]) -> None:
+    """Raise whatever comes of it if something that is needed is not in a record."""
+    for file in record["weights"].values():
+        _ = (int(file["size"]), str(file["header_sha256"]), dict(file["sums"]))
+    for file in record["files"].values():
+        _ = (int(file["size"]), str(file["sha256"]))
+    for model in record["models"]:
+        _ = (str(model["model"]), str(model["fingerprint"]))
+        _ = [(str(file["name"]), int(file["size"])) for file in model["files"]]
+    _ = (dict(record["made_with"]), dict(record["options"]), int(record["seed"]), str(record["plan"]))
+    _ = (str(record["meldkit"]), int(record["numeric_version"]))
 
 
 def verify_output(folder: str | os.PathLike[str], *, progress: Progress | None = None) -> OutputCheck:
@@ -144,7 +147,7 @@ def verify_output(folder: str | os.PathLike[str], *, progress: Progress | None =
     done = 0
     num_tensors = sum(len(file["sums"]) for file in weights.values())
     with ThreadPoolExecutor(default_threads(), "verify") as pool:
-        running = {}
+        running: dict[Future[list[Damage]], TensorInfo] = {}
         for name, file in weights.items():
             bad, tensors = _weights(path, name, file)
             damage += bad
