@@ -78,9 +78,8 @@ def write_models(folder: Path) -> None:
         }
         for k, file in files.items():
             save_file({k: weights[k]}, sharded / file, metadata={"format": "pt"})
-        (sharded / "model.safetensors.index.json").write_text(
-            json.dumps({"metadata": {}, "weight_map": files})
-        )
+        index = sharded / "model.safetensors.index.json"
+        index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
         for other in (pickled, sharded):
             (other / "config.json").write_text(json.dumps(_CONFIG))
 
@@ -121,7 +120,7 @@ def usual(name: str) -> Merge:
     num = min(3, method.num_models[1] or 3) - (method.base is Base.ENDPOINT)
     parameters: dict[str, Any] = {}
     for p in method.parameters:
-        if p.name == "compat":  # for programs, not for recipes
+        if p.of_recipe:
             continue
         value: Any = (0.5 if p.required else p.default) if p.default is not None else 1.0
         parameters[p.name] = 0.4 if p.name == "density" else value

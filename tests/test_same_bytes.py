@@ -103,7 +103,7 @@ def test_verify_says_that_all_is_well(out: Path, capsys: pytest.CaptureFixture[s
     done = command.run(capsys, "verify", out)
     assert (done.status, done.out) == (
         0,
-        "out is what its merge has written: 9 tensors in 7 files, 23 kB, every byte\n",
+        "out is what its merge has written: 9 tensors in 5 files, 10 kB, every byte\n",
     )
 
 
@@ -135,7 +135,8 @@ def test_every_flipped_bit_of_a_weight_file_is_found(out: Path) -> None:
         ),
         (
             lambda f: flip(next(f.glob("*-00001-*")), -1),
-            "model-00001-of-00004.safetensors: tensor 'lm_head.weight' (F32 [6, 4]) has other\n    bytes than were written",
+            "model-00001-of-00002.safetensors: tensor\n    'model.layers.0.self_attn.q_proj.weight' "
+            "(F32 [4, 4]) has other bytes than\n    were written",
         ),
     ],
 )
@@ -155,7 +156,7 @@ def test_verify_of_a_file_that_was_cut_off(out: Path) -> None:
     os.truncate(path, path.stat().st_size - 5)
     assert [(d.kind, d.tensor) for d in verify_output(out).damage] == [
         ("size", ""),
-        ("bytes", "lm_head.weight"),
+        ("bytes", "model.layers.0.self_attn.q_proj.weight"),
     ]
 
 
