@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from unittest import mock
@@ -236,32 +236,41 @@ def test_reproduce_says_what_else_is_other(out: Path) -> None:
     assert {d.kind for d in result.differences} == {"bytes"}
 
 
-PLUGIN = """
+PLUGIN = '''
 from meldkit.methods.base import Elementwise
-METHOD = Elementwise(name="first", function=lambda x: x[0].clone())
-"""
 
 
-def test_reproduce_with_a_plugin(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    del out
+def first(x):
+    """The first model."""
+    return x[0].clone()
+
+
+METHOD = Elementwise(name="first", function=first)
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "mine").mkdir()
-    plugin = tmp_path / "mine" / "plugin.py"
-    plugin.write_text(PLUGIN)
+    path = tmp_path / "mine" / "plugin.py"
+    path.write_text(PLUGIN)
     with mock.patch.dict(METHODS):
-        merge(
-            {"merge_method": "first", "models": [{"model": "a"}, {"model": "b"}]},
-            "own",
-            MergeOptions(plugin=(str(plugin),)),
-        )
+        yield path
+
+
+def test_reproduce_with_a_plugin(
+    out: Path, plugin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del out
+    recipe = {"merge_method": "first", "models": [{"model": "a"}, {"model": "b"}]}
+    merge(recipe, "own", MergeOptions(plugin=(str(plugin),)))
     assert str(tmp_path) not in Path("own/meldkit.json").read_text()
     done = command.run(capsys, "reproduce", "own")
-    text = "error: the merge used 1 plugins, 0 are given\n  name them: --plugin plugin.py\n"
+    text = "error: the merge used 1 plugin, 0 are given\n  name it: --plugin plugin.py\n"
     assert (done.status, done.err) == (2, text)
-    with mock.patch.dict(METHODS):
-        assert command.run(capsys, "reproduce", "own", "--plugin", plugin).status == 0
+    assert command.run(capsys, "reproduce", "own", "--plugin", plugin).status == 0
     plugin.write_text(PLUGIN + "\n")
-    with mock.patch.dict(METHODS):
-        result = reproduce("own", plugin=[str(plugin)])
+    result = reproduce("own", plugin=[str(plugin)])
     assert result.surroundings == (f"plugin {plugin} is not the plugin.py that it was",)
     assert result.same
 

@@ -137,7 +137,8 @@ def _command_hint(name: str) -> str:
     """What to do about a command that there is not."""
     if name.endswith((".yml", ".yaml")):
         return f"meldkit merge {name} OUT, or meldkit plan {name} to see what it would do"
-    return did_you_mean(name, _COMMANDS)
+    near = did_you_mean(name, _COMMANDS)
+    return near if near.startswith("did") else "meldkit --help lists the commands"
 
 
 def _usage_error(error: click.ClickException) -> tuple[str, str]:

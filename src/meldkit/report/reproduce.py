@@ -125,12 +125,10 @@ def _options(
     recorded = dict(record["options"])
     needed = [str(entry["name"]) for entry in recorded.pop("plugin", ())]
     if len(needed) != len(plugin):
-        raise RecipeError(
-            f"the merge used {len(needed)} plugins, {len(plugin)} are given",
-            hint="name them: " + " ".join(f"--plugin {name}" for name in needed)
-            if needed
-            else "leave them out",
-        )
+        plugins = f"{len(needed)} plugin{'s' * (len(needed) != 1)}"
+        names = " ".join(f"--plugin {name}" for name in needed)
+        hint = f"name {'it' if len(needed) == 1 else 'them'}: {names}" if needed else "leave them out"
+        raise RecipeError(f"the merge used {plugins}, {len(plugin)} are given", hint=hint)
     try:
         return MergeOptions(
             **recorded,
