@@ -161,7 +161,7 @@ def test_recipe_and_record() -> None:
     record = json.loads(Path("out/meldkit.json").read_text())
     assert record["plan"] == result.plan.digest()
     assert record["seed"] == 5
-    assert list(record["models"]) == ["a", "b"]
+    assert [model["model"] for model in record["models"]] == ["a", "b"]
     again = merge("out/meldkit.yml", "again", MergeOptions(random_seed=5))
     assert again.plan.digest() == result.plan.digest()
     assert content(Path("again"))["model.safetensors"] == content(Path("out"))["model.safetensors"]

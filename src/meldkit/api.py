@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from meldkit import __version__
 from meldkit.checkpoint import OpenFiles, StoredTensor, TileSource, open_files, open_model
-from meldkit.engine import Progress, default_threads, run_jobs
+from meldkit.engine import Progress, Sink, default_threads, run_jobs
 from meldkit.errors import NotSupportedError, RunError
 from meldkit.methods import METHODS, Method, describe, get_method, load_plugin
 from meldkit.options import MergeOptions
-from meldkit.output import OutputFolder, Verification, check_fit, check_free, write_side_files
-from meldkit.plan import Input, Plan, build_plan
+from meldkit.output import (
+    OutputFolder,
+    Sum,
+    Sums,
+    Verification,
+    check_fit,
+    check_free,
+    write_record,
+    write_side_files,
+)
+from meldkit.plan import Input, Plan, TensorJob, build_plan
 from meldkit.recipe import ModelRef, Recipe, load_recipe, recipe_from_data
 
 __all__ = [
@@ -32,6 +42,7 @@ __all__ = [
     "methods",
     "plan",
     "read_recipe",
+    "tensor_sums",
 ]
 
 RecipeLike = Recipe | str | os.PathLike[str] | Mapping[str, Any]
@@ -83,13 +94,20 @@ def read_recipe(recipe: RecipeLike) -> Recipe:
     return recipe_from_data(recipe) if isinstance(recipe, Mapping) else load_recipe(recipe)
 
 
-def plan(recipe: RecipeLike, options: MergeOptions | None = None, *, headers_only: bool = False) -> Plan:
+def plan(
+    recipe: RecipeLike,
+    options: MergeOptions | None = None,
+    *,
+    headers_only: bool = False,
+    locate: Callable[[ModelRef], ModelRef] | None = None,
+) -> Plan:
     """Decide everything about a merge without reading a weight.
 
     Args:
         recipe: path of a YAML file, a mapping, or a `Recipe`.
         options: as for `merge`.
         headers_only: of the weights of models on the hub, fetch only headers; see `Plan.to_download`.
+        locate: where models are now that lay elsewhere; they keep the names that the recipe gives them.
 
     Raises:
         RecipeError: the recipe cannot be carried out.
@@ -108,7 +126,10 @@ def plan(recipe: RecipeLike, options: MergeOptions | None = None, *, headers_onl
 
     def opened(ref: ModelRef) -> Any:
         # Of a model that only gives its tokenizer, no weight is ever read.
-        return open_model(ref, cache=cache, headers_only=headers_only or ref not in merged)
+        unread = headers_only or ref not in merged
+        if locate is None:
+            return open_model(ref, cache=cache, headers_only=unread)
+        return replace(open_model(locate(ref), cache=cache, headers_only=unread), label=str(ref))
 
     return build_plan(
         wanted,
@@ -153,7 +174,10 @@ def merge(
     try:
         with open_files() as files:
             files.read_ahead(dict.fromkeys(path for c in chosen.checkpoints for path in c.files()))
-            _run(chosen, folder, files, options, progress)
+            # What an earlier run was allowed to let through, this one may not be.
+            finished = folder.finished if options.allow_nonfinite else folder.finished - folder.nonfinite
+            sums = Sums()
+            _run(chosen, folder, finished, files, options, progress, sums)
             bytes_read = files.bytes_read
         folder.settle()
         write_side_files(
@@ -163,6 +187,13 @@ def merge(
             card=options.write_model_card,
             name=folder.path.resolve().name,
             version=__version__,
+        )
+        write_record(
+            folder.partial,
+            chosen,
+            __version__,
+            _recorded(options),
+            sums.complete(folder.partial, chosen),
         )
         verification = folder.publish()
     finally:
@@ -192,15 +223,53 @@ def _with_weights(chosen: Plan, options: MergeOptions) -> Plan:
     return whole
 
 
+def tensor_sums(
+    chosen: Plan,
+    options: MergeOptions | None = None,
+    *,
+    progress: Callable[[Status], None] | None = None,
+) -> Mapping[str, Sum]:
+    """Carry out a plan without writing anything.
+
+    Args:
+        chosen: the plan; its models must be downloaded.
+        options, progress: as for `merge`.
+
+    Returns:
+        The sum of the bytes of each tensor that weight files would hold.
+
+    Raises:
+        MeldError: see `meldkit.errors`.
+    """
+    sums = Sums()
+    with open_files() as files:
+        _run(chosen, _Nowhere(), frozenset(), files, options or MergeOptions(), progress, sums)
+    return sums.of_tensors
+
+
+def _recorded(options: MergeOptions) -> dict[str, Any]:
+    """The options that change what is written. Of plugins, names and content; not where they lie."""
+    names = ("allow_crimes", "trust_remote_code", "copy_tokenizer", "allow_nonfinite", "write_model_card")
+    plugins = [Path(path) for path in options.plugin]
+    return {
+        **{name: getattr(options, name) for name in names},
+        "allow_crop": options.allow_crop or options.unsafe_truncate_embeddings,
+        "out_shard_size": options.shard_bytes(),
+        "plugin": [
+            {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in plugins
+        ],
+    }
+
+
 def _run(
     chosen: Plan,
-    folder: OutputFolder,
+    sink: Sink,
+    finished: frozenset[str],
     files: OpenFiles,
     options: MergeOptions,
     progress: Callable[[Status], None] | None,
+    sums: Sums,
 ) -> None:
-    # What an earlier run was allowed to let through, this one may not be.
-    finished = folder.finished if options.allow_nonfinite else folder.finished - folder.nonfinite
     total = sum(
         num * job.numel
         for num, job in zip(chosen.passes(), chosen.jobs, strict=True)
@@ -216,13 +285,27 @@ def _run(
     run_jobs(
         chosen.jobs,
         _PlanInputs(chosen, files),
-        folder,
+        sink,
         finished=finished,
         seed=chosen.seed,
         allow_nonfinite=options.allow_nonfinite,
         threads=options.num_threads or default_threads(),
         progress=report,
+        observe=sums,
     )
+
+
+class _Nowhere:
+    """A sink for tensors that are only looked at."""
+
+    def write(self, job: TensorJob, start: int, data: memoryview) -> None:
+        del job, start, data
+
+    def let_through(self, job: TensorJob) -> None:
+        del job
+
+    def finish(self, job: TensorJob) -> None:
+        del job
 
 
 class _PlanInputs:

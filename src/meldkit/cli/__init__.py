@@ -18,6 +18,8 @@ from meldkit.errors import MeldError, RecipeError, did_you_mean, out_of_memory
 
 #: Exit status when the user stops a merge: like any failure while running, it can be continued.
 INTERRUPTED = 4
+#: Exit status when files are not what they should be, as for inputs that are damaged.
+DIFFERENT = 3
 
 #: Exit status when nobody reads the output any more: what shells give programs that such a pipe ends.
 BROKEN_PIPE = 128 + signal.SIGPIPE
@@ -29,6 +31,8 @@ COMPLETE = "_MELDKIT_COMPLETE"
 _COMMANDS = {
     "new": "Write a recipe to begin with.",
     "merge": "Merge models as a recipe says.",
+    "verify": "Check that a merged model is what its merge has written.",
+    "reproduce": "Run the merge of a model again, and compare.",
     "smoke": "Run a model, and see whether it still works.",
     "pytorch": "Merge weight files of any PyTorch program.",
     "plan": "Show what a recipe would do, without reading a weight.",
@@ -136,7 +140,8 @@ def _command_hint(name: str) -> str:
     """What to do about a command that there is not."""
     if name.endswith((".yml", ".yaml")):
         return f"meldkit merge {name} OUT, or meldkit plan {name} to see what it would do"
-    return did_you_mean(name, _COMMANDS)
+    near = did_you_mean(name, _COMMANDS)
+    return near if near.startswith("did") else "meldkit --help lists the commands"
 
 
 def _usage_error(error: click.ClickException) -> tuple[str, str]:

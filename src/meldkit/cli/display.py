@@ -107,6 +107,18 @@ def show_progress(*, enabled: bool) -> Generator[Callable[[Status], None] | None
 
 
 @contextmanager
+def show_bytes(*, enabled: bool) -> Generator[Callable[[int, int, str], None] | None]:
+    """The same, called with bytes done, bytes in all, and what is in hand."""
+    with show_progress(enabled=enabled) as update:
+        if update is None:
+            yield None
+        else:
+            from meldkit.api import Status
+
+            yield lambda done, total, what: update(Status(done, total, what))
+
+
+@contextmanager
 def show_steps(*, enabled: bool) -> Generator[Callable[[int, int, str], None] | None]:
     """The same for work in few steps: called with how many are done, of how many, and what is next."""
     if not enabled:

@@ -8,7 +8,7 @@ from threading import Lock
 from typing import Any
 
 from meldkit.engine.run import Progress, Runnable, run
-from meldkit.engine.tensor_run import TILE, Buffers, Inputs, Sink, TensorRun, cut, read_tile
+from meldkit.engine.tensor_run import TILE, Buffers, Inputs, Observer, Sink, TensorRun, cut, read_tile
 from meldkit.methods import Noise, Whole
 from meldkit.methods.statistics import Range, Statistic
 from meldkit.plan import TensorJob
@@ -25,6 +25,7 @@ def run_jobs(
     threads: int = 1,
     tile: int = TILE,
     progress: Callable[[Progress], None] | None = None,
+    observe: Observer | None = None,
 ) -> None:
     """Carry out the jobs of a model.
 
@@ -39,6 +40,7 @@ def run_jobs(
         threads: worker threads.
         tile: elements per tile, a multiple of `CHUNK`; changes nothing in the result.
         progress: called about ten times a second.
+        observe: told of everything that is made.
 
     Raises:
         MeldError: whatever the first failing tile raised; the others are stopped.
@@ -56,7 +58,16 @@ def run_jobs(
 
     of_model = measure_model(jobs, inputs, run_all, seed=seed, tile=tile)
     tensors = (
-        TensorRun(job, inputs, sink, seed=seed, tile=tile, of_model=of_model, allow_nonfinite=allow_nonfinite)
+        TensorRun(
+            job,
+            inputs,
+            sink,
+            seed=seed,
+            tile=tile,
+            of_model=of_model,
+            allow_nonfinite=allow_nonfinite,
+            observe=observe,
+        )
         for job in jobs
         if job.name not in finished
     )

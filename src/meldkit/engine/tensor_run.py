@@ -53,6 +53,11 @@ class Sink(Protocol):
         ...
 
 
+#: Told of a run of elements of an output tensor, by its first element and its bytes, when it has just been
+#: made and is still in the processor's cache. Called from many threads.
+Observer = Callable[[TensorJob, int, memoryview], None]
+
+
 class Inputs(Protocol):
     """Where jobs' inputs come from. Called from many threads."""
 
@@ -176,6 +181,7 @@ class TensorRun:
         span: elements per span, nor does this.
         of_model: what the method measured over the whole model.
         allow_nonfinite: let NaN and Inf through.
+        observe: told of everything that is made.
 
     Attributes:
         job: the job.
@@ -194,6 +200,7 @@ class TensorRun:
         span: int = SPAN,
         of_model: Any = None,
         allow_nonfinite: bool = False,
+        observe: Observer | None = None,
     ) -> None:
         if tile < CHUNK or tile % CHUNK:
             raise ValueError(f"tile is {tile}; it must be a multiple of {CHUNK}")
@@ -202,6 +209,7 @@ class TensorRun:
         self._inputs = inputs
         self._sink = sink
         self._allow_nonfinite = allow_nonfinite
+        self._observer = observe
         self._whole = Whole(len(job.inputs), job.shape, Noise(seed, job.name), of_model)
         copied = job.method is None and job.scales is None
         self._raw = inputs.open_raw(job.inputs[0], job.dtype) if copied else None
@@ -246,6 +254,7 @@ class TensorRun:
             raw = buffers.output(self.job, start, stop)
             self._raw.read_bytes(start, raw.numpy().data)
             self._check_copy(start, raw)
+            self._observe(self.job, start, raw)
             return buffers.write(self._sink, self.job, start, raw)
         if self._writing:
             write = self._write if self.job.scales is None else self._write_in_blocks
@@ -273,6 +282,7 @@ class TensorRun:
                 if not self._allow_nonfinite:
                     self._refuse_output(first, last, values, part.dtype, buffers)
                 self._sink.let_through(self.job)
+            self._observe(self.job, first, part.view(torch.uint8))
         return buffers.write(self._sink, self.job, start, raw)
 
     def _write_in_blocks(self, start: int, stop: int, buffers: Buffers) -> Future[None]:
@@ -305,8 +315,14 @@ class TensorRun:
             filled -= complete
             held[:filled] = held[complete : complete + filled]
             done += complete
+        self._observe(job.scales, start // block, raw_scales)
+        self._observe(job, start, raw)
         self._sink.write(job.scales, start // block, raw_scales.numpy().data)
         return buffers.write(self._sink, job, start, raw)
+
+    def _observe(self, job: TensorJob, start: int, raw: Tensor) -> None:
+        if self._observer is not None:
+            self._observer(job, start, raw.numpy().data)
 
     def _values(self, start: int, stop: int, buffers: Buffers) -> Float32[Tensor, " n"]:
         """Elements [start, stop) of the output."""

@@ -355,3 +355,26 @@ def count_conflicts(
         opposite = both & ((u[i] > 0) != (u[j] > 0))
         found.append((int(both.sum()), int(opposite.sum()), int((top[i] & top[j]).sum())))
     return [int(row.sum()) for row in top], found
+
+
+def word_sums(words: np.ndarray) -> tuple[int, int]:
+    """The sum of 32-bit words, and that of words times their positions from 0 on, both modulo 2⁶⁴.
+
+    Args:
+        words: uint32 [n], one after the other.
+    """
+    if _LIBRARY is not None:
+        out = np.empty(2, np.uint64)
+        _LIBRARY.word_sums(address(words), len(words), address(out))
+        return int(out[0]), int(out[1])
+    total = weighted = 0
+    positions = np.arange(_BLOCK, dtype=np.uint64)
+    for start in range(0, len(words), _BLOCK * _BLOCK):
+        piece = words[start : start + _BLOCK * _BLOCK]
+        rows = np.zeros((-(-len(piece) // _BLOCK), _BLOCK), np.uint32)
+        rows.reshape(-1)[: len(piece)] = piece
+        of_rows, of_columns = rows.sum(1, dtype=np.uint64), rows.sum(0, dtype=np.uint64)
+        inside = int((of_columns * positions).sum()) + _BLOCK * int((of_rows * positions[: len(rows)]).sum())
+        own = int(of_columns.sum())
+        total, weighted = total + own, weighted + start * own + inside
+    return total % 2**64, weighted % 2**64

@@ -482,3 +482,34 @@ void meldkit_conflicts(const float *u, long stride, long m, long n, const float 
         }
     }
 }
+
+/* --- check sums ------------------------------------------------------------------------------------------- */
+
+LOOP void add_words(const uint32_t *restrict x, long rows, uint64_t *restrict sums, uint64_t *restrict sums_of_sums) {
+    /* Of their own, which stay in registers. */
+    uint64_t a[LANES] = {0}, b[LANES] = {0};
+    for (long i = 0; i < rows; i++)
+        for (int l = 0; l < LANES; l++) {
+            a[l] += x[i * LANES + l];
+            b[l] += a[l];
+        }
+    memcpy(sums, a, sizeof a);
+    memcpy(sums_of_sums, b, sizeof b);
+}
+
+/* out: the sum of n words, and that of words times their positions, both modulo 2^64. */
+void meldkit_word_sums(const uint32_t *x, long n, uint64_t *out) {
+    uint64_t sums[LANES], sums_of_sums[LANES];
+    long rows = n / LANES;
+    add_words(x, rows, sums, sums_of_sums);
+    out[0] = out[1] = 0;
+    for (int l = 0; l < LANES; l++) {
+        out[0] += sums[l];
+        /* Row i went into the sums of sums (rows - i) times. */
+        out[1] += LANES * (rows * sums[l] - sums_of_sums[l]) + l * sums[l];
+    }
+    for (long i = rows * LANES; i < n; i++) {
+        out[0] += x[i];
+        out[1] += (uint64_t)i * x[i];
+    }
+}

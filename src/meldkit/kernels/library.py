@@ -46,6 +46,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         None,
         [c_void_p, c_long, c_long, c_long, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p],
     ),
+    "word_sums": (None, [c_void_p, c_long, c_void_p]),
     "conflicts": (None, [c_void_p, c_long, c_long, c_long, POINTER(c_float), c_void_p, c_void_p]),
 }
 

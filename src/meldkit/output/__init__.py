@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from meldkit.output.files import RECORD, write_side_files
-from meldkit.output.fit import check_fit
+from meldkit.output.files import describes_model, write_record, write_side_files
+from meldkit.output.fit import check_fit, facts
 from meldkit.output.folder import PARTIAL, OutputFolder, check_free
+from meldkit.output.record import CARD, FORMAT, RECIPE, RECORD, commit_of, surroundings
+from meldkit.output.sums import Sum, Sums, sum_of, tensor_sum
 from meldkit.output.verify import Verification
 
 __all__ = [
+    "CARD",
+    "FORMAT",
     "PARTIAL",
+    "RECIPE",
     "RECORD",
     "OutputFolder",
+    "Sum",
+    "Sums",
     "Verification",
     "check_fit",
     "check_free",
+    "commit_of",
+    "describes_model",
+    "facts",
+    "sum_of",
+    "surroundings",
+    "tensor_sum",
+    "write_record",
     "write_side_files",
 ]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any, cast
 
 from meldkit.checkpoint.gguf import write_generation_config, write_tokenizer
 from meldkit.errors import RunError
 from meldkit.output.card import model_card
+from meldkit.output.record import CARD, RECIPE, RECORD, record
+from meldkit.output.sums import Sum
 from meldkit.plan import Plan
 from meldkit.vocab import (
     FILES,
@@ -26,7 +29,7 @@ _CARRIED = (".json", ".txt", ".model", ".jinja", ".py", ".tiktoken", ".vocab", "
 _LICENSES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx")
 #: Written anew.
-_OWN = ("config.json", "README.md")
+_OWN = ("config.json", CARD)
 #: Says something about the donor that is not true of the merge.
 _ABOUT_TRAINING = (
     "training_args",
@@ -44,14 +47,12 @@ _ABOUT_TRAINING = (
 _SETTINGS = ("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json")
 #: Lists the parts of a sentence-transformers model, with their folders.
 _PARTS = "modules.json"
-RECIPE = "meldkit.yml"
-RECORD = "meldkit.json"
 
 
 def write_side_files(
     folder: Path, plan: Plan, *, with_tokenizer: bool = True, card: bool = True, name: str, version: str
 ) -> None:
-    """Write configuration, index, tokenizer, card, recipe and record.
+    """Write configuration, index, tokenizer, card and recipe.
 
     Args:
         folder: where the weight files are.
@@ -59,40 +60,33 @@ def write_side_files(
         with_tokenizer: write tokenizer and chat template.
         card: write README.md.
         name: of the new model, for the card.
-        version: of meldkit, for the record.
+        version: of meldkit, for the card.
 
     Raises:
         RunError: a file cannot be read or written.
     """
-    donor = plan.checkpoints[plan.donor]
-    as_it_is = with_tokenizer and plan.tokenizer is None
-    try:
-        if donor.gguf is not None:
-            write_generation_config(donor.gguf, folder)
-            if as_it_is:
-                write_tokenizer(donor.gguf, folder)
-        else:
-            for path in carried(donor.folder, copy_tokenizer=as_it_is, merged=donor.parts):
-                target = folder / path.relative_to(donor.folder)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
-        if as_it_is and donor.tokenizer is not None:
-            copy_tokenizer(donor.tokenizer, folder)
-        if with_tokenizer and plan.tokenizer is not None:
-            write_output_tokenizer(plan.tokenizer, folder)
-        if with_tokenizer and plan.templates is not None:
-            write_templates(plan.templates, folder)
-        write_generation_settings(plan.tokenizer, plan.ends, plan.config or {}, folder)
-        if plan.config is not None:
-            _write_json(folder / "config.json", plan.config)
-        for part in dict.fromkeys(file.folder for file in plan.files):
-            files = [index for index, file in enumerate(plan.files) if file.folder == part]
-            if len(files) > 1:
-                _write_json(folder / part / "model.safetensors.index.json", _index(plan, files))
-        (folder / RECIPE).write_text(plan.recipe.to_yaml(), "utf-8")
-        _write_json(folder / RECORD, record(plan, version))
+    with _unwritten(folder):
+        _write_side_files(folder, plan, with_tokenizer=with_tokenizer)
         if card:
-            (folder / "README.md").write_text(model_card(plan, name, version), "utf-8")
+            (folder / CARD).write_text(model_card(plan, name, version), "utf-8")
+
+
+def write_record(
+    folder: Path, plan: Plan, version: str, options: Mapping[str, Any], sums: Mapping[str, Sum]
+) -> None:
+    """Write the record, which tells of every other file; see `meldkit.output.record`.
+
+    Raises:
+        RunError: a file cannot be read or written.
+    """
+    with _unwritten(folder):
+        _write_json(folder / RECORD, record(plan, version, options, sums, folder))
+
+
+@contextmanager
+def _unwritten(folder: Path) -> Generator[None]:
+    try:
+        yield
     except OSError as e:
         raise RunError(
             f"cannot copy or write {e.filename or folder}: {e.strerror}",
@@ -100,14 +94,32 @@ def write_side_files(
         ) from e
 
 
-def record(plan: Plan, version: str) -> dict[str, Any]:
-    """What is needed to make the same weights again."""
-    return {
-        "meldkit": version,
-        "plan": plan.digest(),
-        "seed": plan.seed,
-        "models": {c.label: c.fingerprint for c in plan.checkpoints},
-    }
+def _write_side_files(folder: Path, plan: Plan, *, with_tokenizer: bool) -> None:
+    donor = plan.checkpoints[plan.donor]
+    as_it_is = with_tokenizer and plan.tokenizer is None
+    if donor.gguf is not None:
+        write_generation_config(donor.gguf, folder)
+        if as_it_is:
+            write_tokenizer(donor.gguf, folder)
+    else:
+        for path in carried(donor.folder, copy_tokenizer=as_it_is, merged=donor.parts):
+            target = folder / path.relative_to(donor.folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    if as_it_is and donor.tokenizer is not None:
+        copy_tokenizer(donor.tokenizer, folder)
+    if with_tokenizer and plan.tokenizer is not None:
+        write_output_tokenizer(plan.tokenizer, folder)
+    if with_tokenizer and plan.templates is not None:
+        write_templates(plan.templates, folder)
+    write_generation_settings(plan.tokenizer, plan.ends, plan.config or {}, folder)
+    if plan.config is not None:
+        _write_json(folder / "config.json", plan.config)
+    for part in dict.fromkeys(file.folder for file in plan.files):
+        files = [index for index, file in enumerate(plan.files) if file.folder == part]
+        if len(files) > 1:
+            _write_json(folder / part / "model.safetensors.index.json", _index(plan, files))
+    (folder / RECIPE).write_text(plan.recipe.to_yaml(), "utf-8")
 
 
 def describes_weights(name: str) -> bool:

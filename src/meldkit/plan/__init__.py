@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from meldkit.plan.build import DEFAULT_SHARD_SIZE, build_plan
 from meldkit.plan.explain import Decision, Decisions, decisions, why_copied
-from meldkit.plan.model import OutputFile, Plan, TensorJob
+from meldkit.plan.model import NUMERIC_VERSION, OutputFile, Plan, TensorJob
 from meldkit.plan.slots import Input, Slot
 from meldkit.plan.tables import embedding_rows
 
 __all__ = [
     "DEFAULT_SHARD_SIZE",
+    "NUMERIC_VERSION",
     "Decision",
     "Decisions",
     "Input",

@@ -35,6 +35,7 @@ from meldkit.report.inspect import (
 from meldkit.report.plan import Cost, InputModel, Output, PlanSummary, Treatment, summarise_plan, with_time
 from meldkit.report.probe import Probe
 from meldkit.report.relatives import Relative
+from meldkit.report.reproduce import Reproduction, reproduce
 from meldkit.report.smoke import ModelRun, SmokeTest, smoke
 from meldkit.report.tokenizers import (
     PairDifference,
@@ -42,11 +43,13 @@ from meldkit.report.tokenizers import (
     TokenizerSummary,
     compare_tokenizers,
 )
+from meldkit.report.verify import Damage, OutputCheck, verify_output
 
 __all__ = [
     "AdapterFacts",
     "ComparedModel",
     "Cost",
+    "Damage",
     "Difference",
     "Explanation",
     "Finding",
@@ -58,6 +61,7 @@ __all__ = [
     "ModelRun",
     "ModelValues",
     "Output",
+    "OutputCheck",
     "Pair",
     "PairDifference",
     "PartSummary",
@@ -66,6 +70,7 @@ __all__ = [
     "Quantisation",
     "Relation",
     "Relative",
+    "Reproduction",
     "SmokeTest",
     "Spectrum",
     "TaskDifference",
@@ -81,8 +86,10 @@ __all__ = [
     "grids",
     "group_tensors",
     "inspect",
+    "reproduce",
     "smoke",
     "summarise_plan",
     "varying",
+    "verify_output",
     "with_time",
 ]

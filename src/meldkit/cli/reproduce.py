@@ -1,0 +1,97 @@
+"""meldkit reproduce: the merge of a model, run again and compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from meldkit.cli import DIFFERENT
+from meldkit.cli.arguments import Folder
+from meldkit.cli.display import count, show_progress, wrapped
+from meldkit.errors import RecipeError
+
+if TYPE_CHECKING:
+    from meldkit.report import Reproduction
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("out", type=Folder())
+@click.option(
+    "--models",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Folder to look for models in that are not where the recipe says; may be repeated.",
+)
+@click.option(
+    "--model", "moved", multiple=True, metavar="OLD=NEW", help="Where a model is now; may be repeated."
+)
+@click.option("--plugin", multiple=True, help="Python file that declares a merge method; may be repeated.")
+@click.option(
+    "--num-threads", "-j", type=int, default=None, help="Worker threads; one per processor if not given."
+)
+@click.option("--transformers-cache", default=None, help="Folder for downloaded models.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else there.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+@click.pass_context
+def command(
+    context: click.Context,
+    out: Path,
+    models: tuple[Path, ...],
+    moved: tuple[str, ...],
+    plugin: tuple[str, ...],
+    num_threads: int | None,
+    transformers_cache: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Run the merge that made OUT again, and compare every byte with what was recorded.
+
+    Nothing is written. Exit status 3 says that inputs are others, or something else came out.
+    Paths in the recipe are seen from the current folder, as they were when OUT was made.
+    """
+    from meldkit.report import reproduce
+
+    pairs: dict[str, str] = {}
+    for text in moved:
+        old, equals, new = text.partition("=")
+        if not (old and equals and new):
+            raise RecipeError(f"--model {text} names no two places", hint="write it like --model OLD=NEW")
+        pairs[old] = new
+    with show_progress(enabled=not quiet) as progress:
+        result = reproduce(
+            out,
+            models=models,
+            moved=pairs,
+            plugin=plugin,
+            threads=num_threads,
+            cache=transformers_cache,
+            progress=progress,
+        )
+    if as_json:
+        click.echo(json.dumps(result.data(), indent=2, ensure_ascii=False))
+    else:
+        click.echo("\n".join(describe(result)))
+    context.exit(0 if result.same else DIFFERENT)
+
+
+def describe(result: Reproduction) -> Iterator[str]:
+    """The result in words."""
+    if result.inputs:
+        yield f"{result.path} was made from other inputs; nothing was run:"
+        for line in result.inputs:
+            yield from wrapped(line)
+    elif result.differences:
+        yield f"{result.path} does not come out the same:"
+        for difference in result.differences:
+            yield from wrapped(difference.text)
+        yield from wrapped("headers of the inputs are as they were; their values may be others", indent=0)
+    else:
+        yield f"{result.path} comes out the same: {count(result.num_tensors, 'tensor')}, every byte"
+    if result.surroundings:
+        yield "not as it was then:"
+        for line in result.surroundings:
+            yield from wrapped(line)

@@ -1,0 +1,118 @@
+"""The record of a merge, meldkit.json: what is needed to make the same weights again, and to know them.
+
+It names inputs as the recipe does, and says nothing else about where they lay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+from collections.abc import Mapping
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any
+
+from meldkit.checkpoint import Checkpoint
+from meldkit.output.sums import Sum
+from meldkit.plan import NUMERIC_VERSION, Plan
+
+RECIPE = "meldkit.yml"
+RECORD = "meldkit.json"
+#: Of what the record says; raised when it says it otherwise.
+FORMAT = 1
+#: For people, who may edit it.
+CARD = "README.md"
+#: Lies beside the files until they are published.
+_JOURNAL = "journal"
+_SHA256 = re.compile("[0-9a-f]{64}")
+_COMMIT = re.compile("[0-9a-f]{40}")
+
+
+def record(
+    plan: Plan, version: str, options: Mapping[str, Any], sums: Mapping[str, Sum], folder: Path
+) -> dict[str, Any]:
+    """The record of a merge whose files lie in a folder.
+
+    Args:
+        plan: what was merged.
+        version: of meldkit.
+        options: those that change what is written.
+        sums: of each stored tensor.
+        folder: of all files, the record aside.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    weights = {file.name: file for file in plan.files}
+    others = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / _JOURNAL)
+    names = [p.relative_to(folder).as_posix() for p in others]
+    return {
+        "format": FORMAT,
+        "meldkit": version,
+        "numeric_version": NUMERIC_VERSION,
+        "made_with": surroundings(),
+        "plan": plan.digest(),
+        "seed": plan.seed,
+        "options": dict(options),
+        "models": [_model(checkpoint) for checkpoint in plan.checkpoints],
+        "weights": {
+            file.name: {
+                "size": file.size,
+                "header_sha256": hashlib.sha256(file.header).hexdigest(),
+                "sums": {
+                    part.name.removeprefix(file.folder): str(sums[part.name])
+                    for job in plan.jobs
+                    for part in job.stored
+                    if plan.files[part.file] is file
+                },
+            }
+            for file in plan.files
+        },
+        "files": {
+            name: {"size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+            for name, path in zip(names, others, strict=True)
+            if name not in weights and name not in (RECORD, CARD)
+        },
+    }
+
+
+def surroundings() -> dict[str, str]:
+    """What else bytes may depend on: versions of the libraries that compute, and the kind of processor."""
+    import torch
+
+    from meldkit.kernels import compiled
+
+    return {
+        "torch": version_of("torch"),
+        "numpy": version_of("numpy"),
+        "machine": platform.machine(),
+        "torch_kernels": torch.backends.cpu.get_cpu_capability(),
+        "meldkit_kernels": "compiled" if compiled() else "none",
+    }
+
+
+def _model(checkpoint: Checkpoint) -> dict[str, Any]:
+    """An input: the name that the recipe gives it, and what tells it from others."""
+    result: dict[str, Any] = {"model": checkpoint.label, "fingerprint": checkpoint.fingerprint}
+    if commit := commit_of(checkpoint.folder):
+        result["commit"] = commit
+    result["files"] = [_file(path) for path in checkpoint.files()]
+    return result
+
+
+def _file(path: Path) -> dict[str, Any]:
+    real = Path(os.path.realpath(path))
+    result: dict[str, Any] = {"name": path.name, "size": real.stat().st_size}
+    # The hub's cache calls large files by their hash.
+    if _SHA256.fullmatch(real.name) and real.parent.name == "blobs":
+        result["sha256"] = real.name
+    return result
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit of a model in the hub's cache; None if it is anywhere else."""
+    folder = folder if folder.is_dir() else folder.parent
+    found = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name)
+    return folder.name if found else None

@@ -1,0 +1,260 @@
+"""Running a recorded merge again, and comparing what comes out. Nothing is written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePath
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from meldkit import __version__
+from meldkit.api import plan, tensor_sums
+from meldkit.errors import CheckpointError, MismatchError, RecipeError
+from meldkit.options import MergeOptions
+from meldkit.output import RECIPE, RECORD, commit_of, surroundings, write_side_files
+from meldkit.plan import NUMERIC_VERSION, Plan
+from meldkit.recipe import ModelRef
+from meldkit.report.verify import Damage, read_record
+
+if TYPE_CHECKING:
+    from meldkit.api import Status
+
+#: What the record says about where it was made, in words.
+_SURROUNDINGS = {
+    "torch": "torch",
+    "numpy": "numpy",
+    "machine": "processor",
+    "torch_kernels": "torch's kernels",
+    "meldkit_kernels": "meldkit's compiled kernels",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reproduction:
+    """What came of running a merge again.
+
+    Attributes:
+        path: the output whose merge was run again.
+        inputs: how the inputs are others than they were, in words; if they are, nothing was run.
+        surroundings: what else is not as it was then, in words: versions, kernels.
+        differences: what came out otherwise than it was recorded.
+        num_tensors: that were made again.
+    """
+
+    path: Path
+    inputs: tuple[str, ...]
+    surroundings: tuple[str, ...]
+    differences: tuple[Damage, ...]
+    num_tensors: int
+
+    @property
+    def same(self) -> bool:
+        """Whether the same bytes came out."""
+        return not self.inputs and not self.differences
+
+    def data(self) -> dict[str, Any]:
+        """The result as JSON has it."""
+        return {
+            "path": str(self.path),
+            "same": self.same,
+            "tensors": self.num_tensors,
+            "inputs": list(self.inputs),
+            "surroundings": list(self.surroundings),
+            "differences": [asdict(difference) for difference in self.differences],
+        }
+
+
+def reproduce(
+    folder: str | os.PathLike[str],
+    *,
+    models: Sequence[Path] = (),
+    moved: Mapping[str, str] | None = None,
+    plugin: Sequence[str] = (),
+    threads: int | None = None,
+    cache: str | None = None,
+    progress: Callable[[Status], None] | None = None,
+) -> Reproduction:
+    """Run the merge that an output records, and compare all that comes out with the record.
+
+    Args:
+        folder: the output.
+        models: folders in which to look for models that are not where the recipe says.
+        moved: where single models are now, by what the recipe calls them.
+        plugin: files of the methods that the merge needed.
+        threads, cache: as in `MergeOptions`.
+        progress: as for `merge`.
+
+    Raises:
+        MeldError: see `meldkit.errors`.
+    """
+    path = Path(folder)
+    record = read_record(path)
+    if record is None:
+        raise CheckpointError(
+            f"{path} has no record of a merge ({RECORD})",
+            hint="name a folder that 'meldkit merge' has written",
+        )
+    recipe = path / RECIPE
+    wanted = record["files"].get(RECIPE, {}).get("sha256")
+    if not recipe.is_file() or _digest(recipe) != wanted:
+        raise MismatchError(
+            f"{recipe} is not the recipe of the merge",
+            hint=f"'meldkit verify {path}' says what else was changed",
+        )
+    options = _options(record, plugin, threads, cache)
+    try:
+        chosen = plan(recipe, options, locate=_Search(record, models, moved or {}))
+    except CheckpointError as e:
+        hint = "; ".join([*([e.hint] * bool(e.hint)), "--models and --model say where models are now"])
+        raise CheckpointError(e.message, hint=hint) from e
+    inputs = tuple(_changed_inputs(record, chosen))
+    around = tuple(_surroundings(record, plugin))
+    if inputs:
+        return Reproduction(path, inputs, around, (), 0)
+    sums = tensor_sums(chosen, options, progress=progress)
+    differences = [*_tensors(record, chosen, sums), *_files(record, chosen, options)]
+    return Reproduction(path, (), around, tuple(differences), len(sums))
+
+
+def _options(
+    record: Mapping[str, Any], plugin: Sequence[str], threads: int | None, cache: str | None
+) -> MergeOptions:
+    recorded = dict(record["options"])
+    needed = [str(entry["name"]) for entry in recorded.pop("plugin", ())]
+    if len(needed) != len(plugin):
+        plugins = f"{len(needed)} plugin{'s' * (len(needed) != 1)}"
+        names = " ".join(f"--plugin {name}" for name in needed)
+        hint = f"name {'it' if len(needed) == 1 else 'them'}: {names}" if needed else "leave them out"
+        raise RecipeError(f"the merge used {plugins}, {len(plugin)} are given", hint=hint)
+    try:
+        return MergeOptions(
+            **recorded,
+            random_seed=int(record["seed"]),
+            plugin=tuple(plugin),
+            num_threads=threads,
+            transformers_cache=cache,
+        )
+    except TypeError as e:
+        raise CheckpointError(f"{RECORD} has options that are not known: {e}", hint="it was edited") from e
+
+
+class _Search:
+    """Says where the models of a recipe are now."""
+
+    def __init__(self, record: Mapping[str, Any], models: Sequence[Path], moved: Mapping[str, str]) -> None:
+        self._commits = {str(m["model"]): m.get("commit") for m in record["models"]}
+        self._models = models
+        self._moved = moved
+
+    def __call__(self, ref: ModelRef) -> ModelRef:
+        path = self._find(ref.path)
+        adapters = tuple(replace(adapter, path=self._find(adapter.path)) for adapter in ref.adapters)
+        revision = ref.revision
+        if path == ref.path and not Path(path).expanduser().exists():
+            # A branch of the hub may have gone on.
+            revision = self._commits.get(str(ref)) or revision
+        return replace(ref, path=path, revision=revision, adapters=adapters)
+
+    def _find(self, path: str) -> str:
+        if path in self._moved:
+            return self._moved[path]
+        if not Path(path).expanduser().exists():
+            for folder in self._models:
+                for below in (PurePath(path), PurePath(PurePath(path).name)):
+                    if not below.is_absolute() and (folder / below).exists():
+                        return str(folder / below)
+        return path
+
+
+def _changed_inputs(record: Mapping[str, Any], chosen: Plan) -> Iterator[str]:
+    """In which respects the inputs are not those of the record."""
+    recorded = {str(model["model"]): model for model in record["models"]}
+    for checkpoint in chosen.checkpoints:
+        model = recorded.get(checkpoint.label)
+        if model is None:
+            yield f"'{checkpoint.label}' is no model of the merge"
+            continue
+        if model["fingerprint"] == checkpoint.fingerprint:
+            continue
+        sizes = {str(file["name"]): int(file["size"]) for file in model["files"]}
+        now = {file.name: file.stat().st_size for file in checkpoint.files()}
+        parts = [f"lacks {name}" for name in sizes if name not in now]
+        parts += [f"has a file {name} that it had not" for name in now if name not in sizes]
+        parts += [
+            f"has {name} of {now[name]:,} bytes, it had {size:,}"
+            for name, size in sizes.items()
+            if name in now and now[name] != size
+        ]
+        before, after = model.get("commit"), commit_of(checkpoint.folder)
+        if before and after and before != after:
+            parts.append(f"is of commit {after[:12]}, it was of {before[:12]}")
+        yield f"'{checkpoint.label}' " + ("; ".join(parts) or "has other tensors, shapes or types")
+    names = {checkpoint.label for checkpoint in chosen.checkpoints}
+    yield from (f"'{name}' is not read any more" for name in recorded if name not in names)
+
+
+def _surroundings(record: Mapping[str, Any], plugin: Sequence[str]) -> Iterator[str]:
+    """What is not as it was when the merge was made."""
+    if record["meldkit"] != __version__:
+        yield f"meldkit is {__version__}, it was {record['meldkit']}"
+    if record["numeric_version"] != NUMERIC_VERSION:
+        yield (
+            f"meldkit's arithmetic is of version {NUMERIC_VERSION}, it was {record['numeric_version']}: "
+            "other bytes are to be expected"
+        )
+    now = surroundings()
+    for key, before in record["made_with"].items():
+        if now.get(key) != before:
+            yield f"{_SURROUNDINGS.get(key, key)}: {now.get(key)}, it was {before}"
+    for entry, file in zip(record["options"].get("plugin", ()), plugin, strict=True):
+        if _digest(Path(file)) != entry["sha256"]:
+            yield f"plugin {file} is not the {entry['name']} that it was"
+
+
+def _tensors(record: Mapping[str, Any], chosen: Plan, sums: Mapping[str, object]) -> Iterator[Damage]:
+    recorded: Mapping[str, Any] = record["weights"]
+    names = {file.name for file in chosen.files}
+    yield from (Damage("missing", n, "", f"{n} is not made any more") for n in recorded if n not in names)
+    for index, file in enumerate(chosen.files):
+        before = recorded.get(file.name)
+        if before is None:
+            yield Damage("extra", file.name, "", f"{file.name} was not made before")
+            continue
+        if hashlib.sha256(file.header).hexdigest() != before["header_sha256"]:
+            yield Damage("header", file.name, "", f"{file.name} gets another header than it had")
+        for part in (part for job in chosen.jobs for part in job.stored if part.file == index):
+            name = part.name.removeprefix(file.folder)
+            # A tensor without elements is never seen.
+            now = str(sums.get(part.name, "0" * 32))
+            if now != before["sums"].get(name):
+                yield Damage(
+                    "bytes", file.name, name, f"{file.name}: tensor '{name}' comes out with other bytes"
+                )
+
+
+def _files(record: Mapping[str, Any], chosen: Plan, options: MergeOptions) -> Iterator[Damage]:
+    """Differences in what lies beside the weights."""
+    with TemporaryDirectory(prefix="meldkit-") as place:
+        folder = Path(place)
+        write_side_files(
+            folder, chosen, with_tokenizer=options.copy_tokenizer, card=False, name="", version=__version__
+        )
+        now = {p.relative_to(folder).as_posix(): _digest(p) for p in folder.rglob("*") if p.is_file()}
+    before = {name: file["sha256"] for name, file in record["files"].items()}
+    for name in dict.fromkeys([*before, *now]):
+        if name not in now:
+            yield Damage("missing", name, "", f"{name} is not written any more")
+        elif name not in before:
+            yield Damage("extra", name, "", f"{name} was not written before")
+        elif now[name] != before[name]:
+            yield Damage("content", name, "", f"{name} comes out with another content")
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as e:
+        raise CheckpointError(f"cannot read {path}: {e.strerror}", hint="check the path") from e
