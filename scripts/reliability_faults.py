@@ -68,8 +68,8 @@ def section(faults: Mapping[str, Any]) -> str:
     if kills := faults.get("kills"):
         lines += [
             f"{kills['kills']} real `meldkit merge` processes were killed (`kill -9`) at random moments "
-            f"(`scripts/faults.py`, seed {kills['seed']}), over merges of these kinds, in several files, with "
-            f"one and two threads, every other one replacing a model: {', '.join(kills['recipes'])}.",
+            f"(`scripts/faults.py`, seed {kills['seed']}), over merges of these kinds, in several files, "
+            f"with one and two threads, every other one replacing a model: {', '.join(kills['recipes'])}.",
             "",
             "| killed while | times |",
             "|---|---:|",
@@ -85,8 +85,8 @@ def section(faults: Mapping[str, Any]) -> str:
         endings = sorted({ending for found in attacks["faults"].values() for ending in found})
         lines += [
             "Faults of the system, each at a random moment: calls that fail from then on (`LD_PRELOAD`), a "
-            "real disk (tmpfs) that is too small and then grows, limits, signals. 'Not met': the merge was done "
-            "before.",
+            "real disk (tmpfs) that is too small and then grows, limits, signals. 'Not met': the merge was "
+            "done before.",
             "",
             f"| fault | {' | '.join(endings)} |",
             f"|---|{'---:|' * len(endings)}",
@@ -95,8 +95,8 @@ def section(faults: Mapping[str, Any]) -> str:
                 for kind, found in sorted(attacks["faults"].items())
             ),
             "",
-            f"Each failure was one message, no input changed, and {attacks['resumed']} merges were finished by "
-            f"the same command with the bytes of undisturbed ones: {_wrong(attacks)}.",
+            f"Each failure was one message, no input changed, and {attacks['resumed']} merges were "
+            f"finished by the same command with the bytes of undisturbed ones: {_wrong(attacks)}.",
             "",
         ]
     lines += ["Found on the way, and mended:", ""]

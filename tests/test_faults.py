@@ -264,7 +264,7 @@ def test_lock_is_of_the_journal_that_is_there(monkeypatch: pytest.MonkeyPatch) -
         Path("x").rmdir()
 
     with after(monkeypatch, fcntl, "flock", 0, finished):
-        locked = Journal(Path("x/journal"))
+        locked = Journal(Path("x/journal"), Path("out"))
     locked.restart("plan")
     assert read_journal(Path("x/journal")).plan == "plan"
     locked.close()

@@ -312,7 +312,7 @@ from meldkit.engine import TensorRun
 from meldkit.output import weight_file
 
 def hang(*args):
-    os.write(1, b"hanging\n")
+    os.write(1, b"hanging\\n")
     time.sleep(60)
 
 if sys.argv[1] == "sync":

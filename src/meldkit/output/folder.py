@@ -108,7 +108,7 @@ class OutputFolder:
         self._closing = Event()
         self._sync_error: OSError | RunError | None = None
         with ExitStack() as undo, _failures(self.partial, usage=True):
-            self._journal = Journal(self.partial / JOURNAL)
+            self._journal = Journal(self.partial / JOURNAL, path)
             undo.callback(self._close_files)
             undo.callback(self._leave)
             # Another merge may have finished meanwhile.
@@ -126,7 +126,7 @@ class OutputFolder:
     def _recover(self, key: str) -> None:
         """Finish, or undo, what an earlier run did beside the folder to replace a model."""
         if exchanged(self.path):
-            earlier = Journal(aside(self.path) / PARTIAL / JOURNAL)
+            earlier = Journal(aside(self.path) / PARTIAL / JOURNAL, self.path)
             try:
                 entries = read_journal(earlier.path)
                 finish(self.path, entries.publish)

@@ -77,13 +77,15 @@ class Journal:
 
     Args:
         path: the file; it and its folder are created if absent.
+        out: whose journal it is, for messages.
 
     Raises:
         OutputError: another process has it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, out: Path) -> None:
         self.path = path
+        self._out = out
         self._descriptor = self._open()
         # Who had it before may have removed it between opening and locking, and the folder with it.
         while not self.in_place():
@@ -100,7 +102,7 @@ class Journal:
             if e.errno in (errno.EAGAIN, errno.EACCES):
                 os.close(descriptor)
                 raise OutputError(
-                    f"another merge is writing to {self.path.parent.parent}",
+                    f"another merge is writing to {self._out}",
                     hint="wait until it has finished, or name another folder",
                 ) from None
         return descriptor
