@@ -57,7 +57,8 @@ def read_journal(path: Path) -> Entries:
                 done.add(name)
                 if more == {"finite": False}:
                     nonfinite.add(name)
-            case {"publish": [*names]} if plan:
+            # Of files that lie in the folder itself; other names would lead elsewhere.
+            case {"publish": [*names]} if plan and all(map(_is_own, names)):
                 publish = tuple(map(str, names))
             case _:
                 break
@@ -65,10 +66,14 @@ def read_journal(path: Path) -> Entries:
     return Entries(plan, frozenset(done), frozenset(nonfinite), publish, length)
 
 
+def _is_own(name: object) -> bool:
+    return isinstance(name, str) and name not in ("", "..") and Path(name).name == name
+
+
 def _parse(line: bytes) -> Any:
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
