@@ -1,4 +1,4 @@
-"""Damage done to files on purpose: bytes, JSON and names as a stranger with bad intentions would write them."""
+"""Damage done to files on purpose: bytes, JSON and names as somebody with bad intentions writes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is fuzzed: small real models of every kind that is read, and what is done with them once they are damaged.
+"""What is fuzzed: small real models of every kind that is read, and what is done with damaged ones.
 
 A case is a number: from it follow which files are damaged and how, so that every finding can be had again.
 """
@@ -90,7 +90,7 @@ def sharded() -> None:
 
 
 def recipe() -> None:
-    pair()
+    tokenizers(equal=True)
     Path("recipe.yml").write_text(
         "merge_method: ties\nbase_model: a\ndtype: bfloat16\nname: x\n"
         "parameters:\n  weight: &w [{filter: mlp, value: [0, 0.5, 1]}, {value: 0.5}]\n  density: 0.5\n"
@@ -113,11 +113,11 @@ def adapter_alone() -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "../a"}))
 
 
-def tokenizers() -> None:
+def tokenizers(*, equal: bool = False) -> None:
     import json
 
-    for name, added in (("a", ["<s>", "</s>"]), ("b", ["<s>", "<|x|>"])):
-        content = word_tokenizers.content({"u": 0, "v": 1, name: 2}, added)
+    for name, added in (("a", ["<s>", "</s>"]), ("b", ["<s>", "</s>" if equal else "<|x|>"])):
+        content = word_tokenizers.content({"u": 0, "v": 1, "w" if equal else name: 2}, added)
         folder = word_tokenizers.model(Path(name), content, seed=len(name))
         token = {**content["added_tokens"][0]}
         config = {
@@ -256,8 +256,8 @@ TARGETS: dict[str, Target] = {
     "adapter": Target(adapted, merged(LINEAR.replace("model: b", "model: b+lora")), ("lora/",)),
     "adapter alone": Target(adapter_alone, merged(LINEAR.replace("model: b", "model: lora")), ("lora/",)),
     "tokenizer": Target(tokenizers, merged(UNION), TOKENIZER),
-    "tokenizer copied": Target(tokenizers, merged(), TOKENIZER),
-    "config.json": Target(tokenizers, merged(), SETTINGS),
+    "tokenizer copied": Target(lambda: tokenizers(equal=True), merged(), TOKENIZER),
+    "config.json": Target(lambda: tokenizers(equal=True), merged(), SETTINGS),
     "config.json, slices": Target(
         pair,
         merged(
@@ -361,7 +361,7 @@ def deadline(seconds: float) -> Generator[None]:
 
 @contextmanager
 def bounded_memory(more: int = MEMORY) -> Generator[None]:
-    """A MemoryError in the block when the process takes so many bytes more than it has; where the system can."""
+    """A MemoryError in the block when the process takes so many bytes more than it has, on Linux."""
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_AS)

@@ -108,11 +108,44 @@ def test_opening_reads_no_weights(m: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_links_lead_outside_as_in_the_cache_of_the_hub(m: Path) -> None:
-    Path("blobs").mkdir()
-    for i, path in enumerate(sorted(m.iterdir())):
-        path.rename(f"blobs/{i}")
-        path.symlink_to(f"../blobs/{i}")
-    assert open_checkpoint("m", m).keys() == tiny.tensors(m).keys()
+    snapshot, blobs = Path("repo/snapshots/0123"), Path("repo/blobs")
+    blobs.mkdir(parents=True)
+    snapshot.parent.mkdir()
+    m.rename(snapshot)
+    for i, path in enumerate(sorted(snapshot.iterdir())):
+        path.rename(blobs / str(i))
+        path.symlink_to(f"../../blobs/{i}")
+    assert open_checkpoint("m", snapshot).keys() == tiny.tensors(snapshot).keys()
+    Path("m").symlink_to(snapshot)
+    assert open_checkpoint("m", Path("m")).keys() == tiny.tensors(snapshot).keys()
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../secret.txt", "../elsewhere"])
+@pytest.mark.parametrize("name", ["vocab.txt", "config.json", "tokenizer", "part/modeling.py"])
+def test_links_lead_nowhere_else(name: str, target: str, m: Path) -> None:
+    Path("secret.txt").write_text("secret")
+    Path("elsewhere").mkdir()
+    (m / name).parent.mkdir(exist_ok=True)
+    (m / name).unlink(missing_ok=True)
+    (m / name).symlink_to("../" * (name.count("/") if target[0] == "." else 0) + target)
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint("m", m)
+    assert caught.value.message == (
+        f"model 'm': m/{name} is a link that leads out of the model's folder, "
+        f"to {str((m / name).resolve())!r}"
+    )
+    assert caught.value.hint == "put the file itself there if it belongs to the model"
+
+
+def test_weights_may_be_linked_from_another_disk(m: Path) -> None:
+    Path("disk").mkdir()
+    for path in shards(m):
+        path.rename(Path("disk", path.name))
+        path.symlink_to(Path("disk", path.name).absolute())
+    (m / ".git").mkdir()
+    (m / ".git/link").symlink_to("/etc/passwd")
+    (m / "again.json").symlink_to("config.json")
+    assert len(open_checkpoint("m", m))
 
 
 def test_shards_in_a_folder_below(m: Path) -> None:

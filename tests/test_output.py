@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -467,8 +468,12 @@ def test_folder_without_permission(monkeypatch: pytest.MonkeyPatch) -> None:
         merge(PASSTHROUGH, "/proc/merged")
 
 
-def test_side_file_that_cannot_be_read_is_an_error_and_not_a_model() -> None:
-    Path("a/special_tokens_map.json").symlink_to("/proc/1/mem")
+def test_side_file_that_cannot_be_read_is_an_error_and_not_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: object, target: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(target))
+
+    monkeypatch.setattr(shutil, "copyfile", fails)
+    Path("a/special_tokens_map.json").write_text("{}")
     with pytest.raises(RunError, match="cannot copy or write"):
         merge(PASSTHROUGH, "out")
     assert [p.name for p in Path("out").iterdir()] == [PARTIAL]

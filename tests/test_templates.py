@@ -345,7 +345,7 @@ def test_messages(setting: str, message: str) -> None:
         # What grows in a single step of Python, of which the sandbox sees nothing.
         "{% set n = namespace(x='aa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
         "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
-        "{% set n = namespace(x=[]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x }}",
+        "{% set n = namespace(x=[]) %}{% for i in range(60) %}{% set n.x = [n.x] * 2 %}{% endfor %}{{ n.x }}",
         "{{ 'x' | center(10 ** 12) }}",
         "{{ '%999999999999d' | format(1) }}",
         "{{ ('a' * 100000).translate({97: 'b' * 100000}) }}",

@@ -16,6 +16,8 @@ A message says what was got and where; `hint` says what to do about it.
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Iterable
 
 
@@ -25,6 +27,7 @@ class MeldError(Exception):
     exit_status = 4
 
     def __init__(self, message: str, *, hint: str = "") -> None:
+        message, hint = fit_to_print(message), fit_to_print(hint)
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -88,6 +91,22 @@ def out_of_memory(error: BaseException) -> RunError | None:
         hint="raise the limit ('ulimit -v', 'ulimit -u' or the container's) or use fewer threads (-j 1), "
         "and run the same command again",
     )
+
+
+#: What nobody should read who is shown a message: access tokens, and who logs in where in an address.
+_SECRETS = re.compile(r"\bhf_[A-Za-z0-9]{8,}|(?<=://)[^/\s@]+(?=@)")
+_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
+
+def fit_to_print(text: str) -> str:
+    """Text that may be shown and stored: without secrets, and without halves of characters.
+
+    Messages repeat what others say, such as the server of a hub, who was sent the token.
+    """
+    for name in _TOKENS:
+        if token := os.environ.get(name, "").strip():
+            text = text.replace(token, "***")
+    return _SECRETS.sub("***", text).encode("utf-8", "backslashreplace").decode()
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ from meldkit.checkpoint.dtypes import BY_TORCH_NAME, DTYPES, DType
 from meldkit.checkpoint.experts import as_stored_by
 from meldkit.checkpoint.files import OpenFiles, open_files
 from meldkit.checkpoint.folder import Checkpoint, open_checkpoint
-from meldkit.checkpoint.json_file import read_json
+from meldkit.checkpoint.json_file import read_json, write_json
 from meldkit.checkpoint.models import open_as_stored, open_model
 from meldkit.checkpoint.renamed import as_named_by
 from meldkit.checkpoint.safetensors import read_header
@@ -46,4 +46,5 @@ __all__ = [
     "read_header",
     "read_json",
     "stored_entries",
+    "write_json",
 ]

@@ -12,9 +12,10 @@ from meldkit.checkpoint.adapter import Adapter, open_adapter, other_base
 from meldkit.checkpoint.config import read_config
 from meldkit.checkpoint.files import OpenFiles
 from meldkit.checkpoint.json_file import shown
+from meldkit.checkpoint.links import check_links
 from meldkit.checkpoint.quantised import dequantised, digest_of_settings
 from meldkit.checkpoint.tensor import StoredTensor, TensorInfo, TileSource
-from meldkit.checkpoint.weights import parts, read_weights
+from meldkit.checkpoint.weights import SUFFIXES, parts, read_weights
 from meldkit.errors import CheckpointError, RunError
 
 
@@ -102,15 +103,17 @@ def open_checkpoint(
         alone: leave aside what lies beside a weight file.
 
     Raises:
-        CheckpointError: anything missing, damaged or contradictory.
+        CheckpointError: anything missing, damaged or contradictory, or a link that leads out of the folder.
         MismatchError: an adapter of another base.
         FormatError: a storage format that is not read.
     """
     try:
-        headers = read_weights(label, folder)
         whole = folder.is_dir()
         root = folder if whole else folder.parent
         has_config = (whole or not alone) and (root / "config.json").exists()
+        for each in (*([root] if whole or has_config else []), *adapter_folders):
+            check_links(label, each, SUFFIXES)
+        headers = read_weights(label, folder)
     except OSError as e:
         raise CheckpointError(f"model '{label}': cannot look into {folder}: {e.strerror}") from e
     tensors: dict[str, TensorInfo] = {}

@@ -163,7 +163,7 @@ def parsed(path: Path) -> Any:
     """What a JSON file says; None if it is not JSON."""
     try:
         return json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

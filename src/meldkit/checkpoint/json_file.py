@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from reprlib import Repr
 from typing import Any, cast
@@ -11,6 +12,8 @@ from meldkit.errors import CheckpointError
 
 #: How a file begins that git leaves in place of a large one.
 _POINTER = b"version https://git-lfs"
+#: Levels of lists and mappings; files of real models have a dozen.
+_MAX_DEPTH = 100
 _FIX_HINT = "repair the file or download it again"
 
 _repr = Repr()
@@ -35,7 +38,33 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"cannot read {path}: {e.strerror}") from e
     if error := something_else(path, raw):
         raise error
-    return parse_mapping(str(path), raw, _FIX_HINT)
+    data = parse_mapping(str(path), raw, _FIX_HINT)
+    if _deep(data):
+        raise CheckpointError(f"{path} is nested too deeply", hint=_FIX_HINT)
+    return data
+
+
+def _deep(data: Any) -> bool:
+    """Whether a value is nested so deeply that what walks through it may not come to its end."""
+    level = [data]
+    for _ in range(_MAX_DEPTH):
+        lists = [each for each in level if type(each) is list]
+        mappings = [each.values() for each in level if type(each) is dict]
+        level = [v for each in (*lists, *mappings) for v in each if type(v) is list or type(v) is dict]
+        if not level:
+            return False
+    return True
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a mapping as others find it in model folders.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    # Half of a surrogate pair is no character, but JSON can hold it in the form that is used here.
+    path.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def something_else(path: Path, start: bytes) -> CheckpointError | None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any, cast
 
+from meldkit.checkpoint import write_json
 from meldkit.checkpoint.gguf import write_generation_config, write_tokenizer
 from meldkit.errors import RunError
 from meldkit.output.card import model_card
@@ -80,7 +81,7 @@ def write_record(
         RunError: a file cannot be read or written.
     """
     with _unwritten(folder):
-        _write_json(folder / RECORD, record(plan, version, options, sums, folder))
+        write_json(folder / RECORD, record(plan, version, options, sums, folder))
 
 
 @contextmanager
@@ -114,11 +115,11 @@ def _write_side_files(folder: Path, plan: Plan, *, with_tokenizer: bool) -> None
         write_templates(plan.templates, folder)
     write_generation_settings(plan.tokenizer, plan.ends, plan.config or {}, folder)
     if plan.config is not None:
-        _write_json(folder / "config.json", plan.config)
+        write_json(folder / "config.json", plan.config)
     for part in dict.fromkeys(file.folder for file in plan.files):
         files = [index for index, file in enumerate(plan.files) if file.folder == part]
         if len(files) > 1:
-            _write_json(folder / part / "model.safetensors.index.json", _index(plan, files))
+            write_json(folder / part / "model.safetensors.index.json", _index(plan, files))
     (folder / RECIPE).write_text(plan.recipe.to_yaml(), "utf-8")
 
 
@@ -173,7 +174,7 @@ def _parts(donor: Path) -> set[str]:
     """Top-level folders that modules.json names."""
     try:
         data = json.loads((donor / _PARTS).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return set()
     entries = cast("list[object]", data) if isinstance(data, list) else []
     paths = [cast("dict[str, object]", e).get("path") for e in entries if isinstance(e, dict)]
@@ -189,7 +190,3 @@ def _index(plan: Plan, files: Collection[int]) -> dict[str, Any]:
             part.name.removeprefix(file.folder): file.name.removeprefix(file.folder) for part, file in stored
         },
     }
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -68,7 +68,7 @@ def read_journal(path: Path) -> Entries:
 def _parse(line: bytes) -> Any:
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from meldkit.checkpoint import read_json
+from meldkit.checkpoint import read_json, write_json
 from meldkit.checkpoint.gguf import write_tokenizer
 from meldkit.vocab.tokenizer import CONFIG, FAST, NO_FLAGS, OTHERS, Token, Tokenizer, special_tokens
 
@@ -224,7 +224,7 @@ def write_generation_settings(
         known = cast("list[Any]", said) if isinstance(said, list) else [] if said is None else [said]
         settings["eos_token_id"] = list(dict.fromkeys([*known, *ends]))
     if settings is not None and settings != stored:
-        _write_json(path, settings)
+        write_json(path, settings)
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
@@ -240,7 +240,7 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 def _write_changed(changed: Tokenizer, source: Tokenizer, folder: Path) -> None:
     assert changed.content is not None
     text = json.dumps(changed.content, ensure_ascii=False, separators=(",", ":"))
-    (folder / FAST).write_text(text, "utf-8")
+    (folder / FAST).write_bytes(text.encode("utf-8", "backslashreplace"))
     # The other forms of the vocabulary lack the new tokens, and some readers prefer them.
     for name in OTHERS:
         (folder / name).unlink(missing_ok=True)
@@ -255,12 +255,8 @@ def _write_changed(changed: Tokenizer, source: Tokenizer, folder: Path) -> None:
             **entries,
             **{str(token.id): _decoder_entry(token) for token in new},
         }
-        _write_json(path, config)
+        write_json(path, config)
 
 
 def _decoder_entry(token: Token) -> dict[str, Any]:
     return {"content": token.content, **NO_FLAGS, **token.flags}
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -13,14 +13,13 @@ of the formats:
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from meldkit.checkpoint.json_file import read_json, shown
+from meldkit.checkpoint.json_file import read_json, shown, write_json
 from meldkit.errors import CheckpointError, RecipeError, did_you_mean
 from meldkit.vocab.jinja import at, check_template, is_unicode
 
@@ -214,13 +213,13 @@ def write_templates(templates: ChatTemplates, folder: Path) -> None:
     if more and not any((folder / _MORE).iterdir()):
         (folder / _MORE).rmdir()
     if processor.pop(_KEY, None) is not None:
-        _write_json(folder / _PROCESSOR, processor)
+        write_json(folder / _PROCESSOR, processor)
     if in_legacy:  # next to named templates no processor would load
-        _write_json(folder / _LEGACY, {_KEY: templates.default})
+        write_json(folder / _LEGACY, {_KEY: templates.default})
     content = _as_stored(templates) if in_config else None
     if content != config.get(_KEY):
         rest = {key: value for key, value in config.items() if key != _KEY}
-        _write_json(folder / _CONFIG, rest if content is None else config | {_KEY: content})
+        write_json(folder / _CONFIG, rest if content is None else config | {_KEY: content})
     if in_files:
         files = {folder / _MORE / f"{name}.jinja": text for name, text in templates.named.items()}
         if templates.default is not None:
@@ -240,9 +239,3 @@ def _as_stored(templates: ChatTemplates) -> str | list[dict[str, str]] | None:
 
 def _read_if_there(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-    # Half of a surrogate pair is no character, but JSON can hold it in the form that is used here.
-    path.write_bytes(text.encode("utf-8", "backslashreplace"))

@@ -71,7 +71,7 @@ def tried(text: str) -> dict[str, Any]:
         unknown = re.match("No (filter|test) named '(.*)'", str(e.message))
         known = environment.filters if unknown and unknown[1] == "filter" else environment.tests
         name = unknown[2] if unknown else None
-        error = (e.lineno, str(e.message).rstrip("."), name, [*known] if unknown else [])
+        error: Any = (e.lineno, str(e.message).rstrip("."), name, [*known] if unknown else [])
         # A model's own that never worked: still better than silence.
         return {"error": error, "markers": markers([text])}
     except _FAILURES as e:

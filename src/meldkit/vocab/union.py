@@ -182,7 +182,9 @@ class _Extended:
                 if other.kind == "Unigram":
                     pieces = cast("list[Any]", other.model["vocab"])
                     self._scores |= {str(p): float(s) for p, s in pieces if core.get(p) is other}
-        tokenizer = _loaded(self.content() if model is None else self._base.content or {}, model)
+        tokenizer = _loaded(
+            self._base.label, self.content() if model is None else self._base.content or {}, model
+        )
         return {
             other.label: self._missed(tokenizer, [t for t in core if core[t] is other], waiting, other)
             for other in others
@@ -193,7 +195,7 @@ class _Extended:
     ) -> Unreachable:
         """Which tokens do not occur in the texts that they stand for in their own tokenizer, but do there."""
         looked_at = tokens[:: -(-len(tokens) // _SAMPLE)]
-        decoder = _loaded(other.content or {}, _EMPTY).decoder
+        decoder = _loaded(other.label, other.content or {}, _EMPTY).decoder
         missed = set(looked_at)
         # A token may stand for something else at the beginning of a text than within it.
         for before in ((), (_LETTER,)):
@@ -207,7 +209,7 @@ class _Extended:
             missed -= _found(tokenizer, left, texts, self._new)
             if before:
                 # Where its own tokenizer does not find it either, the text says nothing.
-                theirs = _loaded(other.content or {}, None)
+                theirs = _loaded(other.label, other.content or {}, None)
                 own = _found(theirs, left, texts, other.tokens)
                 missed -= {token for token in left if token not in own and token not in waiting}
         exact = len(looked_at) == len(tokens)
@@ -292,37 +294,41 @@ def _found(
     return {token for token, each in zip(tokens, encoded, strict=True) if numbers[token] in each.ids}
 
 
-def _loaded(content: Mapping[str, Any], model: Any) -> Any:
-    """A tokenizer of the tokenizers library; of this model, if it is not None."""
+def _loaded(label: str, content: Mapping[str, Any], model: Any) -> Any:
+    """A tokenizer of the tokenizers library; of this model, if it is not None.
+
+    Raises:
+        MismatchError: it has parts that the library does not load.
+    """
     import tokenizers
 
-    if model is None:
-        return tokenizers.Tokenizer.from_str(json.dumps(content))
-    shell: dict[str, Any] = {**content, "model": _EMPTY, "added_tokens": [], "post_processor": None}
-    loaded = tokenizers.Tokenizer.from_str(json.dumps(shell))
-    if model is not _EMPTY:
+    shell: Mapping[str, Any] = content
+    if model is not None:
+        shell = {**content, "model": _EMPTY, "added_tokens": [], "post_processor": None}
+    try:
+        loaded = tokenizers.Tokenizer.from_str(json.dumps(shell))
+    # The library raises nothing more special.
+    except Exception as e:
+        raise _refusal(label, str(e)) from e
+    if model is not None and model is not _EMPTY:
         loaded.model = model
     return loaded
 
 
 def check_loads(tokenizer: Tokenizer) -> None:
     """Raise MismatchError for a tokenizer with parts that the tokenizers library does not load."""
-
-    def refusal(reason: str) -> MismatchError:
-        return MismatchError(
-            f"the tokenizer of '{tokenizer.label}' cannot be loaded: {reason}",
-            hint=f"repair its {FAST}, or choose another 'tokenizer: {{source: …}}'",
-        )
-
     if tokenizer.content is None:
         return
     if tokenizer.kind not in _KINDS:
-        raise refusal(f"its model is of the type {tokenizer.kind!r}")
-    try:
-        _loaded(tokenizer.content, _EMPTY)
-    # The library raises nothing more special.
-    except Exception as e:
-        raise refusal(str(e)) from e
+        raise _refusal(tokenizer.label, f"its model is of the type {tokenizer.kind!r}")
+    _loaded(tokenizer.label, tokenizer.content, _EMPTY)
+
+
+def _refusal(label: str, reason: str) -> MismatchError:
+    return MismatchError(
+        f"the tokenizer of '{label}' cannot be loaded: {reason}",
+        hint=f"repair its {FAST}, or choose another 'tokenizer: {{source: …}}'",
+    )
 
 
 def _entry(token: Token) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Source: https://github.com/ggml-org/llama.cpp (src/llama-vocab.cpp).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from meldkit.checkpoint.gguf.contents import Contents, bad
 from meldkit.checkpoint.gguf.cuts import CUTS
 from meldkit.checkpoint.gguf.parts import read_model
 from meldkit.checkpoint.gguf.settings import token_ids
-from meldkit.checkpoint.json_file import shown
+from meldkit.checkpoint.json_file import shown, write_json
 from meldkit.errors import FormatError
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def write_tokenizer(path: Path, folder: Path) -> None:
     _add_tokens(vocabulary, tokenizer)
     _add_template(vocabulary, tokenizer)
     (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), "utf-8")
-    _write_json(folder / "tokenizer_config.json", _config(vocabulary))
+    write_json(folder / "tokenizer_config.json", _config(vocabulary))
 
 
 def write_generation_config(path: Path, folder: Path) -> None:
@@ -116,7 +115,7 @@ def write_generation_config(path: Path, folder: Path) -> None:
     if type(turn) is int and end is not None and turn != end:
         config["eos_token_id"] = [end, turn]
     if config:
-        _write_json(folder / "generation_config.json", config)
+        write_json(folder / "generation_config.json", config)
 
 
 def _vocabulary(contents: Contents) -> _Vocabulary:
@@ -354,10 +353,6 @@ def _config(vocabulary: _Vocabulary) -> dict[str, Any]:
     if isinstance(template, str):
         config["chat_template"] = template
     return config
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 _KINDS: dict[Any, Callable[[_Vocabulary], Tokenizer]] = {
