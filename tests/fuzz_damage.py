@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable
@@ -67,7 +68,7 @@ VALUES = (
 
 def nested(depth: int, rng: random.Random) -> Any:
     """A value that is nested so deeply."""
-    value: Any = rng.choice(VALUES)
+    value: Any = copy.deepcopy(rng.choice(VALUES))
     for _ in range(depth):
         value = [value] if rng.random() < 0.5 else {"a": value}
     return value
@@ -81,7 +82,7 @@ def hostile(rng: random.Random) -> Any:
     if kind < 0.6:
         return rng.choice(NAMES)
     if kind < 0.95:
-        return rng.choice(VALUES)
+        return copy.deepcopy(rng.choice(VALUES))
     return nested(rng.choice((3, 30, 150, 400)), rng)
 
 

@@ -30,8 +30,8 @@ from meldkit.options import MergeOptions
 from meldkit.recipe import parse_recipe
 from meldkit.vocab import trial
 
-#: Seconds and bytes that one case may take.
-SECONDS, MEMORY = 5, 200 * 2**20
+#: Seconds and bytes that one case may take; the latter include what threads reserve and do not use.
+SECONDS, MEMORY = 5, 600 * 2**20
 LINEAR = "merge_method: linear\nparameters: {weight: 0.5}\nmodels: [{model: a}, {model: b}]\n"
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] + '\\n' + m.content | trim }}<|im_end|>\n{% endfor %}"

@@ -7,6 +7,7 @@ from meldkit.checkpoint.experts import as_stored_by
 from meldkit.checkpoint.files import OpenFiles, open_files
 from meldkit.checkpoint.folder import Checkpoint, open_checkpoint
 from meldkit.checkpoint.json_file import read_json, write_json
+from meldkit.checkpoint.links import check_links
 from meldkit.checkpoint.models import open_as_stored, open_model
 from meldkit.checkpoint.renamed import as_named_by
 from meldkit.checkpoint.safetensors import read_header
@@ -37,6 +38,7 @@ __all__ = [
     "TileSource",
     "as_named_by",
     "as_stored_by",
+    "check_links",
     "open_as_stored",
     "open_checkpoint",
     "open_files",

@@ -15,7 +15,7 @@ from meldkit.checkpoint.json_file import shown
 from meldkit.checkpoint.links import check_links
 from meldkit.checkpoint.quantised import dequantised, digest_of_settings
 from meldkit.checkpoint.tensor import StoredTensor, TensorInfo, TileSource
-from meldkit.checkpoint.weights import SUFFIXES, parts, read_weights
+from meldkit.checkpoint.weights import parts, read_weights
 from meldkit.errors import CheckpointError, RunError
 
 
@@ -112,7 +112,7 @@ def open_checkpoint(
         root = folder if whole else folder.parent
         has_config = (whole or not alone) and (root / "config.json").exists()
         for each in (*([root] if whole or has_config else []), *adapter_folders):
-            check_links(label, each, SUFFIXES)
+            check_links(label, each)
         headers = read_weights(label, folder)
     except OSError as e:
         raise CheckpointError(f"model '{label}': cannot look into {folder}: {e.strerror}") from e

@@ -13,9 +13,10 @@ and nowhere else. The folder itself may be a link: its name comes from the user.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+from meldkit.checkpoint.hub import WEIGHTS
 from meldkit.checkpoint.json_file import shown
 from meldkit.errors import CheckpointError
 
@@ -23,7 +24,7 @@ from meldkit.errors import CheckpointError
 _SNAPSHOTS, _BLOBS, _STAND_INS = "snapshots", "blobs", "headers"
 
 
-def check_links(label: str, folder: Path, weights: Collection[str]) -> None:
+def check_links(label: str, folder: Path) -> None:
     """Refuse a model folder with a link that leads to what does not belong to the model.
 
     Hidden files and folders, such as those of git, are never read and may be anything.
@@ -31,7 +32,6 @@ def check_links(label: str, folder: Path, weights: Collection[str]) -> None:
     Args:
         label: the model as the recipe names it, for messages.
         folder: of the model.
-        weights: endings of weight files.
 
     Raises:
         CheckpointError: there is such a link.
@@ -43,7 +43,7 @@ def check_links(label: str, folder: Path, weights: Collection[str]) -> None:
         except (OSError, RuntimeError):  # in a circle; whoever needs it says so
             continue
         inside = own in (target, *target.parents) or _in_hub_cache(own, target)
-        if not inside and not target.name.endswith(tuple(weights)) and target.exists():
+        if not inside and not target.name.endswith(WEIGHTS) and target.exists():
             raise CheckpointError(
                 f"model '{label}': {path} is a link that leads out of the model's folder, "
                 f"to {shown(str(target))}",

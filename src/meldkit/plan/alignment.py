@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from meldkit.checkpoint import Checkpoint, TensorInfo, read_json
+from meldkit.checkpoint import Checkpoint, TensorInfo, check_links, read_json
 from meldkit.errors import FormatError, MismatchError, RecipeError
 from meldkit.plan.pieces import Model, at
 from meldkit.plan.tables import (
@@ -145,9 +146,12 @@ class Alignment:
         """The tokenizer that the output's is made from."""
         wanted = self._spec.source
         ref = wanted if isinstance(wanted, ModelRef) else self._donor.ref
-        local = Path(ref.path).expanduser()
+        local = Path(ref.path)
+        with suppress(RuntimeError):  # `~nobody`; whoever opens it says so
+            local = local.expanduser()
         if ref not in self._models and local.is_dir() and not ref.adapters:
             # It need not hold a model.
+            check_links(str(ref), local)
             tokenizer, folder, gguf = tokenizer_of_folder(str(ref), local, self._trust), local, None
             settings = _json(local / "config.json")
         else:
