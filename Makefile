@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup test test-all demo bench check clean
+.PHONY: setup test test-all fuzz demo bench check clean
 
 setup: .venv/ready
 
@@ -18,6 +18,11 @@ test: setup
 
 test-all: setup
 	$(BIN)/python -m pytest -n auto -m ""
+
+# Minutes in all: make fuzz MINUTES=60
+MINUTES ?= 10
+fuzz: setup
+	$(BIN)/python scripts/fuzz.py --minutes $(MINUTES)
 
 demo: setup
 	$(BIN)/python examples/demo.py

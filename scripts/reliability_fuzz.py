@@ -1,0 +1,88 @@
+"""The section of docs/reliability.md about fuzzing, from what `make fuzz` found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+#: What fuzzing and attacks found, and what was done about it.
+MENDED = (
+    (
+        "a chat template that doubles a text or a list in a loop, or prints nested lists, took all memory or "
+        "minutes inside one step of Python",
+        "templates are tried in a process of their own, with 3 s and 512 MB",
+    ),
+    (
+        "FP8 and other scaled weights could not be read outside of the tests: an operation was looked up in a type "
+        "that only annotations have",
+        "it is torch's; a test reads such weights in a process of its own",
+    ),
+    (
+        "half of a surrogate pair in config.json, generation_config.json or tokenizer_config.json ended a merge, "
+        "or the printing of a message, in a UnicodeEncodeError",
+        "one writer of JSON for all, which escapes it; messages escape it as well",
+    ),
+    (
+        "added tokens with flags that are no booleans, or texts that are no Unicode, ended a union of tokenizers in "
+        "the tokenizers library's own exception",
+        "a message that names the model",
+    ),
+    (
+        "a link in a model's folder had the file that it leads to copied into the output",
+        "links lead within the folder, into the hub's cache or to weights; all others are refused",
+    ),
+    (
+        "settings nested a thousand levels deep could end in a RecursionError in what walks through them; so did "
+        "modules.json and a journal of such lines",
+        "refused from 100 levels on; a journal's line counts for nothing",
+    ),
+    (
+        "`~nobody` as source of a tokenizer ended in a RuntimeError",
+        "the message that such a path gets elsewhere",
+    ),
+    (
+        "a server of a hub that repeats the access token, or an address with a password, got these into a message",
+        "left out of every message",
+    ),
+)
+
+
+def section(fuzz: Mapping[str, Any]) -> str:
+    """Markdown of the section.
+
+    Args:
+        fuzz: what stands under "fuzz" in docs/reliability.json.
+    """
+    targets: Mapping[str, Any] = fuzz["targets"]
+    rows = [
+        f"| {name} | {each['cases']:,} | {each['outcomes'].get('read', 0):,} | {_refused(each):,} "
+        f"| {sum(len(f['cases']) for f in each['findings'])} | {each['slowest']} |"
+        for name, each in targets.items()
+    ]
+    mended = [f"- {what}: {mend}." for what, mend in MENDED]
+    cases = sum(each["cases"] for each in targets.values())
+    open_ = sum(len(each["findings"]) for each in targets.values())
+    return "\n".join(
+        (
+            "## Hostile files",
+            "",
+            "Small real models are damaged on purpose: bytes, lengths, types, keys, names that lead elsewhere, deep "
+            "nesting, huge numbers. Each case must end in a merge, a plan or a message within 5 seconds and without "
+            "much memory; anything else is a finding. `make fuzz` runs them, `make test` a few of each.",
+            "",
+            f"{cases:,} cases, {open_} open findings.",
+            "",
+            "| damaged | cases | still read | refused | findings | slowest, s |",
+            "|---|---:|---:|---:|---:|---:|",
+            *rows,
+            "",
+            "Found by this and by attacks that were thought out, and mended:",
+            "",
+            *mended,
+            "",
+        )
+    )
+
+
+def _refused(target: Mapping[str, Any]) -> int:
+    return sum(n for kind, n in target["outcomes"].items() if kind not in ("read", "finding"))
