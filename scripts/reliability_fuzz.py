@@ -8,14 +8,9 @@ from typing import Any
 #: What fuzzing and attacks found, and what was done about it.
 MENDED = (
     (
-        "a chat template that doubles a text or a list in a loop, or prints nested lists, took all memory or "
+        "a chat template that doubles a text or a list in a loop, or prints lists in lists, took all memory, or "
         "minutes inside one step of Python",
         "templates are tried in a process of their own, with 3 s and 512 MB",
-    ),
-    (
-        "FP8 and other scaled weights could not be read outside of the tests: an operation was looked up in a type "
-        "that only annotations have",
-        "it is torch's; a test reads such weights in a process of its own",
     ),
     (
         "half of a surrogate pair in config.json, generation_config.json or tokenizer_config.json ended a merge, "
@@ -23,8 +18,8 @@ MENDED = (
         "one writer of JSON for all, which escapes it; messages escape it as well",
     ),
     (
-        "added tokens with flags that are no booleans, or texts that are no Unicode, ended a union of tokenizers in "
-        "the tokenizers library's own exception",
+        "added tokens with flags that are no booleans, or with texts that are no Unicode, ended a union of "
+        "tokenizers in an exception of the tokenizers library",
         "a message that names the model",
     ),
     (
@@ -32,16 +27,16 @@ MENDED = (
         "links lead within the folder, into the hub's cache or to weights; all others are refused",
     ),
     (
-        "settings nested a thousand levels deep could end in a RecursionError in what walks through them; so did "
-        "modules.json and a journal of such lines",
-        "refused from 100 levels on; a journal's line counts for nothing",
+        "settings nested a thousand levels deep could end in a RecursionError, and so could modules.json and a "
+        "line of a journal",
+        "refused from 100 levels on; such a line counts for nothing",
     ),
     (
-        "`~nobody` as source of a tokenizer ended in a RuntimeError",
+        "`~nobody`, or a name of thousands of letters, as source of a tokenizer ended in an exception of Python",
         "the message that such a path gets elsewhere",
     ),
     (
-        "a server of a hub that repeats the access token, or an address with a password, got these into a message",
+        "a server of a hub that repeats the access token, or an address with a password, got it into a message",
         "left out of every message",
     ),
 )
@@ -66,9 +61,9 @@ def section(fuzz: Mapping[str, Any]) -> str:
         (
             "## Hostile files",
             "",
-            "Small real models are damaged on purpose: bytes, lengths, types, keys, names that lead elsewhere, deep "
-            "nesting, huge numbers. Each case must end in a merge, a plan or a message within 5 seconds and without "
-            "much memory; anything else is a finding. `make fuzz` runs them, `make test` a few of each.",
+            "Small real models are damaged on purpose: bytes, lengths, types, keys, names that lead elsewhere, "
+            "deep nesting, huge numbers. Each case must end in a merge, a plan or a message, within 5 seconds "
+            "and without much memory; anything else is a finding. `make fuzz` runs them, `make test` a few.",
             "",
             f"{cases:,} cases, {open_} open findings.",
             "",

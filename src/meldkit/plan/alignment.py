@@ -146,10 +146,11 @@ class Alignment:
         """The tokenizer that the output's is made from."""
         wanted = self._spec.source
         ref = wanted if isinstance(wanted, ModelRef) else self._donor.ref
-        local = Path(ref.path)
-        with suppress(RuntimeError):  # `~nobody`; whoever opens it says so
+        local, is_folder = Path(ref.path), False
+        with suppress(OSError, RuntimeError):  # too long, or `~nobody`: whoever opens it says so
             local = local.expanduser()
-        if ref not in self._models and local.is_dir() and not ref.adapters:
+            is_folder = local.is_dir()
+        if ref not in self._models and is_folder and not ref.adapters:
             # It need not hold a model.
             check_links(str(ref), local)
             tokenizer, folder, gguf = tokenizer_of_folder(str(ref), local, self._trust), local, None
