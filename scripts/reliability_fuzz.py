@@ -8,12 +8,14 @@ from typing import Any
 #: What fuzzing and attacks found, and what was done about it.
 MENDED = (
     (
-        "a chat template that doubles a text or a list in a loop, or prints lists in lists, took all memory, or "
+        "a chat template that doubles a text or a list in a loop, or prints lists in lists, "
+        "took all memory, or "
         "minutes inside one step of Python",
         "templates are tried in a process of their own, with 3 s and 512 MB",
     ),
     (
-        "half of a surrogate pair in config.json, generation_config.json or tokenizer_config.json ended a merge, "
+        "half of a surrogate pair in config.json, generation_config.json or "
+        "tokenizer_config.json ended a merge, "
         "or the printing of a message, in a UnicodeEncodeError",
         "one writer of JSON for all, which escapes it; messages escape it as well",
     ),
@@ -27,16 +29,19 @@ MENDED = (
         "links lead within the folder, into the hub's cache or to weights; all others are refused",
     ),
     (
-        "settings nested a thousand levels deep could end in a RecursionError, and so could modules.json and a "
+        "settings nested a thousand levels deep could end in a RecursionError, and so could "
+        "modules.json and a "
         "line of a journal",
         "refused from 100 levels on; such a line counts for nothing",
     ),
     (
-        "`~nobody`, or a name of thousands of letters, as source of a tokenizer ended in an exception of Python",
+        "`~nobody`, or a name of thousands of letters, as source of a tokenizer ended in an "
+        "exception of Python",
         "the message that such a path gets elsewhere",
     ),
     (
-        "a server of a hub that repeats the access token, or an address with a password, got it into a message",
+        "a server of a hub that repeats the access token, or an address with a password, got "
+        "it into a message",
         "left out of every message",
     ),
 )
@@ -61,8 +66,10 @@ def section(fuzz: Mapping[str, Any]) -> str:
         (
             "## Hostile files",
             "",
-            "Small real models are damaged on purpose: bytes, lengths, types, keys, names that lead elsewhere, "
-            "deep nesting, huge numbers. Each case must end in a merge, a plan or a message, within 5 seconds "
+            "Small real models are damaged on purpose: bytes, lengths, types, keys, names that "
+            "lead elsewhere, "
+            "deep nesting, huge numbers. Each case must end in a merge, a plan or a message, "
+            "within 5 seconds "
             "and without much memory; anything else is a finding. `make fuzz` runs them, `make test` a few.",
             "",
             f"{cases:,} cases, {open_} open findings.",

@@ -57,7 +57,8 @@ def read_journal(path: Path) -> Entries:
                 done.add(name)
                 if more == {"finite": False}:
                     nonfinite.add(name)
-            case {"publish": [*names]} if plan:
+            # Of files that lie in the folder itself; other names would lead elsewhere.
+            case {"publish": [*names]} if plan and all(Path(str(name)).name == name for name in names):
                 publish = tuple(map(str, names))
             case _:
                 break
