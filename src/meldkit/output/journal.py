@@ -58,12 +58,16 @@ def read_journal(path: Path) -> Entries:
                 if more == {"finite": False}:
                     nonfinite.add(name)
             # Of files that lie in the folder itself; other names would lead elsewhere.
-            case {"publish": [*names]} if plan and all(Path(str(name)).name == name for name in names):
+            case {"publish": [*names]} if plan and all(map(_is_own, names)):
                 publish = tuple(map(str, names))
             case _:
                 break
         length += len(line) + 1
     return Entries(plan, frozenset(done), frozenset(nonfinite), publish, length)
+
+
+def _is_own(name: object) -> bool:
+    return isinstance(name, str) and name != ".." and Path(name).name == name
 
 
 def _parse(line: bytes) -> Any:
