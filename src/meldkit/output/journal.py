@@ -67,7 +67,7 @@ def read_journal(path: Path) -> Entries:
 
 
 def _is_own(name: object) -> bool:
-    return isinstance(name, str) and name != ".." and Path(name).name == name
+    return isinstance(name, str) and name not in ("", "..") and Path(name).name == name
 
 
 def _parse(line: bytes) -> Any:
