@@ -47,7 +47,7 @@ def main() -> None:
     known: dict[str, Any] = json.loads(args.write.read_text()) if args.write.exists() else {}
     fuzz = known.setdefault("fuzz", {})
     fuzz["targets"] = fuzz.get("targets", {}) | results
-    args.write.write_text(json.dumps(known, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+    args.write.write_text(json.dumps(known, indent=2) + "\n")
     found = sum(len(result["findings"]) for result in results.values())
     print(f"{sum(result['cases'] for result in results.values()):,} cases, {found} findings")
     sys.exit(1 if found else 0)
