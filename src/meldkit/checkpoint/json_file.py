@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from reprlib import Repr
 from typing import Any, cast
@@ -46,13 +46,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _deep(data: Any) -> bool:
     """Whether a value is nested so deeply that what walks through it may not come to its end."""
-    level = [data]
+    level: list[Any] = [data]
     for _ in range(_MAX_DEPTH):
-        lists = [each for each in level if type(each) is list]
-        mappings = [each.values() for each in level if type(each) is dict]
-        level = [v for each in (*lists, *mappings) for v in each if type(v) is list or type(v) is dict]
-        if not level:
+        inner: list[Any] = []
+        for each in level:
+            values: Iterable[Any] = each.values() if type(each) is dict else each
+            inner += [value for value in values if type(value) is list or type(value) is dict]
+        if not inner:
             return False
+        level = inner
     return True
 
 
