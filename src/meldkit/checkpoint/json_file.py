@@ -50,7 +50,8 @@ def _deep(data: Any) -> bool:
     for _ in range(_MAX_DEPTH):
         inner: list[Any] = []
         for each in level:
-            values: Iterable[Any] = each.values() if type(each) is dict else each
+            mapping = cast("dict[str, Any]", each) if isinstance(each, dict) else None
+            values: Iterable[Any] = each if mapping is None else mapping.values()
             inner += [value for value in values if type(value) is list or type(value) is dict]
         if not inner:
             return False
