@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from reprlib import Repr
 from typing import Any, cast
@@ -44,14 +44,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def _inside(value: Any) -> Iterable[Any]:
+    """What a list or a mapping holds."""
+    return cast("dict[str, Any]", value).values() if isinstance(value, dict) else value
+
+
 def _deep(data: Any) -> bool:
     """Whether a value is nested so deeply that what walks through it may not come to its end."""
     level: list[Any] = [data]
     for _ in range(_MAX_DEPTH):
         inner: list[Any] = []
         for each in level:
-            mapping = cast("dict[str, object]", each) if isinstance(each, dict) else None
-            values = cast("list[object]", each) if mapping is None else mapping.values()
+            values = _inside(each)
             inner += [value for value in values if type(value) is list or type(value) is dict]
         if not inner:
             return False
