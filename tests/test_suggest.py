@@ -62,6 +62,19 @@ def strangers() -> None:
     tiny.decoder(Path("b"), 9, **SIZE)
 
 
+def broken() -> None:
+    tuned("a")
+    tuned("b")
+    weights = load_file("b/model.safetensors")
+    weights["model.norm.weight"][0] = torch.nan
+    save_file(weights, "b/model.safetensors", metadata={"format": "pt"})
+
+
+def opposite() -> None:
+    tuned("a", (0.02, 1))
+    tuned("b", (-0.02, 1))
+
+
 def far() -> None:
     tuned("a", (1, 1))
     tuned("b", (1, 2))
@@ -111,13 +124,14 @@ CASES: list[tuple[Callable[[], None], str, str, str]] = [
     (kinds, "a b", "architectures differ", ""),
     (depths, "a b", "numbers of layers differ", ""),
     (widths, "a b", "fewer than half of the parameters have counterparts", ""),
+    (broken, "a b", "a model holds NaN or Inf", ""),
     (equal, "a b", "two models are the same, but for rounding", ""),
     (strangers, "a b", "two models have no base in common", ""),
     (far, "a b", "models are far apart, and no base is given", ""),
     (different, "a --base base", "a base and one model", "linear"),
     (alike, "a b --base base", "a base, and all models changed it alike", "linear"),
+    (opposite, "a b --base base", "a base, and task vectors that undo each other", "ties"),
     (far, "a b --base base", "a base, and models far from it", "task_arithmetic"),
-    (different, "a b --base base", "a base, and task vectors that conflict in their signs", "ties"),
     (three, "a b c --base base", "a base and three models or more", "ties"),
     (partly_alike, "a b --base base", "a base and two models", "task_arithmetic"),
     (nothing, "org/a org/b", "two models whose weights are not here", "slerp"),

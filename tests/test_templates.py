@@ -519,7 +519,7 @@ def test_presets(name: str, folder: Path) -> None:
 
 
 def test_every_preset_has_a_file() -> None:
-    assert sorted(path.stem for path in Path(module.__file__).with_name("presets").iterdir()) == list(PRESETS)
+    assert sorted(path.stem for path in Path(trial.__file__).with_name("presets").iterdir()) == list(PRESETS)
 
 
 def test_presets_without_special_tokens_and_with_other_roles(plain: Path) -> None:

@@ -180,6 +180,7 @@ def merge(
             _run(chosen, folder, finished, files, options, progress, sums)
             bytes_read = files.bytes_read
         folder.settle()
+        folder.check_inputs()
         write_side_files(
             folder.partial,
             chosen,

@@ -107,9 +107,11 @@ def main(args: list[str] | None = None) -> NoReturn:
         message, hint = _usage_error(e)
         _print_error(str(RecipeError(message, hint=hint)))
         status = RecipeError.exit_status
-    except (BrokenPipeError, SystemExit):
-        # Whoever read the output has seen enough, as `head` does; click leaves at once then, and for nothing
-        # else. What is still to be written would be complained of on leaving.
+    except (BrokenPipeError, SystemExit) as e:
+        # Completion leaves by itself, and so does click when nobody reads the output any more.
+        if isinstance(e, SystemExit) and COMPLETE in os.environ:
+            raise
+        # Whoever read it has seen enough, as `head` does. What is still to be written would be complained of.
         for stream in (sys.stdout, sys.stderr):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         status = BROKEN_PIPE

@@ -292,7 +292,7 @@ class OutputFolder:
         """
         try:
             self.settle()
-            self._check_inputs()
+            self.check_inputs()
             verification = self._verify()
             with _failures(self.path):
                 self._move()
@@ -300,7 +300,7 @@ class OutputFolder:
             self._close_files()
         return verification
 
-    def _check_inputs(self) -> None:
+    def check_inputs(self) -> None:
         """Refuse a model of which part may be made of one content of a file, and part of another."""
         for path, stamp in stamps(self._plan).items():
             if stamp != self._stamps[path]:
