@@ -102,7 +102,7 @@ class RemoteFile(io.RawIOBase):
         while True:
             try:
                 return _ask(self._url, start, stop)
-            except Exception as e:
+            except Exception as e:  # clients of the hub differ in the libraries whose errors they let out
                 tries += 1
                 if tries == _TRIES or not _passing(e):
                     raise

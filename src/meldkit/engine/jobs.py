@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import Lock
 from typing import Any
 
+from meldkit.engine.ends import Inputs, Observer, Sink
 from meldkit.engine.run import Progress, Runnable, run
-from meldkit.engine.tensor_run import TILE, Buffers, Inputs, Observer, Sink, TensorRun, cut, read_tile
+from meldkit.engine.tensor_run import TILE, Buffers, TensorRun, cut, read_tile
 from meldkit.methods import Noise, Whole
 from meldkit.methods.statistics import Range, Statistic
 from meldkit.plan import TensorJob

@@ -8,12 +8,13 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, wait
 from contextlib import contextmanager
 from threading import Lock
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import torch
 
-from meldkit.checkpoint import DTYPES, Scratch, StoredTensor, TileSource
+from meldkit.checkpoint import DTYPES, Scratch, TileSource
 from meldkit.engine.blocks import elements_of_row, round_to, scales_of
+from meldkit.engine.ends import Inputs, Observer, Sink
 from meldkit.engine.finite import all_finite, count, fits, not_finite
 from meldkit.errors import MeldError, RunError, out_of_memory
 from meldkit.methods import Method, Noise, Whole
@@ -31,47 +32,6 @@ SPAN = 32 * CHUNK
 _ALIGNMENT = 64
 #: Bytes: a page, and at least a block of any usual disk.
 PAGE = 4096
-
-
-class Sink(Protocol):
-    """Where merged tensors go. Called from many threads."""
-
-    def write(self, job: TensorJob, start: int, data: memoryview) -> None:
-        """Take the bytes of a run of elements that begins at element `start`.
-
-        Within a page of memory they lie as within a page of the file in which `job.offset` counts.
-        Scales come as elements of `job.scales`, before their job is finished.
-        """
-        ...
-
-    def let_through(self, job: TensorJob) -> None:
-        """The tensor holds NaN or Inf, which was not refused; told before its job is finished."""
-        ...
-
-    def finish(self, job: TensorJob) -> None:
-        """All bytes of the tensor have been written."""
-        ...
-
-
-#: Told of a run of elements of an output tensor, by its first element and its bytes, when it has just been
-#: made and is still in the processor's cache. Called from many threads.
-Observer = Callable[[TensorJob, int, memoryview], None]
-
-
-class Inputs(Protocol):
-    """Where jobs' inputs come from. Called from many threads."""
-
-    def open(self, tensor: Input) -> TileSource:
-        """The tensor's values."""
-        ...
-
-    def open_raw(self, tensor: Input, dtype: str) -> StoredTensor | None:
-        """The tensor's bytes, if they are its values in that dtype (safetensors spelling)."""
-        ...
-
-    def label(self, tensor: Input) -> str:
-        """What messages call the model it is of."""
-        ...
 
 
 class Buffers:
