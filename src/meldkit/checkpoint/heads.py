@@ -54,7 +54,7 @@ def _fetch_zip(remote: RemoteFile) -> bool:
     try:
         infos = zipfile.ZipFile(cast("IO[bytes]", remote)).infolist()
     except (zipfile.BadZipFile, struct.error, ValueError, OverflowError, NotImplementedError):
-        return True
+        return True  # whoever reads the stand-in says what is wrong with it
     for info in infos:
         offset = info.header_offset
         if info.filename.endswith(("/data.pkl", "/byteorder")):
