@@ -10,6 +10,7 @@ import re
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import command
 import tiny
 from meldkit.api import Status
 from meldkit.cli import display
-from meldkit.cli.display import show_progress, text_size
+from meldkit.cli.display import show_progress, show_steps, text_size
 from meldkit.errors import RecipeError
 from meldkit.methods import METHODS
 from meldkit.options import MergeOptions, parse_size
@@ -408,3 +409,15 @@ def test_stopped_while_planning(capsys: pytest.CaptureFixture[str], monkeypatch:
     monkeypatch.setattr(api, "plan", stopped)
     done = command.run(capsys, "plan", "recipe.yml")
     assert (done.status, done.out, done.err.strip()) == (4, "", "stopped")
+
+
+def test_steps_tell_how_long_the_rest_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    with show_steps(enabled=True) as progress:
+        assert progress is not None
+        for done in range(4):
+            progress(done, 3, f"model {done}")
+            time.sleep(0.05)
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert first == "1 of 3: model 0"
+    assert re.fullmatch(r"2 of 3: model 1, about 0\.\d+ s left", second)
+    assert re.fullmatch(r"3 of 3: model 2, about 0\.\d+ s left", third)

@@ -221,3 +221,12 @@ def test_values_of_a_rule_come_with_their_reason() -> None:
 def test_errors(capsys: pytest.CaptureFixture[str], args: list[str], message: str) -> None:
     done = command.run(capsys, "new", "--suggest", *args)
     assert (done.status, done.out, done.err) == (2, "", f"error: {message}\n")
+
+
+def test_a_path_that_was_mistyped_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    equal()
+    done = command.run(capsys, "new", "--suggest", "a", "nope")
+    assert (done.status, done.out) == (3, "")
+    assert done.err == (
+        "error: model 'nope' does not exist\n  check its path; --suggest looks into every model\n"
+    )

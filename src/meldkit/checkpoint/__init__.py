@@ -8,7 +8,7 @@ from meldkit.checkpoint.files import OpenFiles, open_files
 from meldkit.checkpoint.folder import Checkpoint, open_checkpoint
 from meldkit.checkpoint.json_file import read_json, write_json
 from meldkit.checkpoint.links import check_links
-from meldkit.checkpoint.models import open_as_stored, open_model
+from meldkit.checkpoint.models import may_be_on_hub, open_as_stored, open_model
 from meldkit.checkpoint.renamed import as_named_by
 from meldkit.checkpoint.safetensors import read_header
 from meldkit.checkpoint.stored import quantisation_method, stored_entries
@@ -39,6 +39,7 @@ __all__ = [
     "as_named_by",
     "as_stored_by",
     "check_links",
+    "may_be_on_hub",
     "open_as_stored",
     "open_checkpoint",
     "open_files",

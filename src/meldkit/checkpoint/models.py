@@ -164,6 +164,11 @@ class _Search:
         return found.path
 
 
+def may_be_on_hub(path: str) -> bool:
+    """Whether a path could be that of a model of the Hugging Face Hub, or of a file of one."""
+    return bool(_HUB_ID.fullmatch(path) or _HUB_FILE.fullmatch(path))
+
+
 def _near(path: Path) -> str:
     """The question whether a folder of nearly that name was meant; "" if there is none."""
     try:

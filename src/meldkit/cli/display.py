@@ -120,14 +120,23 @@ def show_bytes(*, enabled: bool) -> Generator[Callable[[int, int, str], None] | 
 
 @contextmanager
 def show_steps(*, enabled: bool) -> Generator[Callable[[int, int, str], None] | None]:
-    """The same for work in few steps: called with how many are done, of how many, and what is next."""
+    """The same for work in few steps that take about as long: called with how many are done, of how many, and
+    what is next.
+    """
     if not enabled:
         yield None
-    elif _draws():
+        return
+    started = time.monotonic()
+
+    def with_time(done: int, what: str, total: int) -> str:
+        each = (time.monotonic() - started) / done if done else 0.0
+        return what + f", about {text_time(each * (total - done))} left" * (0 < done < total)
+
+    if _draws():
         with _bar(steps=True) as update:
-            yield update
+            yield lambda done, total, what: update(done, total, with_time(done, what, total))
     else:
-        yield _step
+        yield lambda done, total, what: _step(done, total, with_time(done, what, total))
 
 
 def _draws() -> bool:

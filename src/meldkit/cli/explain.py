@@ -155,9 +155,11 @@ def draw(explanation: Explanation, parameter: str | None = None) -> Iterator[str
     chosen = [parameter] if parameter is not None else varying(explanation.plan)
     drawn = [grid for name in chosen for grid in grids(explanation, name)]
     if not drawn:
-        names = ", ".join(p.name for p in explanation.plan.method.parameters)
-        what = "no parameter varies over the layers" if parameter is None else "there are no layers to draw"
-        yield f"{what}; --parameter draws one of {names}" if names and parameter is None else what
+        names = [p.name for p in explanation.plan.method.parameters]
+        if any(grids(explanation, name) for name in names):
+            yield f"no parameter varies over the layers; --parameter draws one of {', '.join(names)}"
+        else:
+            yield "nothing to draw: none of these tensors is merged in a layer"
         return
     for place, grid in enumerate(drawn):
         yield from [""] * (place > 0)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from meldkit.api import Status
-from meldkit.errors import MismatchError, RecipeError
+from meldkit.checkpoint import may_be_on_hub
+from meldkit.errors import CheckpointError, MismatchError, RecipeError
 from meldkit.methods import Value
 from meldkit.recipe import ModelRef
 from meldkit.report.diff import THRESHOLDS, ModelComparison, Relation, diff
@@ -268,6 +269,7 @@ def suggest_recipe(
 
     Raises:
         RecipeError: there are fewer than two models.
+        CheckpointError: one that cannot be on the hub is missing or damaged.
         MismatchError: they should not be merged.
     """
     refs = [ModelRef.parse(model) for model in models]
@@ -278,6 +280,10 @@ def suggest_recipe(
         )
     root = None if base is None else read_header(ModelRef.parse(base), cache)
     headers = tuple(read_header(ref, cache) for ref in refs if root is None or ref != root.ref)
+    for header in (*headers, *((root,) if root else ())):
+        # What cannot be a model of the hub is a path that was mistyped.
+        if header.problem and not may_be_on_hub(header.ref.path):
+            raise CheckpointError(header.problem, hint="check its path; --suggest looks into every model")
     facts = Facts(headers, root, None)
     rule = next(rule for rule in RULES if rule.applies(facts))
     absent = [str(h.ref) for h in facts.everyone if h.checkpoint is None or h.checkpoint.absent]
