@@ -371,6 +371,7 @@ def test_methods(capsys: pytest.CaptureFixture[str]) -> None:
     done = command.run(capsys, "methods")
     names = [line.split()[0] for line in done.out.splitlines() if not line.startswith(" ")]
     assert names == list(METHODS)
+    assert max(map(len, done.out.splitlines())) <= 80
     listed = json.loads(command.run(capsys, "methods", "--json").out)
     assert [method["name"] for method in listed] == list(METHODS)
     (ties,) = json.loads(command.run(capsys, "methods", "ties", "--json").out)

@@ -7,6 +7,7 @@ import json
 import click
 
 from meldkit.cli.arguments import Method
+from meldkit.cli.display import wrapped
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,5 +29,6 @@ def command(name: str | None, plugin: tuple[str, ...], as_json: bool) -> None:
     width = max(len(m.name) for m in methods())
     for method in methods():
         paper = f"  arXiv:{method.paper}" if method.paper else ""
-        click.echo(f"{method.name:<{width}}  {describe.models_text(method):<16}  {method.shape:<11}{paper}")
-        click.echo(f"{'':<{width}}  {method.summary}")
+        takes = f"{describe.models_text(method):<16}  {method.shape:<11}{paper}"
+        click.echo(f"{method.name:<{width}}  {takes}".rstrip())
+        click.echo("\n".join(wrapped(method.summary, indent=width + 2, hanging=width + 2)))
