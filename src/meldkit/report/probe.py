@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from meldkit.engine import Work
 from meldkit.errors import MeldError
 from meldkit.plan import Plan
@@ -30,6 +32,7 @@ class Probe:
         writing: bytes per second to the disk of the current folder; None where nothing can be written.
         first, again: seconds per element and input for reading, on one thread: the first time, and again.
         computing: seconds per element and pass of the method, on one thread.
+        importing: seconds for importing torch, which merges wait for too; next to 0 if that was done before.
         seconds: how long all this took.
     """
 
@@ -39,6 +42,7 @@ class Probe:
     first: float
     again: float
     computing: float
+    importing: float
     seconds: float
 
     def estimate(self, plan: Plan, works: Sequence[Work], threads: int, processors: int) -> float:
@@ -60,7 +64,7 @@ class Probe:
         # Threads do not make a disk faster, but they compute while it reads and writes.
         of_disk = first * (self.first - self.again)
         of_writing = plan.bytes_to_write / self.writing if self.writing else 0.0
-        return max(of_workers / min(threads, processors), of_disk, of_writing)
+        return self.importing + max(of_workers / min(threads, processors), of_disk, of_writing)
 
 
 def probe(plan: Plan) -> Probe | None:
@@ -71,6 +75,8 @@ def probe(plan: Plan) -> Probe | None:
     from meldkit.engine.probe import measure_computing, measure_reading
 
     began = time.perf_counter()
+    torch.get_num_threads()  # the command line imports torch when it is first asked for something
+    importing = time.perf_counter() - began
     # What is wrong with an input is for the merge to say.
     with contextlib.suppress(MeldError):
         reading = measure_reading(plan)
@@ -82,6 +88,7 @@ def probe(plan: Plan) -> Probe | None:
                 first=reading.first,
                 again=reading.again,
                 computing=measure_computing(plan),
+                importing=importing,
                 seconds=time.perf_counter() - began,
             )
     return None
