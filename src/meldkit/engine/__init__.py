@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from meldkit.engine.cost import Memory, Work, memory_of, work_of
-from meldkit.engine.ends import Inputs, Observer, Sink
+from meldkit.engine.ends import Inputs, Observer, PlanInputs, Sink
 from meldkit.engine.jobs import run_jobs
 from meldkit.engine.run import Progress, default_threads, run
 from meldkit.engine.tensor_run import PAGE, TILE, TensorRun
@@ -14,6 +14,7 @@ __all__ = [
     "Inputs",
     "Memory",
     "Observer",
+    "PlanInputs",
     "Progress",
     "Sink",
     "TensorRun",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import Lock
 from typing import Any
 
+from meldkit.engine.combination import CombinationRun, stored_sources
 from meldkit.engine.ends import Inputs, Observer, Sink
 from meldkit.engine.run import Progress, Runnable, run
 from meldkit.engine.tensor_run import TILE, Buffers, TensorRun, cut, read_tile
@@ -53,26 +54,27 @@ def run_jobs(
         if progress is not None:
             progress(Progress(before + state.elements, state.tensor))
 
-    def run_all(tensors: Iterable[Runnable]) -> None:
+    def run_all(tensors: Iterable[Runnable], *, with_torch: bool = True) -> None:
         nonlocal before
-        before += run(tensors, threads=threads, progress=told)
+        before += run(tensors, threads=threads, with_torch=with_torch, progress=told)
 
     of_model = measure_model(jobs, inputs, run_all, seed=seed, tile=tile)
+    options: dict[str, Any] = {
+        "seed": seed,
+        "tile": tile,
+        "of_model": of_model,
+        "allow_nonfinite": allow_nonfinite,
+        "observe": observe,
+    }
+
+    left = [(job, stored_sources(job, inputs)) for job in jobs if job.name not in finished]
     tensors = (
-        TensorRun(
-            job,
-            inputs,
-            sink,
-            seed=seed,
-            tile=tile,
-            of_model=of_model,
-            allow_nonfinite=allow_nonfinite,
-            observe=observe,
-        )
-        for job in jobs
-        if job.name not in finished
+        CombinationRun(stored, job, inputs, sink, **options)
+        if stored
+        else TensorRun(job, inputs, sink, **options)
+        for job, stored in left
     )
-    run_all(tensors)
+    run_all(tensors, with_torch=not all(stored for _, stored in left))
 
 
 def measure_model(

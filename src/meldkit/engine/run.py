@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from threading import Condition, Lock
@@ -68,6 +69,7 @@ def run(
     tensors: Iterable[Runnable],
     *,
     threads: int = 1,
+    with_torch: bool = True,
     progress: Callable[[Progress], None] | None = None,
     interval: float = 0.1,
 ) -> int:
@@ -76,6 +78,7 @@ def run(
     Args:
         tensors: opened one after the other as workers become free.
         threads: worker threads.
+        with_torch: whether any of them takes PyTorch.
         progress: called from this thread every `interval` seconds, and once at the end.
 
     Returns:
@@ -89,7 +92,7 @@ def run(
         raise ValueError(f"threads is {threads}; it must be 1 or more")
     queue = _Queue(iter(tensors))
     with (
-        single_threaded_torch,
+        single_threaded_torch if with_torch else nullcontext(),
         ThreadPoolExecutor(WRITERS, "write") as writer,
         ThreadPoolExecutor(threads, "work") as pool,
     ):

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 
+from meldkit import kernels
 from meldkit.checkpoint import DTYPES, Scratch, TileSource
 from meldkit.engine.blocks import elements_of_row, round_to, scales_of
 from meldkit.engine.ends import Inputs, Observer, Sink
@@ -51,12 +53,16 @@ class Buffers:
         self._outputs = [_Output(), _Output()]
 
     def rows(self, num_rows: int, n: int) -> Float32[Tensor, "num_rows n"]:
-        """Room for one tile of each input; rows are aligned alike whatever n is."""
-        stride = -(-n // _ALIGNMENT) * _ALIGNMENT
-        room = self._values.take(num_rows * stride * 4).view(torch.float32)
-        return room.view(num_rows, stride)[:, :n]
+        """Room for one tile of each input."""
+        return torch.from_numpy(self.row_arrays(num_rows, n))
 
-    def output(self, job: TensorJob, start: int, stop: int) -> Tensor:
+    def row_arrays(self, num_rows: int, n: int) -> np.ndarray:
+        """The same, as a float32 array `[num_rows, n]`; rows are aligned alike whatever n is."""
+        stride = -(-n // _ALIGNMENT) * _ALIGNMENT
+        room = self._values.array(num_rows * stride * 4).view(np.float32)
+        return room.reshape(num_rows, stride)[:, :n]
+
+    def output(self, job: TensorJob, start: int, stop: int) -> np.ndarray:
         """Room for the bytes of elements [start, stop), which lies within a page as they do in the file."""
         self._outputs.reverse()
         output = self._outputs[0]
@@ -67,25 +73,24 @@ class Buffers:
         """Room for elements that wait until a row of blocks is complete."""
         return self._held.take(n * 4).view(torch.float32)
 
-    def scales(self, job: TensorJob, start: int, stop: int) -> Tensor:
+    def scales(self, job: TensorJob, start: int, stop: int) -> np.ndarray:
         """As `output`, for scales [start, stop); they are to be written at once."""
         return _within_page(self._scales, job, start, stop)
 
-    def write(self, sink: Sink, job: TensorJob, start: int, data: Tensor) -> Future[None]:
+    def write(self, sink: Sink, job: TensorJob, start: int, raw: np.ndarray) -> Future[None]:
         """Hand over what has been put into the latest output room, which is in use until it is written."""
-        view = data.numpy().data
         if self._writer is None:
-            sink.write(job, start, view)
+            sink.write(job, start, raw.data)
         else:
-            self._outputs[0].written = self._writer.submit(sink.write, job, start, view)
+            self._outputs[0].written = self._writer.submit(sink.write, job, start, raw.data)
         return self._outputs[0].written
 
 
-def _within_page(scratch: Scratch, job: TensorJob, start: int, stop: int) -> Tensor:
+def _within_page(scratch: Scratch, job: TensorJob, start: int, stop: int) -> np.ndarray:
     itemsize = DTYPES[job.dtype].itemsize
     nbytes = (stop - start) * itemsize
-    room = scratch.take(nbytes + PAGE)
-    skip = (job.offset + start * itemsize - room.data_ptr()) % PAGE
+    room = scratch.array(nbytes + PAGE)
+    skip = (job.offset + start * itemsize - room.ctypes.data) % PAGE
     return room[skip : skip + nbytes]
 
 
@@ -212,7 +217,7 @@ class TensorRun:
         """Work on elements [start, stop), a span of the current pass."""
         if self._raw is not None:
             raw = buffers.output(self.job, start, stop)
-            self._raw.read_bytes(start, raw.numpy().data)
+            self._raw.read_bytes(start, raw.data)
             self._check_copy(start, raw)
             self._observe(self.job, start, raw)
             return buffers.write(self._sink, self.job, start, raw)
@@ -225,25 +230,36 @@ class TensorRun:
     def _measure(self, start: int, stop: int, buffers: Buffers) -> None:
         assert self._statistic is not None
         for first, last in cut([(start, stop)], self._tile):
-            models, base = read_tile(self.job, self._sources, first, last, buffers)
-            self._check_inputs(first, models, base)
-            with self._method_failures():
-                partial = self._statistic.update(models, first)
-                with self._lock:
-                    self._statistic.absorb(partial)
+            partial = self._measure_tile(first, last, buffers)
+            with self._method_failures(), self._lock:
+                self._statistic.absorb(partial)
+
+    def _measure_tile(self, start: int, stop: int, buffers: Buffers) -> Any:
+        """What the statistic makes of elements [start, stop)."""
+        assert self._statistic is not None
+        models, base = read_tile(self.job, self._sources, start, stop, buffers)
+        self._check_inputs(start, models, base)
+        with self._method_failures():
+            return self._statistic.update(models, start)
 
     def _write(self, start: int, stop: int, buffers: Buffers) -> Future[None]:
         raw = buffers.output(self.job, start, stop)
-        output = raw.view(getattr(torch, DTYPES[self.job.dtype].torch))
+        itemsize = DTYPES[self.job.dtype].itemsize
         for first, last in cut([(start, stop)], self._tile):
-            values = self._values(first, last, buffers)
-            part = output[first - start : last - start].copy_(values)
-            if not fits(values, part):
-                if not self._allow_nonfinite:
-                    self._refuse_output(first, last, values, part.dtype, buffers)
-                self._sink.let_through(self.job)
-            self._observe(self.job, first, part.view(torch.uint8))
+            part = raw[(first - start) * itemsize : (last - start) * itemsize]
+            self._make_tile(first, last, part, buffers)
+            self._observe(self.job, first, part)
         return buffers.write(self._sink, self.job, start, raw)
+
+    def _make_tile(self, start: int, stop: int, raw: np.ndarray, buffers: Buffers) -> None:
+        """Put the bytes of elements [start, stop) of the output into `raw`."""
+        output = torch.from_numpy(raw).view(getattr(torch, DTYPES[self.job.dtype].torch))
+        values = self._values(start, stop, buffers)
+        output.copy_(values)
+        if not fits(values, output):
+            if not self._allow_nonfinite:
+                self._refuse_output(start, stop, values, output.dtype, buffers)
+            self._sink.let_through(self.job)
 
     def _write_in_blocks(self, start: int, stop: int, buffers: Buffers) -> Future[None]:
         """Write whole rows of blocks, with their scales; tiles may end within one."""
@@ -251,9 +267,9 @@ class TensorRun:
         assert job.scales is not None
         row, block = elements_of_row(job), math.prod(job.block)
         raw = buffers.output(job, start, stop)
-        codes = raw.view(getattr(torch, DTYPES[job.dtype].torch))
+        codes = torch.from_numpy(raw).view(getattr(torch, DTYPES[job.dtype].torch))
         raw_scales = buffers.scales(job.scales, start // block, stop // block)
-        all_scales = raw_scales.view(torch.float32)
+        all_scales = torch.from_numpy(raw_scales).view(torch.float32)
         held = buffers.held(min(self._tile + row, stop - start))
         done, filled = start, 0
         for first, last in cut([(start, stop)], self._tile):
@@ -277,12 +293,12 @@ class TensorRun:
             done += complete
         self._observe(job.scales, start // block, raw_scales)
         self._observe(job, start, raw)
-        self._sink.write(job.scales, start // block, raw_scales.numpy().data)
+        self._sink.write(job.scales, start // block, raw_scales.data)
         return buffers.write(self._sink, job, start, raw)
 
-    def _observe(self, job: TensorJob, start: int, raw: Tensor) -> None:
+    def _observe(self, job: TensorJob, start: int, raw: np.ndarray) -> None:
         if self._observer is not None:
-            self._observer(job, start, raw.numpy().data)
+            self._observer(job, start, raw.data)
 
     def _values(self, start: int, stop: int, buffers: Buffers) -> Float32[Tensor, " n"]:
         """Elements [start, stop) of the output."""
@@ -300,12 +316,12 @@ class TensorRun:
                 raise ValueError(f"it returned {list(merged.shape)} for a tile of {list(models[0].shape)}")
         return merged if base is None else merged.add_(base)
 
-    def _check_copy(self, start: int, raw: Tensor) -> None:
+    def _check_copy(self, start: int, raw: np.ndarray) -> None:
         """Refuse NaN among bytes that are copied; Inf is let through, for masks are stored as such."""
         dtype = DTYPES[self.job.dtype]
-        if not dtype.floating:
+        if not dtype.floating or (dtype.name in kernels.TYPES and kernels.finite(dtype.name, raw)):
             return
-        values = raw.view(getattr(torch, dtype.torch))
+        values = torch.from_numpy(raw).view(getattr(torch, dtype.torch))
         if dtype.itemsize == 1:
             values = values.float()  # types of one byte have no sums
         if all_finite(values):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import re
 from collections.abc import Mapping
 from importlib.metadata import version as version_of
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from meldkit.checkpoint import Checkpoint
+from meldkit.kernels import compiled, processor
 from meldkit.output.sums import Sum
 from meldkit.plan import NUMERIC_VERSION, Plan
 
@@ -80,15 +80,12 @@ def record(
 
 def surroundings() -> dict[str, str]:
     """What else bytes may depend on: versions of the libraries that compute, and the kind of processor."""
-    import torch
-
-    from meldkit.kernels import compiled
-
     return {
         "torch": version_of("torch"),
         "numpy": version_of("numpy"),
-        "machine": platform.machine(),
-        "torch_kernels": torch.backends.cpu.get_cpu_capability(),
+        "machine": processor(),
+        # It takes those that suit the processor best, unless it is told otherwise.
+        "torch_kernels": os.environ.get("ATEN_CPU_CAPABILITY", "best"),
         "meldkit_kernels": "compiled" if compiled() else "none",
     }
 
