@@ -7,7 +7,6 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from meldkit import kernels
 from meldkit.checkpoint import DTYPES, TensorInfo
 from meldkit.engine.blocks import elements_of_row
 from meldkit.engine.combination import stored_dtype, takes_torch
@@ -101,7 +100,7 @@ def _work(job: TensorJob, infos: Sequence[TensorInfo]) -> Work:
     torch = takes_torch(job, [*map(stored_dtype, infos)])
     if not torch:
         rows = len(infos) * n * _FLOAT * (statistic is not None)
-        decoding = kernels.combining(len(infos))
+        decoding = sum(n * (info.nbytes // max(1, info.numel)) for info in infos)
     elif job.method is not None or job.scales is not None or infos[0].encoding is not None:
         rows = len(infos) * n * _FLOAT
         decoding = max(n * (i.nbytes // max(1, i.numel) if i.encoding is None else _DECODING) for i in infos)

@@ -46,6 +46,7 @@ class Buffers:
     def __init__(self, writer: Executor | None = None) -> None:
         self._values = Scratch()
         self._held = Scratch()
+        self._sources: list[Scratch] = []
         self._scales = Scratch()
         self.scratch = Scratch()
         self._writer = writer
@@ -61,6 +62,12 @@ class Buffers:
         stride = -(-n // _ALIGNMENT) * _ALIGNMENT
         room = self._values.array(num_rows * stride * 4).view(np.float32)
         return room.reshape(num_rows, stride)[:, :n]
+
+    def source(self, index: int, nbytes: int) -> np.ndarray:
+        """Room for bytes of one of a job's inputs, uint8."""
+        while len(self._sources) <= index:
+            self._sources.append(Scratch())
+        return self._sources[index].array(nbytes)
 
     def output(self, job: TensorJob, start: int, stop: int) -> np.ndarray:
         """Room for the bytes of elements [start, stop), which lies within a page as they do in the file."""
@@ -217,7 +224,7 @@ class TensorRun:
         """Work on elements [start, stop), a span of the current pass."""
         if self._raw is not None:
             raw = buffers.output(self.job, start, stop)
-            self._raw.read_bytes(start, raw.data)
+            self._raw.read_bytes(start, raw.data, once=True)
             self._check_copy(start, raw)
             self._observe(self.job, start, raw)
             return buffers.write(self._sink, self.job, start, raw)
