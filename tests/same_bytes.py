@@ -14,7 +14,7 @@ import shutil
 import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -42,11 +42,25 @@ SHAPES = {
     "model.layers.1.input_layernorm.weight": (33,),
 }
 NAMES = ("base", "x", "y", "z")
-_CONFIG: dict[str, object] = {
+CONFIG: dict[str, object] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "num_hidden_layers": 2,
     "tie_word_embeddings": False,
+}
+#: Parameters that make a method do something else than with its usual ones, by method and in words.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "passthrough, scaled": {"scale": 0.5},
+    "ties, all kept": {"density": 1},
+    "ties, rescaled": {"rescale": True},
+    "ties, of the model": {"trim_scope": "model"},
+    "dare_linear, by density": {"rescale": "inverse_density"},
+    "della, by probability": {"rescale": "keep_probability"},
+    "breadcrumbs, rescaled": {"rescale": True},
+    "sce, selected": {"select_topk": 0.1},
+    "nuslerp, rows": {"nuslerp_flatten": False},
+    "nuslerp, columns": {"nuslerp_flatten": False, "nuslerp_row_wise": True},
+    "model_stock, rows": {"filter_wise": True},
 }
 #: Name of a tensor → sum of its bytes.
 Sums = Mapping[str, str]
@@ -65,9 +79,9 @@ def state_dicts() -> dict[str, dict[str, Tensor]]:
 def write_models(folder: Path) -> None:
     """The models in every form: whole, in shards, pickled, in bfloat16."""
     for name, weights in state_dicts().items():
-        tiny.stored(folder / "whole" / name, weights, _CONFIG)
+        tiny.stored(folder / "whole" / name, weights, CONFIG)
         half = {k: t.bfloat16() for k, t in weights.items()}
-        tiny.stored(folder / "bfloat16" / name, half, _CONFIG)
+        tiny.stored(folder / "bfloat16" / name, half, CONFIG)
         pickled = folder / "pickled" / name
         pickled.mkdir(parents=True)
         torch.save(weights, pickled / "pytorch_model.bin")
@@ -81,7 +95,7 @@ def write_models(folder: Path) -> None:
         index = sharded / "model.safetensors.index.json"
         index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
         for other in (pickled, sharded):
-            (other / "config.json").write_text(json.dumps(_CONFIG))
+            (other / "config.json").write_text(json.dumps(CONFIG))
 
 
 @dataclass(frozen=True)
@@ -125,6 +139,12 @@ def usual(name: str) -> Merge:
         value: Any = (0.5 if p.required else p.default) if p.default is not None else 1.0
         parameters[p.name] = 0.4 if p.name == "density" else value
     return Merge(name, base, NAMES[1 : 1 + num], parameters)
+
+
+def case_of(name: str) -> Merge:
+    """The usual merge of a method, or one of the variants."""
+    case = usual(name.partition(",")[0])
+    return replace(case, parameters={**case.parameters, **VARIANTS.get(name, {})})
 
 
 def recorded(folder: Path) -> Sums:
