@@ -24,7 +24,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cases import CASES
 from contestants import CACHE, CONTESTANTS, FLOOR, MELDKIT, PEERS, ROOT, console
@@ -91,8 +91,8 @@ def merged(earlier: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]
         return dict(new)
     result = {**earlier, **new}
     for key, value in new.items():
-        if key in GROWING or (isinstance(value, dict) and GROWING & value.keys()):
-            result[key] = merged(earlier.get(key, {}), value)
+        if isinstance(value, dict) and (key in GROWING or GROWING & value.keys()):
+            result[key] = merged(earlier.get(key, {}), cast("dict[str, Any]", value))
     return result
 
 

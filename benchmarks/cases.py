@@ -16,6 +16,7 @@ FLOOR_GOALS = {"elementwise": 1.2, "spanned": 1.2, "measured": 2.0, "rows": 10.0
 MIN_MEAN_GAIN = 15  # geometric mean over all methods of how many times faster than mergekit
 MAX_HELP_SECONDS = 0.25
 MAX_TINY_SECONDS = 1.5  # of a merge of two models of 1 MB
+MAX_RSS_MB = 800
 MAX_GROWTH = 1.1  # of the memory, from 1.1 B to 8 B parameters
 MAX_UNEVENNESS = 0.15  # of the time per byte over all sizes; of times over numbers of inputs, from a line
 
@@ -36,7 +37,7 @@ class Case:
     each: Mapping[str, float] = field(default_factory=dict[str, float])
     whole: Mapping[str, float] = field(default_factory=dict[str, float])
     passes: int = 1
-    max_rss_mb: float = 800
+    max_rss_mb: float = MAX_RSS_MB
     random: bool = False
 
     @property
@@ -82,8 +83,8 @@ SLERP = Case("slerp", "spanned", 2, "first", whole={"t": 0.5}, max_rss_mb=600)
 CASES = (
     LINEAR,
     SLERP,
-    Case("task_arithmetic", "elementwise", 3, "common", WEIGHTS, max_rss_mb=600),
-    _sparse("ties", max_rss_mb=600),
+    Case("task_arithmetic", "elementwise", 3, "common", WEIGHTS),
+    _sparse("ties"),
     Case("passthrough", "elementwise", 1, each={"scale": 0.9}),
     Case("nuslerp", "spanned", 2, each={"weight": 0.5}),
     Case("multislerp", "spanned", 3, each=WEIGHTS),

@@ -117,7 +117,8 @@ CONTESTANTS = (FLOOR, MELDKIT, *PEERS)
 #: Programs that were looked at and do not take part, and why.
 NOT_MEASURED = {
     "peft 0.21": "its weighted adapters combine LoRA adapters, not checkpoints",
-    "mergekitty 0.3.1": "mergekit's code under another name, pinned to an older torch",
+    "crdt-merge 0.11.0": "its command for models ends with an error of its own before it reads any",
+    "mergekitty 0.3.1": "a fork of mergekit, pinned to torch 2.10",
     "mergenetic 0.1.1": "searches recipes and calls mergekit to merge; needs vLLM",
     "ckptkit 0.3.0": "its `merge` adds a LoRA adapter to its base",
     "mergelib 0.0.1a0": "Fisher merging alone, which needs training data",

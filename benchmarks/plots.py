@@ -34,7 +34,8 @@ PART_COLORS = (
     "#DDDDDD",
     "#555555",
 )
-MARKERS = dict(zip((case.name for case in COLD_CASES), ("o", "s", "^"), strict=True))
+#: Of methods drawn by size: slerp's line would lie on linear's.
+MARKERS = {"linear": "o", "ties": "s"}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, and files small
     "svg.hashsalt": "meldkit",  # the same numbers give the same file
@@ -73,26 +74,32 @@ def figure(path: Path, width: float, height: float) -> Generator[Any]:
 def methods(data: Data, path: Path) -> None:
     """Time of every method, by contestant."""
     results = races(data["peers"], CASES)
-    present = [c for c in CONTESTANTS if any(race.runs.get(c) for race in results.values())]
-    height = 0.8 / len(present)
-    with figure(path, 8, 1 + 0.14 * len(results) * len(present)) as axes:
-        for i, contestant in enumerate(present):
-            rows = [(row, race.median(contestant)) for row, race in enumerate(results.values())]
-            measured = [(row - 0.4 + (i + 0.5) * height, value) for row, value in rows if value is not None]
-            axes.barh(*zip(*measured, strict=True), height, color=COLORS[contestant], label=contestant)
-        axes.set_yticks(range(len(results)), list(results))
+    ticks, bars, row = list[float](), dict[str, list[tuple[float, float]]](), 0
+    for race in results.values():
+        first = row
+        for contestant in CONTESTANTS:
+            if (seconds := race.median(contestant)) is not None:
+                bars.setdefault(contestant, []).append((row, seconds))
+                row += 1
+        ticks.append((first + row - 1) / 2)
+        row += 1  # between methods
+    with figure(path, 8, 1 + 0.1 * row) as axes:
+        for contestant in (c for c in CONTESTANTS if c in bars):
+            axes.barh(*zip(*bars[contestant], strict=True), 0.9, color=COLORS[contestant], label=contestant)
+        axes.set_yticks(ticks, list(results))
+        axes.margins(y=0.01)
         axes.invert_yaxis()
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(PLAIN)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(f"seconds, {billions(data['peers'])} parameters")
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(present))
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(bars))
 
 
 def by_size_of(data: Data, path: Path, what: str, label: str) -> None:
     """Time or memory against the size of models; a line per contestant and method."""
     with figure(path, 7, 4.5) as axes:
-        for case in COLD_CASES:
+        for case in (case for case in COLD_CASES if case.name in MARKERS):
             for contestant in CONTESTANTS:
                 points = list[tuple[float, float]]()
                 for section in by_size(data).values():

@@ -44,6 +44,20 @@ class Place:
     def weights(self, names: Iterable[str]) -> list[Path]:
         return [path for name in names for path in paths(self.models, self.shape, name)]
 
+    def needs(self, names: Iterable[str], outputs: int = 1) -> float:
+        """Bytes of disk that must be free before these models and so many outputs exist together."""
+        lacking = missing(self.models, self.shape, list(names))
+        return (len(lacking) + outputs) * self.model_bytes + RESERVE_BYTES
+
+    def fits(self, names: Iterable[str], outputs: int = 1) -> bool:
+        """Whether the disk can hold them, if need be without models of other sizes."""
+        room = shutil.disk_usage(self.root).free + sum(map(_disk_usage, self._others()))
+        return self.needs(names, outputs) <= room
+
+    def _others(self) -> list[Place]:
+        """The places of other sizes, the one that takes most of the disk last."""
+        return sorted((Place(size, self.root) for size in SIZES if size != self.size), key=_disk_usage)
+
     def provide(self, names: Sequence[str], outputs: int = 1) -> None:
         """Make the models that are missing. Where the disk is too small, models of other sizes go first.
 
@@ -52,9 +66,7 @@ class Place:
             outputs: how many merged models exist at the same time.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        lacking = missing(self.models, self.shape, names)
-        needed = (len(lacking) + outputs) * self.model_bytes + RESERVE_BYTES
-        others = sorted((Place(size, self.root) for size in SIZES if size != self.size), key=_disk_usage)
+        needed, others = self.needs(names, outputs), self._others()
         while shutil.disk_usage(self.root).free < needed and others and _disk_usage(others[-1]):
             console.print(f"removing {others[-1].models} to make room; it can be made again")
             shutil.rmtree(others.pop().models)
@@ -63,7 +75,7 @@ class Place:
             raise SystemExit(
                 f"{self.root}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free; make room"
             )
-        if lacking:
+        if lacking := missing(self.models, self.shape, names):
             console.print(f"making {len(lacking)} models of {self.model_bytes / MB:,.0f} MB", highlight=False)
             program = Path(__file__).with_name("checkpoints.py")
             subprocess.run([sys.executable, str(program), self.size, str(self.models), *lacking], check=True)

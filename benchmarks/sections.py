@@ -20,22 +20,27 @@ from race import Place, cost_as_json, race, show
 
 HELP_RUNS = 11
 SIBLINGS = ("sibling-1", "sibling-2", "sibling-3")
+COLD_MODELS = (BASE, *SIBLINGS[:2])
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """The sizes that sections use. `peers_at_most`: larger models are not given to other programs."""
+    """The sizes that sections use.
+
+    `cold` is in order of preference: the first one for which the disk has room. Models of more parameters
+    than `peers_at_most` are not given to other programs.
+    """
 
     peers: str
-    cold: str
+    cold: tuple[str, ...]
     growth: tuple[str, ...]
     inputs: str
     peers_at_most: int
 
 
-FULL = Scale("full", "large", ("small", "medium", "full", "big"), "medium", 4_000_000_000)
+FULL = Scale("full", ("large", "big", "full"), ("small", "medium", "full", "big"), "medium", 4_000_000_000)
 #: To try the benchmark itself.
-QUICK = Scale("small", "medium", ("tiny", "small"), "tiny", 150_000_000)
+QUICK = Scale("small", ("medium",), ("tiny", "small"), "tiny", 150_000_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +85,9 @@ def peers(settings: Settings, keep: Keep) -> None:
 
 def cold(settings: Settings, keep: Keep) -> None:
     """The largest models, read from the disk; then the same with timers."""
-    keep(_cold(settings, settings.place(settings.scale.cold), [FLOOR, MELDKIT], profiled=True))
+    places = [settings.place(size) for size in settings.scale.cold]
+    place = next((place for place in places if place.fits(COLD_MODELS)), places[-1])
+    keep(_cold(settings, place, [FLOOR, MELDKIT], profiled=True))
 
 
 def growth(settings: Settings, keep: Keep) -> None:
@@ -96,7 +103,7 @@ def growth(settings: Settings, keep: Keep) -> None:
 def _cold(
     settings: Settings, place: Place, contestants: Sequence[str], *, profiled: bool = False
 ) -> dict[str, Any]:
-    place.provide([BASE, *SIBLINGS[:2]])
+    place.provide(COLD_MODELS)
     found = about(settings, place)
     for case in settings.cases(COLD_CASES):
         # Methods that other programs need minutes for are timed with the rest of the methods.

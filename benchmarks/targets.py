@@ -15,6 +15,7 @@ from cases import (
     LINEAR,
     MAX_GROWTH,
     MAX_HELP_SECONDS,
+    MAX_RSS_MB,
     MAX_TINY_SECONDS,
     MAX_UNEVENNESS,
     MIN_MEAN_GAIN,
@@ -126,7 +127,11 @@ def _peers(section: Mapping[str, Any]) -> list[Target]:
             limit = factor * floor + START_UP_SECONDS
             formula = f"{factor:g} × floor + {START_UP_SECONDS:g} s"
             found.append(_most_seconds(race, limit, formula, where, ("profile", "cases", name)))
-        found.append(_memory(race, where))
+    rss = {name: mb for name, race in results.items() if (mb := race.median(MELDKIT, "rss_mb"))}
+    if rss:
+        worst = max(rss, key=lambda name: rss[name])
+        most, limit = f"{rss[worst]:,.0f} MB ({worst})", f"≤ {MAX_RSS_MB} MB"
+        found.append(Target(where, "peak RSS, each method", limit, most, rss[worst] <= MAX_RSS_MB))
     for peer in PEERS:
         gains = {name: gain for name, race in results.items() if (gain := race.ratio(peer, MELDKIT))}
         if not gains:
