@@ -209,7 +209,7 @@ def compare(case: Case, models: Path, ours: Path, theirs: Path) -> Mapping[str, 
 def show(what: str, contestant: str, number: int, cost: Cost) -> None:
     turn = f"run {number}" if number else "warm-up"
     console.print(
-        f"{what:23} {contestant:9} {turn:8} {cost.seconds:8.2f} s  {cost.rss_mb:7,.0f} MB"
+        f"{what:23} {contestant:12} {turn:8} {cost.seconds:8.2f} s  {cost.rss_mb:7,.0f} MB"
         f"  sync {cost.sync_seconds:5.2f} s  others used {cost.other_cores:.1f} cores",
         highlight=False,
     )

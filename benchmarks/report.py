@@ -243,10 +243,10 @@ def _growth(data: Data) -> list[str]:
     ]
     if "cold" in data:
         section = data["cold"]
-        results = races(section, COLD_CASES)
+        results, files = races(section, COLD_CASES), section["files"]
         texts += [
             f"### {billions(section)}, all runs",
-            f"{section['model_bytes'] / 1e9:.1f} GB a model, in {section['files']} files."
+            f"{section['model_bytes'] / 1e9:.1f} GB a model, in {files} file{'s' * (files > 1)}."
             + " The disk had no room for models of 8 B parameters." * (section["size"] != "large"),
             table(run_rows(results)),
         ]
