@@ -27,6 +27,7 @@ fuzz: setup
 demo: setup
 	$(BIN)/python examples/demo.py
 
+# Hours, and 75 GB of disk. Parts of it: see benchmarks/bench.py.
 bench: setup
 	$(BIN)/python benchmarks/bench.py
 
