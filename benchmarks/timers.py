@@ -99,18 +99,21 @@ def install(timers: Timers, marks: Marks) -> None:
     """Put timers around the parts of meldkit. A part that is not there any more is an AttributeError."""
     from meldkit import api
     from meldkit.checkpoint import OpenFiles
-    from meldkit.engine import jobs, tensor_run
+    from meldkit.engine import combination, jobs, tensor_run
     from meldkit.output import OutputFolder, Sums
 
     timed, run = timers.around, import_module("meldkit.engine.run")  # a function has the same name
-    for name in ("read_into", "read_bfloat16", "read_runs"):
+    for name in ("read_into", "read_once", "read_floats", "read_bfloat16", "read_runs"):
         patch(OpenFiles, name, timed, "read")
     patch(tensor_run, "subtract_base", timed, "maths")
-    for name in ("_merge", "_measure", "advance"):
+    for name in ("_merge", "_measure_tile", "advance"):
         patch(tensor_run.TensorRun, name, timed, "maths")
+    # The second converts and rounds, too.
+    for name in ("_measure_tile", "_make_tile"):
+        patch(combination.CombinationRun, name, timed, "maths")
     patch(jobs._Measuring, "process", timed, "maths")
     # Nothing else is left of these two when what they call is taken away.
-    for name in ("_write", "_write_in_blocks"):
+    for name in ("_make_tile", "_write_in_blocks"):
         patch(tensor_run.TensorRun, name, timed, "downcast")
     for name in ("all_finite", "fits"):
         patch(tensor_run, name, timed, "check")
