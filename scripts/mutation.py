@@ -19,9 +19,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -36,7 +38,7 @@ BUILD = ROOT / "build" / "mutation"
 RESULTS = ROOT / "docs" / "reliability.json"
 SOURCE = "src/meldkit/"
 NOTICED = ("killed", "timed out")
-#: Area → files that are mutated, and tests that may notice.
+#: Area → files that are mutated, and tests that may notice; the first of these look at what is declared.
 AREAS: dict[str, tuple[list[str], list[str]]] = {
     "journal": (["output/journal.py"], ["faults", "journal", "resume"]),
     "recipe parameters": (
@@ -49,7 +51,7 @@ AREAS: dict[str, tuple[list[str], list[str]]] = {
     "methods": (
         ["methods/*.py", "methods/statistics/*.py"],
         [
-            *("methods", "statistics", "random_methods", "templates", "new", "cli", "explain"),
+            *("docs", "methods", "statistics", "random_methods", "templates", "new", "cli"),
         ],
     ),
 }
@@ -72,6 +74,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="part of a path")
     parser.add_argument("--survivors", action="store_true")
     parser.add_argument("-j", type=int, default=min(os.cpu_count() or 1, 16), help="workers")
+    parser.add_argument("--minutes", type=float, default=1e6, help="for each area: a random part of it")
     options = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
     areas = options.area or list(AREAS)
@@ -87,12 +90,16 @@ def main() -> None:
                 and not (options.survivors and known.get(job["name"], {}).get("outcome") in NOTICED)
             ]
             print(f"{area}: {len(jobs)} mutants", file=sys.stderr)
+            # In a random order of its own, so that what time allows is a fair sample.
+            random.Random(0).shuffle(jobs)
+            end = time.time() + 60 * options.minutes
             for k, copy in enumerate(copies):
                 (copy / "jobs.json").write_text(json.dumps(jobs[k :: options.j]), "utf-8")
-            for done in pool.map(lambda copy, area=area: _work(area, copy), copies):
+            for done in pool.map(lambda copy, area=area, end=end: _work(area, end, copy), copies):
                 known |= {result["name"]: result for result in done}
             _results(area).write_text(json.dumps(known, indent=1, ensure_ascii=False), "utf-8")
-    summary = reliability_mutation.summary({area: list(_known(area).values()) for area in AREAS})
+    results = {area: (len(_jobs(area)), list(_known(area).values())) for area in AREAS}
+    summary = reliability_mutation.summary(results)
     everything = json.loads(RESULTS.read_text("utf-8"))
     RESULTS.write_text(json.dumps({**everything, "mutation": summary}, indent=1) + "\n", "utf-8")
     print(reliability_mutation.section(summary))
@@ -142,8 +149,8 @@ def _measure(area: str, copy: Path) -> None:
         _run(copy, "measure", str(kept), json.dumps([SOURCE + f for f in files_of(area)]), *_tests(area))
 
 
-def _work(area: str, copy: Path) -> Iterable[dict[str, Any]]:
-    _run(copy, "work", str(BUILD / f"{area}.json"), *_tests(area))
+def _work(area: str, end: float, copy: Path) -> Iterable[dict[str, Any]]:
+    _run(copy, "work", str(BUILD / f"{area}.json"), str(end), *_tests(area))
     return [json.loads(line) for line in (copy / "done.jsonl").read_text("utf-8").splitlines()]
 
 

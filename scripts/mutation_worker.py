@@ -1,7 +1,7 @@
 """What runs tests on mutants for mutation.py, in a copy of the sources.
 
 python mutation_worker.py measure OUT FILES TEST…    which tests run which lines of the files
-python mutation_worker.py work MEASURED TEST…        runs the mutants of jobs.json; writes done.jsonl
+python mutation_worker.py work MEASURED END TEST…    runs the mutants of jobs.json, to that time; writes done.jsonl
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ ARGUMENTS = [
     "no:cacheprovider",
     "-p",
     "no:xdist",
+    "--assert=plain",
     "-W",
     "ignore::pytest.PytestAssertRewriteWarning",
     "-W",
@@ -105,7 +106,9 @@ def measure(out: str, files: Sequence[str], tests: Sequence[str]) -> None:
 class Worker:
     """A pytest plugin: collects, and then runs mutants in place of the tests."""
 
-    def __init__(self, measured: dict[str, Any], jobs: Sequence[Job]) -> None:
+    def __init__(self, end: float, first: str, measured: dict[str, Any], jobs: Sequence[Job]) -> None:
+        self.end = end
+        self.first = first
         self.jobs = jobs
         self.seconds: dict[str, float] = measured["seconds"]
         self.lines: dict[str, dict[str, list[str]]] = measured["lines"]
@@ -125,6 +128,8 @@ class Worker:
         unfit, deadly = json.loads(Path("unfit.json").read_text("utf-8"))
         self.deadly.update({file: Counter(found) for file, found in deadly.items()})
         for job in unfit:
+            if time.time() > self.end:
+                break
             tests = self.tests(job)
             self.judge(job, lambda tests=tests: self._afresh(session, tests))
         os._exit(0)
@@ -165,6 +170,8 @@ class Worker:
                     functions[os.path.relpath(f.__code__.co_filename), f.__qualname__].append(f)
         gc.freeze()
         for job in self.jobs:
+            if time.time() > self.end:
+                return
             path = "src/meldkit/" + job["file"]
             here = functions[path, job["function"]]
             self.judge(job, lambda job=job, here=here: self._in_place(job, here))
@@ -188,10 +195,14 @@ class Worker:
         lines = self.lines.get("src/meldkit/" + job["file"], {})
         first, last = job["lines"]
         chosen = {t for n in range(first, last + 1) for t in lines.get(str(n), ())}
-        if not job["function"]:
-            chosen = {t for tests in lines.values() for t in tests}
         deadly = self.deadly[job["file"]]
         order = sorted(chosen, key=lambda t: (-deadly[t], self.seconds[t], t))
+        if not job["function"]:  # those that look at declarations, those that run something of the file, all
+            here = {t for tests in lines.values() for t in tests}
+            order = sorted(
+                self.seconds,
+                key=lambda t: (-deadly[t], not t.startswith(self.first), t not in here, self.seconds[t], t),
+            )
         total, kept = 0.0, list[str]()
         for test in order:
             if self.seconds[test] <= LONGEST and total + self.seconds[test] <= BUDGET:
@@ -301,11 +312,11 @@ def run(items: Sequence[pytest.Item], seconds: dict[str, float]) -> int:
     return SURVIVED
 
 
-def work(measured: str, tests: Sequence[str]) -> None:
+def work(measured: str, end: float, tests: Sequence[str]) -> None:
     """Run the mutants of jobs.json."""
     Path("done.jsonl").write_text("", "utf-8")
     read = [json.loads(Path(path).read_text("utf-8")) for path in (measured, "jobs.json")]
-    pytest.main([*ARGUMENTS, "--basetemp=scratch", *tests], plugins=[Worker(*read)])
+    pytest.main([*ARGUMENTS, "--basetemp=scratch", *tests], plugins=[Worker(end, tests[0], *read)])
 
 
 def main() -> None:
@@ -329,7 +340,7 @@ def main() -> None:
     if sys.argv[1] == "measure":
         measure(sys.argv[2], json.loads(sys.argv[3]), sys.argv[4:])
     else:
-        work(sys.argv[2], sys.argv[3:])
+        work(sys.argv[2], float(sys.argv[3]), sys.argv[4:])
 
 
 if __name__ == "__main__":

@@ -16,16 +16,16 @@ FOUND = (
 EQUIVALENT = Path(__file__).with_name("mutation_equivalent.yml")
 
 
-def summary(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+def summary(results: Mapping[str, tuple[int, Sequence[Mapping[str, Any]]]]) -> dict[str, Any]:
     """Outcomes by area, and the survivors with what is known of them.
 
     Args:
-        results: area → results, each with its file, mutant and outcome.
+        results: area → how many mutants there are, and results, each with its file, mutant and outcome.
     """
     known: dict[str, dict[str, str]] = yaml.safe_load(EQUIVALENT.read_text("utf-8")) or {}
     areas: dict[str, dict[str, int]] = {}
     lived: list[dict[str, str]] = []
-    for area, here in results.items():
+    for area, (made, here) in results.items():
         outcomes = Counter(r["outcome"] for r in here)
         found = [
             {
@@ -39,7 +39,8 @@ def summary(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any
         lived += found
         equivalent = sum(bool(r["equivalent"]) for r in found)
         areas[area] = {
-            "mutants": len(here),
+            "mutants": made,
+            "run": len(here),
             "killed": outcomes["killed"],
             "timed out": outcomes["timed out"],
             "equivalent": equivalent,
@@ -54,7 +55,7 @@ def section(result: Mapping[str, Any]) -> str:
     Args:
         result: what `summary` gave.
     """
-    columns = ("mutants", "killed", "timed out", "equivalent", "survived")
+    columns = ("mutants", "run", "killed", "timed out", "equivalent", "survived")
     rows = {**result["areas"], "in all": {c: sum(r[c] for r in result["areas"].values()) for c in columns}}
     table = "\n".join(
         f"| {area} | " + " | ".join(f"{row[c]:,}" for c in columns) + f" | {_share(row):.1%} |"
@@ -98,4 +99,4 @@ def _named(result: Mapping[str, str]) -> str:
 
 
 def _share(row: Mapping[str, int]) -> float:
-    return (row["killed"] + row["timed out"]) / max(1, row["mutants"] - row["equivalent"])
+    return (row["killed"] + row["timed out"]) / max(1, row["run"] - row["equivalent"])
