@@ -1,7 +1,7 @@
 """What runs tests on mutants for mutation.py, in a copy of the sources.
 
 python mutation_worker.py measure OUT FILES TEST…    which tests run which lines of the files
-python mutation_worker.py work MEASURED END TEST…    runs the mutants of jobs.json, to that time; writes done.jsonl
+python mutation_worker.py work MEASURED END TEST…    runs the mutants of jobs.json, writes done.jsonl
 """
 
 from __future__ import annotations
