@@ -44,7 +44,15 @@ AREAS: dict[str, tuple[list[str], list[str]]] = {
     "recipe parameters": (
         ["recipe/values.py", "recipe/resolve.py", "recipe/model.py", "recipe/fields.py", "plan/values.py"],
         [
-            *("recipe_config", "recipe_errors", "recipe_laws", "recipe_values", "recipe_wild", "schema"),
+            *(
+                "recipe_config",
+                "recipe_errors",
+                "recipe_filters",
+                "recipe_laws",
+                "recipe_values",
+                "recipe_wild",
+                "schema",
+            ),
             *("diagnostics", "explain", "messages", "plan"),
         ],
     ),
@@ -141,16 +149,22 @@ def _run(copy: Path, *args: str) -> None:
     subprocess.run(code, cwd=copy, check=True, env={**os.environ, "PYTHONPATH": path})
 
 
+def _measured(area: str) -> dict[str, Path]:
+    """By test file, where it stands which tests run which lines, and how long they take."""
+    return {test: BUILD / f"{area} {Path(test).stem}.json" for test in _tests(area)}
+
+
 def _measure(area: str, copy: Path) -> None:
-    """Which tests run which lines, and how long they take; measured again when something has changed."""
-    kept = BUILD / f"{area}.json"
-    looked_at = [ROOT / p for p in (*_tests(area), *(SOURCE + f for f in files_of(area)))]
-    if not kept.exists() or kept.stat().st_mtime < max(p.stat().st_mtime for p in looked_at):
-        _run(copy, "measure", str(kept), json.dumps([SOURCE + f for f in files_of(area)]), *_tests(area))
+    """Measure what has changed."""
+    files = [SOURCE + f for f in files_of(area)]
+    for test, kept in _measured(area).items():
+        newest = max((ROOT / path).stat().st_mtime for path in (test, *files))
+        if not kept.exists() or kept.stat().st_mtime < newest:
+            _run(copy, "measure", str(kept), json.dumps(files), test)
 
 
 def _work(area: str, end: float, copy: Path) -> Iterable[dict[str, Any]]:
-    _run(copy, "work", str(BUILD / f"{area}.json"), str(end), *_tests(area))
+    _run(copy, "work", json.dumps(list(map(str, _measured(area).values()))), str(end), *_tests(area))
     return [json.loads(line) for line in (copy / "done.jsonl").read_text("utf-8").splitlines()]
 
 

@@ -24,7 +24,9 @@ from types import CodeType, FunctionType
 from typing import Any
 
 import coverage
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 #: Tests that take longer are left out: mutants are many.
 LONGEST = 5.0
@@ -89,7 +91,7 @@ def measure(out: str, files: Sequence[str], tests: Sequence[str]) -> None:
     """Write test → seconds, and file → line → tests."""
     plugin = Measuring(files)
     plugin.coverage.start()
-    pytest.main([*ARGUMENTS, f"--basetemp={out}.scratch", *tests], plugins=[plugin])
+    status = pytest.main([*ARGUMENTS, f"--basetemp={out}.scratch", *tests], plugins=[plugin])
     plugin.coverage.stop()
     data = plugin.coverage.get_data()
     lines = {
@@ -100,18 +102,21 @@ def measure(out: str, files: Sequence[str], tests: Sequence[str]) -> None:
     }
     if plugin.failed:
         sys.exit("these tests fail without a mutant:\n" + "\n".join(plugin.failed))
+    if status or not plugin.seconds:
+        sys.exit(f"{' '.join(tests)} cannot be run: pytest ended with {status}")
     Path(out).write_text(json.dumps({"seconds": plugin.seconds, "lines": lines}), "utf-8")
 
 
 class Worker:
     """A pytest plugin: collects, and then runs mutants in place of the tests."""
 
-    def __init__(self, end: float, first: str, measured: dict[str, Any], jobs: Sequence[Job]) -> None:
+    def __init__(self, end: float, first: str, jobs: Sequence[Job]) -> None:
         self.end = end
         self.first = first
         self.jobs = jobs
-        self.seconds: dict[str, float] = measured["seconds"]
-        self.lines: dict[str, dict[str, list[str]]] = measured["lines"]
+        self.seconds: dict[str, float] = {}
+        #: File → line → tests that run it.
+        self.lines: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
         #: File → test → how many mutants it killed.
         self.deadly: dict[str, Counter[str]] = defaultdict(Counter)
         self.items: dict[str, pytest.Item] = {}
@@ -120,6 +125,7 @@ class Worker:
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection(self, session: pytest.Session) -> None:
         """Before anything of meldkit is imported: a child goes on, and what it cannot do is done here."""
+        warm()
         pid = os.fork()
         if not pid:
             return
@@ -228,9 +234,9 @@ class Worker:
             self.unfit.append(job)
             return
         killer = Path("killer").read_text("utf-8") if Path("killer").exists() else ""
-        self.deadly[job["file"]][killer] += 1
+        self.deadly[job["file"]][killer] += status != SURVIVED
         result = {k: job[k] for k in ("name", "file", "mutant", "lines")}
-        result |= {"outcome": OUTCOMES.get(status, "killed"), "killer": killer}
+        result |= {"outcome": OUTCOMES.get(status, "killed"), "killer": killer if status != SURVIVED else ""}
         result |= {"seconds": round(time.monotonic() - began, 2)}
         with Path("done.jsonl").open("a", encoding="utf-8") as file:
             print(json.dumps(result), file=file)
@@ -290,12 +296,13 @@ class Deadly:
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Begin to count the time of processors; the signal's default ends the process."""
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_PROF, 3 + 5 * self.seconds[nodeid])
+        # The first of several tests may do what they all need.
+        signal.setitimer(signal.ITIMER_PROF, 15 + 5 * self.seconds[nodeid])
+        Path(STARTED, "killer").write_text(nodeid, "utf-8")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Enough is seen."""
         if report.failed:
-            Path(STARTED, "killer").write_text(report.nodeid, "utf-8")
             os._exit(KILLED)
 
 
@@ -312,17 +319,28 @@ def run(items: Sequence[pytest.Item], seconds: dict[str, float]) -> int:
     return SURVIVED
 
 
-def work(measured: str, end: float, tests: Sequence[str]) -> None:
+def work(measured: Sequence[str], end: float, tests: Sequence[str]) -> None:
     """Run the mutants of jobs.json."""
     Path("done.jsonl").write_text("", "utf-8")
-    read = [json.loads(Path(path).read_text("utf-8")) for path in (measured, "jobs.json")]
-    pytest.main([*ARGUMENTS, "--basetemp=scratch", *tests], plugins=[Worker(end, tests[0], *read)])
+    worker = Worker(end, tests[0], json.loads(Path("jobs.json").read_text("utf-8")))
+    for path in measured:
+        found = json.loads(Path(path).read_text("utf-8"))
+        worker.seconds |= found["seconds"]
+        for file, lines in found["lines"].items():
+            for line, names in lines.items():
+                worker.lines[file][line] += names
+    pytest.main([*ARGUMENTS, "--basetemp=scratch", *tests], plugins=[worker])
+    sys.exit("pytest ended before the mutants")
+
+
+@hypothesis.given(st.text(), st.floats(), st.data())
+def warm(text: str, number: float, data: st.DataObject) -> None:
+    """What hypothesis does once is done before anything forks."""
+    del text, number, data
 
 
 def main() -> None:
     """As in the head of this file."""
-    import hypothesis
-
     for name in HEAVY:
         importlib.import_module(name)
     import torch
@@ -340,7 +358,7 @@ def main() -> None:
     if sys.argv[1] == "measure":
         measure(sys.argv[2], json.loads(sys.argv[3]), sys.argv[4:])
     else:
-        work(sys.argv[2], float(sys.argv[3]), sys.argv[4:])
+        work(json.loads(sys.argv[2]), float(sys.argv[3]), sys.argv[4:])
 
 
 if __name__ == "__main__":
