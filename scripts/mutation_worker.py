@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 #: Tests that take longer are left out: mutants are many.
 LONGEST = 5.0
 #: Seconds of tests for one mutant, as measured; the rest is left out, which can only make more survive.
-BUDGET = 8.0
+BUDGET = 6.0
 KILLED, SURVIVED, TIMEOUT, UNFIT, BROKEN = 1, 0, -signal.SIGPROF, 4, 5
 OUTCOMES = {KILLED: "killed", SURVIVED: "survived", TIMEOUT: "timed out"}
 ARGUMENTS = [
