@@ -43,8 +43,8 @@ AREAS: dict[str, tuple[str, str]] = {
     "journal": ("output/journal.py", "journal faults resume"),
     "recipe parameters": (
         "recipe/values.py recipe/resolve.py recipe/model.py recipe/fields.py plan/values.py",
-        "recipe_config recipe_errors recipe_fields recipe_filters recipe_laws recipe_values recipe_wild schema "
-        "diagnostics explain messages plan plan_values",
+        "recipe_config recipe_errors recipe_fields recipe_filters recipe_laws recipe_values recipe_wild "
+        "schema diagnostics explain messages plan plan_values",
     ),
     "methods": (
         "methods/*.py methods/statistics/*.py",
