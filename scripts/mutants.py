@@ -194,6 +194,8 @@ def _is_skipped(node: ast.AST) -> bool:
         return True
     if isinstance(node, ast.Raise) and "NotImplementedError" in ast.unparse(node):
         return True
+    if isinstance(node, ast.keyword) and node.arg == "strict":
+        return True
     return isinstance(node, ast.Assert | ast.Import | ast.ImportFrom | ast.Delete) or (
         isinstance(node, ast.Call)
         and isinstance(node.func, ast.Name)
@@ -272,5 +274,6 @@ def _calls(node: ast.Call) -> Iterator[str]:
     if name in _IDENTITIES and node.args:
         yield _code(node.args[0])
     for i, keyword in enumerate(node.keywords):
-        if keyword.arg is not None and not _is_text(keyword.value):
+        # `strict=True` is an assertion.
+        if keyword.arg not in (None, "strict") and not _is_text(keyword.value):
             yield _code(ast.Call(node.func, node.args, [*node.keywords[:i], *node.keywords[i + 1 :]]))

@@ -123,3 +123,32 @@ def test_what_is_put_together_holds_its_parts() -> None:
 def test_nothing_to_select_holds_next_to_nothing() -> None:
     assert KthMagnitude([[], []], CHUNK).held == 0
     assert KthMagnitude([[1], []], CHUNK).held == 4 * 3 * CHUNK
+
+
+def few(n: int) -> torch.Tensor:
+    return torch.arange(n).remainder(7).float() - 3
+
+
+@pytest.mark.parametrize("numbers", [torch.ones, few, torch.zeros], ids=["constant", "few", "zeros"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
+def test_numbers_that_are_often_the_same_are_counted_and_not_kept(numbers: Any, share: float) -> None:
+    """What lies on the ends of the bracket needs no place: far less is held than was said."""
+    statistic = KthMagnitude([[int(share * NUMEL)]], NUMEL)
+    sampled = 4 * (1 << 15)
+    most = most_held(statistic, numbers(NUMEL)[None], CHUNK)
+    assert most <= 2 * sampled + 16384
+
+
+@pytest.mark.parametrize("kind", ["beyond the sample", "within the sample"])
+def test_bracket_that_misses_by_one(kind: str) -> None:
+    """A sample of zeros puts all that is not 0 above its bracket; the last of those, and the first of the rest."""
+    x = torch.randn(NUMEL, generator=torch.Generator().manual_seed(1))
+    x[torch.arange(NUMEL) % (NUMEL // 8) < 9000] = 0
+    if kind == "within the sample":
+        x[::2] = 0
+    num_varied = int(x.count_nonzero())
+    ordered = x.abs().sort(descending=True).values
+    for k in (num_varied - 1, num_varied, num_varied + 1):
+        statistic = KthMagnitude([[k]], NUMEL)
+        most_held(statistic, x[None], CHUNK)
+        assert statistic.result == [(ordered[k - 1].item(),)]
