@@ -20,6 +20,8 @@ from meldkit.methods.slerp import COLLINEAR, slerp
 from meldkit.methods.statistics import CHUNK, Sums
 from meldkit.recipe import parse_recipe
 
+#: Methods that add task vectors up, without an election of signs.
+SUMS = ("task_arithmetic", "dare_linear", "della_linear", "breadcrumbs")
 WHOLE = Whole(2, (8, 16), Noise(0, "w"))
 
 
@@ -67,6 +69,8 @@ def test_weights_cancel_below_a_hundred_millionth_of_their_sizes(
         ("multislerp", (1.0, -1.0), {}, False),
         ("multislerp", (1.0, -1.0), {"normalize_weights": False}, True),
         ("multislerp", (0.0,), {}, True),
+        *((name, (1.0, -1.0), {"normalize": True}, False) for name in SUMS),
+        *((name, (1.0, -1.0), {"normalize": False}, True) for name in SUMS),
         ("karcher", (1.0, -1.0), {}, False),
         ("karcher", (1.0, -1.0), {"compat": True}, True),
     ],
@@ -124,6 +128,25 @@ def test_karcher_of_models_without_direction(
     np.testing.assert_allclose(merged.numpy(), result, rtol=1e-5, atol=1e-12)
 
 
+def test_opposite_models_have_no_mean_and_the_first_one_gives_the_direction() -> None:
+    merged = merge_tensors([torch.tensor([1.0, 0.0]), torch.tensor([-3.0, 0.0])], "karcher")
+    np.testing.assert_allclose(merged.numpy(), [2, 0])
+
+
+@pytest.mark.parametrize(
+    ("weight", "t"),
+    [((1e-6, 0.0), 0.0), ((0.0, 1e-6), 1.0), ((1e-7, 0.0), 0.5), ((0.0, 0.0), 0.5), ((-2.0, 0.0), 0.0)],
+)
+def test_nuslerp_of_weights_that_sum_to_next_to_nothing_is_half_way(
+    weight: tuple[float, float], t: float
+) -> None:
+    models = [torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])]
+    merged = merge_tensors(models, "nuslerp", weight=list(weight))
+    np.testing.assert_allclose(
+        merged.numpy(), [math.cos(t * math.pi / 2), math.sin(t * math.pi / 2)], atol=1e-6
+    )
+
+
 # probabilities
 
 
@@ -177,6 +200,19 @@ def test_nothing_is_kept_of_a_density_of_0(name: str) -> None:
         parameters = {"weight": 1, "normalize": False, "density": [0, 1], "rescale": word}
         merged = merge_tensors([first, second], name, base=base, **parameters)
         assert torch.equal(merged, second), word
+
+
+@pytest.mark.parametrize("name", ["della", "della_linear"])
+def test_what_is_kept_does_not_depend_on_how_the_rest_is_made_up_for(name: str) -> None:
+    """Of so many elements some have the very number of their probability."""
+    base = torch.zeros(64, 1 << 13)
+    model = torch.randn(base.shape, generator=torch.Generator().manual_seed(5))
+    kept = {
+        word: merge_tensors([model], name, base=base, weight=1, density=0.4, epsilon=0.2, rescale=word) != 0
+        for word in ("none", "l1", "keep_probability")
+    }
+    assert torch.equal(kept["none"], kept["l1"])
+    assert torch.equal(kept["none"], kept["keep_probability"])
 
 
 # nothing to do

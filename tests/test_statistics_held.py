@@ -141,7 +141,7 @@ def test_numbers_that_are_often_the_same_are_counted_and_not_kept(numbers: Any, 
 
 @pytest.mark.parametrize("kind", ["beyond the sample", "within the sample"])
 def test_bracket_that_misses_by_one(kind: str) -> None:
-    """A sample of zeros puts all that is not 0 above its bracket; the last of those, and the first of the rest."""
+    """A sample of zeros puts all that is not 0 above its bracket: its last one, and the first of the rest."""
     x = torch.randn(NUMEL, generator=torch.Generator().manual_seed(1))
     x[torch.arange(NUMEL) % (NUMEL // 8) < 9000] = 0
     if kind == "within the sample":
