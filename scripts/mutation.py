@@ -48,8 +48,7 @@ AREAS: dict[str, tuple[str, str]] = {
     ),
     "methods": (
         "methods/*.py methods/statistics/*.py",
-        "docs parameters edges_of_methods methods statistics statistics_held random_methods templates new "
-        "cli",
+        "docs parameters edges_of_methods methods statistics statistics_held random_methods",
     ),
 }
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import math
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,9 @@ from hypothesis import strategies as st
 
 from meldkit.methods import METHODS, Base, Parameter
 from meldkit.methods.describe import (
+    data,
     default_text,
+    explain,
     minimal_recipe,
     models_text,
     scope_text,
@@ -210,3 +215,66 @@ def test_defaults_beginnings_and_places_in_words() -> None:
 def test_what_a_base_model_means() -> None:
     assert [base for base in Base if base.required] == [Base.ENDPOINT, Base.DELTA]
     assert [base for base in Base if base.delta] == [Base.DELTA, Base.OPTIONAL_DELTA]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_everything_about_a_method_as_text(name: str) -> None:
+    """Its name, documentation, models, parameters, and a minimal recipe, each after an empty line."""
+    method = METHODS[name]
+    documentation = inspect.getdoc(method.function) or ""
+    head, rest = explain(method).split(documentation)
+    assert head == f"{name}\n\n"
+    about, *parameters, recipe_title, recipe = rest.strip("\n").split("\n\n")
+    assert about.startswith(
+        f"Models: {models_text(method)}.  base_model: {method.base.value}.  Speed class: "
+    )
+    assert about.endswith(f"{method.shape}.")
+    assert recipe_title == "A minimal recipe:"
+    assert textwrap.dedent(recipe) + "\n" == minimal_recipe(method)
+    assert recipe.startswith("    merge_method")
+    if not method.parameters:
+        assert parameters == []
+        return
+    title, *lines = parameters[0].split("\n")
+    assert title == "Parameters:"
+    for p in method.parameters:
+        assert lines.pop(0) == (
+            f"  {p.name}: {p.doc} {values_text(p)}; default {default_text(p)}; {scope_text(p)}."
+        )
+        if p.start is not None:
+            assert lines.pop(0) == f"    Begin with {start_text(p)}."
+    assert lines == []
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_everything_about_a_method_as_json(name: str) -> None:
+    """JSON has no infinity; limits that there are not are null, and so is the default of what is required."""
+    method = METHODS[name]
+    told = json.loads(json.dumps(data(method), allow_nan=False))
+    parameters = told.pop("parameters")
+    assert told == {
+        "name": name,
+        "summary": method.summary,
+        "documentation": inspect.getdoc(method.function),
+        "paper": method.paper,
+        "speed_class": method.shape,
+        "base_model": method.base.value,
+        "num_models": list(method.num_models),
+        "minimal_recipe": minimal_recipe(method),
+    }
+    assert "\n" not in method.summary
+    assert told["documentation"].startswith(f"{method.summary}\n\n")
+    for p, shown in zip(method.parameters, parameters, strict=True):
+        assert shown == {
+            "name": p.name,
+            "doc": p.doc,
+            "kind": {float: "float", bool: "bool", str: "str"}[p.kind],
+            "required": p.required,
+            "default": None if p.required else p.default,
+            "low": None if p.low == -math.inf else p.low,
+            "high": None if p.high == math.inf else p.high,
+            "choices": list(p.choices),
+            "per_model": p.per_model,
+            "start": p.start,
+            "reason": p.reason,
+        }
