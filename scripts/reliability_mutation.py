@@ -94,7 +94,6 @@ Equivalent:
 
 
 def _named(result: Mapping[str, str]) -> str:
-    # Markdown has no way to write a backtick inside of backticks but more of them.
     return f"{result['file']}, {result['mutant']}"
 
 
