@@ -17,36 +17,22 @@ EQUIVALENT = Path(__file__).with_name("mutation_equivalent.yml")
 
 
 def summary(results: Mapping[str, tuple[int, Sequence[Mapping[str, Any]]]]) -> dict[str, Any]:
-    """Outcomes by area, and the survivors with what is known of them.
+    """Outcomes by area, and what survived.
 
     Args:
         results: area → how many mutants there are, and results, each with its file, mutant and outcome.
     """
-    known: dict[str, dict[str, str]] = yaml.safe_load(EQUIVALENT.read_text("utf-8")) or {}
-    areas: dict[str, dict[str, int]] = {}
-    lived: list[dict[str, str]] = []
-    for area, (made, here) in results.items():
-        outcomes = Counter(r["outcome"] for r in here)
-        found = [
-            {
-                "file": r["file"],
-                "mutant": r["mutant"],
-                "equivalent": known.get(r["file"], {}).get(r["mutant"], ""),
-            }
-            for r in here
-            if r["outcome"] == "survived"
-        ]
-        lived += found
-        equivalent = sum(bool(r["equivalent"]) for r in found)
-        areas[area] = {
-            "mutants": made,
-            "run": len(here),
-            "killed": outcomes["killed"],
-            "timed out": outcomes["timed out"],
-            "equivalent": equivalent,
-            "survived": len(found) - equivalent,
-        }
-    return {"areas": areas, "lived": lived}
+    areas = {
+        area: {"mutants": made, "run": len(here), **Counter(r["outcome"] for r in here)}
+        for area, (made, here) in results.items()
+    }
+    survived = [
+        {"area": area, "file": r["file"], "mutant": r["mutant"]}
+        for area, (_, here) in results.items()
+        for r in here
+        if r["outcome"] == "survived"
+    ]
+    return {"areas": areas, "survived": survived}
 
 
 def section(result: Mapping[str, Any]) -> str:
@@ -55,18 +41,35 @@ def section(result: Mapping[str, Any]) -> str:
     Args:
         result: what `summary` gave.
     """
-    columns = ("mutants", "run", "killed", "timed out", "equivalent", "survived")
-    rows = {**result["areas"], "in all": {c: sum(r[c] for r in result["areas"].values()) for c in columns}}
-    table = "\n".join(
-        f"| {area} | " + " | ".join(f"{row[c]:,}" for c in columns) + f" | {_share(row):.1%} |"
+    reasons: dict[str, dict[str, str]] = yaml.safe_load(EQUIVALENT.read_text("utf-8")) or {}
+    unnoticed: list[str] = []
+    equivalent: dict[str, list[str]] = {}
+    num_equivalent: Counter[str] = Counter()
+    for r in result["survived"]:
+        named = f"{r['file']}, {r['mutant']}"
+        reason = reasons.get(r["file"], {}).get(r["mutant"])
+        if reason is None:
+            unnoticed.append(f"- {named}\n")
+        else:
+            equivalent.setdefault(reason, []).append(named)
+            num_equivalent[r["area"]] += 1
+    rows = {
+        area: [
+            row["mutants"],
+            row["run"],
+            row.get("killed", 0),
+            row.get("timed out", 0),
+            num_equivalent[area],
+            row.get("survived", 0) - num_equivalent[area],
+        ]
+        for area, row in result["areas"].items()
+    }
+    rows["in all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
+    table = "".join(
+        f"| {area} | {' | '.join(f'{n:,}' for n in row)} | {(row[2] + row[3]) / max(1, row[1] - row[4]):.1%} |\n"
         for area, row in rows.items()
     )
-    equivalent: dict[str, list[str]] = {}
-    for r in result["lived"]:
-        if r["equivalent"]:
-            equivalent.setdefault(r["equivalent"], []).append(_named(r))
-    same = "\n".join(f"- {reason}: {'; '.join(names)}" for reason, names in equivalent.items())
-    other = "\n".join(f"- {_named(r)}" for r in result["lived"] if not r["equivalent"])
+    same = "".join(f"- {reason}: {'; '.join(names)}\n" for reason, names in equivalent.items())
     found = "".join(f"- {text}\n" for text in FOUND)
     return f"""\
 ## Faults that the tests notice
@@ -76,26 +79,17 @@ Small faults are put into the code, one at a time, and the fast tests must fail:
 import: declarations of methods and parameters, defaults. 'Timed out' are those that tests notice by not
 ending. Equivalent mutants do what the code does; the last column leaves them out.
 
-| area | {" | ".join(columns)} | noticed |
-|---|{"---:|" * (len(columns) + 1)}
+| area | mutants | run | killed | timed out | equivalent | survived | noticed |
+|---|---:|---:|---:|---:|---:|---:|---:|
 {table}
-
 Found on the way, and mended:
 
 {found}
 Not noticed:
 
-{other or "none."}
+{"".join(unnoticed) or "none."}
 
 Equivalent:
 
 {same or "none."}
 """
-
-
-def _named(result: Mapping[str, str]) -> str:
-    return f"{result['file']}, {result['mutant']}"
-
-
-def _share(row: Mapping[str, int]) -> float:
-    return (row["killed"] + row["timed out"]) / max(1, row["run"] - row["equivalent"])
