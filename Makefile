@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup test test-all fuzz demo bench check clean
+.PHONY: setup test test-all fuzz mutation demo bench check clean
 
 setup: .venv/ready
 
@@ -23,6 +23,10 @@ test-all: setup
 MINUTES ?= 10
 fuzz: setup
 	$(BIN)/python scripts/fuzz.py --minutes $(MINUTES)
+
+# An hour or two: make mutation ARGS="--area journal"
+mutation: setup
+	$(BIN)/python scripts/mutation.py $(ARGS)
 
 demo: setup
 	$(BIN)/python examples/demo.py
