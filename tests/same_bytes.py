@@ -42,7 +42,7 @@ SHAPES = {
     "model.layers.1.input_layernorm.weight": (33,),
 }
 NAMES = ("base", "x", "y", "z")
-_CONFIG: dict[str, object] = {
+CONFIG: dict[str, object] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "num_hidden_layers": 2,
@@ -65,9 +65,9 @@ def state_dicts() -> dict[str, dict[str, Tensor]]:
 def write_models(folder: Path) -> None:
     """The models in every form: whole, in shards, pickled, in bfloat16."""
     for name, weights in state_dicts().items():
-        tiny.stored(folder / "whole" / name, weights, _CONFIG)
+        tiny.stored(folder / "whole" / name, weights, CONFIG)
         half = {k: t.bfloat16() for k, t in weights.items()}
-        tiny.stored(folder / "bfloat16" / name, half, _CONFIG)
+        tiny.stored(folder / "bfloat16" / name, half, CONFIG)
         pickled = folder / "pickled" / name
         pickled.mkdir(parents=True)
         torch.save(weights, pickled / "pytorch_model.bin")
@@ -81,7 +81,7 @@ def write_models(folder: Path) -> None:
         index = sharded / "model.safetensors.index.json"
         index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
         for other in (pickled, sharded):
-            (other / "config.json").write_text(json.dumps(_CONFIG))
+            (other / "config.json").write_text(json.dumps(CONFIG))
 
 
 @dataclass(frozen=True)

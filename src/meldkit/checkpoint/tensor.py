@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -92,16 +92,27 @@ class Header:
 
 
 class Scratch:
-    """A byte buffer that one worker reuses for everything it reads; it grows to the largest need."""
+    """A byte buffer that one worker reuses for everything it reads; it grows to the largest need.
 
-    def __init__(self) -> None:
+    Args:
+        allocate: from a number of bytes to room for them, uint8; None for main memory.
+    """
+
+    def __init__(self, allocate: Callable[[int], Tensor] | None = None) -> None:
+        self._allocate = allocate or _in_memory
         self._buffer = torch.empty(0, dtype=torch.uint8)
 
     def take(self, nbytes: int) -> Tensor:
         """The first `nbytes` of the buffer, uint8; valid until the next `take`."""
         if self._buffer.numel() < nbytes:
-            self._buffer = torch.empty(nbytes, dtype=torch.uint8)
+            # Given back first: there may not be room for both.
+            self._buffer = torch.empty(0, dtype=torch.uint8)
+            self._buffer = self._allocate(nbytes)
         return self._buffer[:nbytes]
+
+
+def _in_memory(nbytes: int) -> Tensor:
+    return torch.empty(nbytes, dtype=torch.uint8)
 
 
 class TileSource(Protocol):
@@ -120,6 +131,11 @@ class StoredTensor:
         self._info = info
         self._dtype: torch.dtype = getattr(torch, DTYPES[info.dtype].torch)
         self._itemsize = DTYPES[info.dtype].itemsize
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the elements in the file."""
+        return self._dtype
 
     def read(self, start: int, stop: int, out: Float32[Tensor, " n"], scratch: Scratch) -> None:
         if self._dtype is torch.float32:

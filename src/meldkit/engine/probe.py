@@ -18,9 +18,10 @@ from meldkit.checkpoint import (
     TileSource,
     open_files,
 )
+from meldkit.engine.buffers import SPAN, TILE, Buffers, cut
 from meldkit.engine.jobs import measure_model
 from meldkit.engine.run import run, single_threaded_torch
-from meldkit.engine.tensor_run import SPAN, TILE, Buffers, TensorRun, cut
+from meldkit.engine.tensor_run import TensorRun
 from meldkit.plan import Input, Plan, TensorJob
 
 #: Seconds for which is read, read again, and computed, if there is so much to do.
@@ -105,7 +106,7 @@ def measure_computing(plan: Plan) -> float:
     inputs, buffers, sink = _Random(job), Buffers(), _Nowhere()
     with single_threaded_torch:
         began = time.perf_counter()
-        of_model = measure_model([job], inputs, run, seed=0, tile=TILE)
+        of_model = measure_model([job], inputs, run, seed=0, tile_of=lambda _: TILE)
         in_advance = time.perf_counter() - began if of_model is not None else 0.0
         times: list[float] = []
         until = time.perf_counter() + _COMPUTING

@@ -4,106 +4,25 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, wait
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any, NoReturn
 
 import torch
 
-from meldkit.checkpoint import DTYPES, Scratch, TileSource
+from meldkit.checkpoint import DTYPES, TileSource
 from meldkit.engine.blocks import elements_of_row, round_to, scales_of
+from meldkit.engine.buffers import SPAN, TILE, Buffers, cut
 from meldkit.engine.ends import Inputs, Observer, Sink
 from meldkit.engine.finite import all_finite, count, fits, not_finite
-from meldkit.errors import MeldError, RunError, out_of_memory
+from meldkit.errors import MeldError, RunError, is_full, out_of_memory
 from meldkit.methods import Method, Noise, Whole
 from meldkit.methods.base import subtract_base
 from meldkit.methods.statistics import CHUNK, Statistic
 from meldkit.plan import Input, TensorJob
 from meldkit.shapes import Float32, Tensor
-
-#: Elements of a tile, on which methods work: small enough that a tile of each model stays in the cache,
-#: large enough that the time of a call is little beside the time of its work.
-TILE = 8 * CHUNK
-#: Elements of a span, the run of tiles that one worker takes and writes at once: disks want long writes.
-SPAN = 32 * CHUNK
-#: Elements: no sum may depend on where in memory a row begins.
-_ALIGNMENT = 64
-#: Bytes: a page, and at least a block of any usual disk.
-PAGE = 4096
-
-
-class Buffers:
-    """What one worker needs; each buffer grows to the largest need and stays.
-
-    Args:
-        writer: carries out writes while the worker goes on; None to write at once.
-    """
-
-    def __init__(self, writer: Executor | None = None) -> None:
-        self._values = Scratch()
-        self._held = Scratch()
-        self._scales = Scratch()
-        self.scratch = Scratch()
-        self._writer = writer
-        #: Two, so that one can be filled while the other is written; and what is being done with them.
-        self._outputs = [_Output(), _Output()]
-
-    def rows(self, num_rows: int, n: int) -> Float32[Tensor, "num_rows n"]:
-        """Room for one tile of each input; rows are aligned alike whatever n is."""
-        stride = -(-n // _ALIGNMENT) * _ALIGNMENT
-        room = self._values.take(num_rows * stride * 4).view(torch.float32)
-        return room.view(num_rows, stride)[:, :n]
-
-    def output(self, job: TensorJob, start: int, stop: int) -> Tensor:
-        """Room for the bytes of elements [start, stop), which lies within a page as they do in the file."""
-        self._outputs.reverse()
-        output = self._outputs[0]
-        wait([output.written])
-        return _within_page(output.scratch, job, start, stop)
-
-    def held(self, n: int) -> Float32[Tensor, " n"]:
-        """Room for elements that wait until a row of blocks is complete."""
-        return self._held.take(n * 4).view(torch.float32)
-
-    def scales(self, job: TensorJob, start: int, stop: int) -> Tensor:
-        """As `output`, for scales [start, stop); they are to be written at once."""
-        return _within_page(self._scales, job, start, stop)
-
-    def write(self, sink: Sink, job: TensorJob, start: int, data: Tensor) -> Future[None]:
-        """Hand over what has been put into the latest output room, which is in use until it is written."""
-        view = data.numpy().data
-        if self._writer is None:
-            sink.write(job, start, view)
-        else:
-            self._outputs[0].written = self._writer.submit(sink.write, job, start, view)
-        return self._outputs[0].written
-
-
-def _within_page(scratch: Scratch, job: TensorJob, start: int, stop: int) -> Tensor:
-    itemsize = DTYPES[job.dtype].itemsize
-    nbytes = (stop - start) * itemsize
-    room = scratch.take(nbytes + PAGE)
-    skip = (job.offset + start * itemsize - room.data_ptr()) % PAGE
-    return room[skip : skip + nbytes]
-
-
-class _Output:
-    def __init__(self) -> None:
-        self.scratch = Scratch()
-        self.written: Future[None] = Future()
-        self.written.set_result(None)
-
-
-def cut(ranges: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
-    """Pieces (start, stop) of at most `size` elements.
-
-    A range without elements still gives one, so that a tensor without any comes to its end like others.
-    """
-    for first, stop in ranges:
-        for start in range(first, max(stop, first + 1), size):
-            yield start, min(stop, start + size)
 
 
 def read_tile(
@@ -117,9 +36,7 @@ def read_tile(
         start, stop: elements of the flattened tensor.
         buffers: of the worker; what is returned lies in them.
     """
-    rows = buffers.rows(len(sources), stop - start)
-    for row, source in zip(rows, sources, strict=True):
-        source.read(start, stop, row, buffers.scratch)
+    rows = buffers.read(sources, start, stop)
     if job.base is None:
         return rows, None
     subtract_base(rows[1:], rows[0])
@@ -182,6 +99,7 @@ class TensorRun:
         if job.method is not None:
             grain = job.method.grain(self._whole, job.values)
             self._statistic = job.method.statistic(self._whole, job.values)
+        self._grain = grain
         self._tile = max(tile // grain, 1) * grain
         # A span begins where a tile may, and holds whole rows of blocks.
         unit = self._tile if job.scales is None else math.lcm(grain, elements_of_row(job))
@@ -223,26 +141,34 @@ class TensorRun:
         return None
 
     def _measure(self, start: int, stop: int, buffers: Buffers) -> None:
-        assert self._statistic is not None
-        for first, last in cut([(start, stop)], self._tile):
-            models, base = read_tile(self.job, self._sources, first, last, buffers)
+        statistic = self._statistic
+        assert statistic is not None
+
+        def measure(first: int, last: int) -> None:
+            models, base = read_tile(self.job, self._sources, first, last, buffers.measuring)
             self._check_inputs(first, models, base)
             with self._method_failures():
-                partial = self._statistic.update(models, first)
+                partial = statistic.update(models, first)
                 with self._lock:
-                    self._statistic.absorb(partial)
+                    statistic.absorb(partial)
+
+        buffers.each_tile(start, stop, self._tile, self._grain, measure)
 
     def _write(self, start: int, stop: int, buffers: Buffers) -> Future[None]:
         raw = buffers.output(self.job, start, stop)
         output = raw.view(getattr(torch, DTYPES[self.job.dtype].torch))
-        for first, last in cut([(start, stop)], self._tile):
+
+        def fill(first: int, last: int) -> None:
             values = self._values(first, last, buffers)
-            part = output[first - start : last - start].copy_(values)
-            if not fits(values, part):
+            part = output[first - start : last - start]
+            if not fits(values, buffers.round(values, part)):
                 if not self._allow_nonfinite:
                     self._refuse_output(first, last, values, part.dtype, buffers)
                 self._sink.let_through(self.job)
+            buffers.land()
             self._observe(self.job, first, part.view(torch.uint8))
+
+        buffers.each_tile(start, stop, self._tile, self._grain, fill)
         return buffers.write(self._sink, self.job, start, raw)
 
     def _write_in_blocks(self, start: int, stop: int, buffers: Buffers) -> Future[None]:
@@ -257,7 +183,7 @@ class TensorRun:
         held = buffers.held(min(self._tile + row, stop - start))
         done, filled = start, 0
         for first, last in cut([(start, stop)], self._tile):
-            held[filled : filled + last - first] = self._values(first, last, buffers)
+            self._hold(held[filled : filled + last - first], first, last, buffers)
             filled += last - first
             complete = filled // row * row
             if not complete:
@@ -279,6 +205,14 @@ class TensorRun:
         self._observe(job, start, raw)
         self._sink.write(job.scales, start // block, raw_scales.numpy().data)
         return buffers.write(self._sink, job, start, raw)
+
+    def _hold(self, room: Float32[Tensor, " n"], start: int, stop: int, buffers: Buffers) -> None:
+        """Fill room in main memory with elements [start, stop) of the output."""
+
+        def fill(first: int, last: int) -> None:
+            room[first - start : last - start] = self._values(first, last, buffers)
+
+        buffers.each_tile(start, stop, self._tile, self._grain, fill)
 
     def _observe(self, job: TensorJob, start: int, raw: Tensor) -> None:
         if self._observer is not None:
@@ -324,6 +258,8 @@ class TensorRun:
         except Exception as e:
             if (full := out_of_memory(e)) is not None:
                 raise full from e
+            if is_full(e):
+                raise
             assert self.job.method is not None
             raise RunError(
                 f"{self.job.method.name} failed on tensor '{self.job.name}': {type(e).__name__}: {e}",

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from meldkit.kernels import sum_rows
+from meldkit.kernels.elsewhere import row_products
 from meldkit.methods.base import COMPAT, Base, Measured, Parameter, Whole
 from meldkit.methods.statistics import Gram, Statistic
 from meldkit.shapes import Float32, Tensor
@@ -56,12 +57,12 @@ def model_stock(
         t = _ratio(torch.tensor(cosines, dtype=torch.float64).mean(), m, clamp=not compat)
         return sum_rows(x).mul_(float(t) / m)
     rows = x.view(m, -1, num_columns)
-    squares = [_row_dot(row, row) for row in rows]
+    squares = [row_products(row, row) for row in rows]
     total = torch.zeros_like(squares[0])
     for i, j in pairs:
         product = (squares[i] * squares[j]).sqrt_().clamp_min_(_MIN_PRODUCT)
-        total.add_(_row_dot(rows[i], rows[j]).div_(product).clamp_(-1, 1))
-    t = _ratio(total.div_(len(pairs)), m, clamp=not compat).float()
+        total.add_(row_products(rows[i], rows[j]).div_(product).clamp_(-1, 1))
+    t = _ratio(total.div_(len(pairs)), m, clamp=not compat).float().to(x.device)
     return sum_rows(x).view(-1, num_columns).mul_(t.div_(m).unsqueeze(1)).view(-1)
 
 
@@ -71,11 +72,6 @@ def _ratio(cosine: Tensor, m: int, *, clamp: bool) -> Tensor:
         return m * cosine / (1 + (m - 1) * cosine)
     positive = cosine.clamp(0, 1)
     return m * positive / (1 + (m - 1) * positive)
-
-
-def _row_dot(a: Tensor, b: Tensor) -> Tensor:
-    """⟨a_r, b_r⟩ for each row, float64."""
-    return (a.double() * b).sum(dim=1)
 
 
 METHOD = Measured(

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from meldkit import kernels
+from meldkit.kernels import elsewhere
+from meldkit.kernels.elsewhere import in_memory
 from meldkit.methods.statistics.base import CHUNK, Range
 from meldkit.shapes import Float32, Tensor
 
@@ -56,11 +58,21 @@ class Sums:
     def ranges(self) -> Sequence[Range]:
         return [] if self._done else [(0, self._numel)]
 
-    def update(self, x: Float32[Tensor, "m n"], start: int) -> list[Sequence[float]]:
+    def update(self, x: Float32[Tensor, "m n"], start: int) -> Sequence[Sequence[float]]:
+        if not in_memory(x):
+            return self.all_terms(x, start)
         chunks = torch.split(x, self._grain, dim=1)
         return [self._terms(chunk, start + i * self._grain) for i, chunk in enumerate(chunks)]
 
-    def absorb(self, partial: list[Sequence[float]]) -> None:
+    def all_terms(self, x: Float32[Tensor, "m n"], start: int) -> Sequence[Sequence[float]]:
+        """The numbers of a tile on an accelerator, where a call for each chunk takes longer than its work.
+
+        Those of all chunks at once, unless another class does better: right for whole numbers only, of which
+        sums are exact however they are cut.
+        """
+        return [self._terms(x, start)]
+
+    def absorb(self, partial: Sequence[Sequence[float]]) -> None:
         self._parts.extend(partial)
 
     def finish_pass(self) -> None:
@@ -82,6 +94,10 @@ class Gram(Sums):
         super().__init__(lambda chunk, _: kernels.products(chunk), len(pairs), numel)
         self._pairs = pairs
         self._num_models = num_models
+
+    def all_terms(self, x: Float32[Tensor, "m n"], start: int) -> Sequence[Sequence[float]]:
+        del start
+        return elsewhere.products(x, self._grain)
 
     @property
     def result(self) -> np.ndarray:
@@ -112,6 +128,11 @@ class L1Ratio(Sums):
         before = [row.sum().item() for row in chunk.abs_()]
         self._trim(chunk, start)
         return before + [row.sum().item() for row in chunk]
+
+    def all_terms(self, x: Float32[Tensor, "m n"], start: int) -> Sequence[Sequence[float]]:
+        before = elsewhere.chunk_sums(x.abs_(), self._grain)
+        self._trim(x, start)
+        return elsewhere.lists(torch.cat([before, elsewhere.chunk_sums(x, self._grain)]).T)
 
     @property
     def result(self) -> list[float]:
@@ -154,6 +175,9 @@ class ColumnGram:
     def update(self, x: Float32[Tensor, "m n"], start: int) -> list[tuple[int, list[np.ndarray]]]:
         rows = x.view(self._num_models, -1, self._num_columns).double()
         first = start // self._num_columns
+        if not in_memory(x):
+            products = [(rows[i] * rows[j]).cpu().numpy() for i, j in self._pairs]
+            return [(first + r, [product[r] for product in products]) for r in range(rows.shape[1])]
         return [
             (first + r, [(rows[i, r] * rows[j, r]).numpy() for i, j in self._pairs])
             for r in range(rows.shape[1])
