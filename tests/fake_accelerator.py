@@ -16,6 +16,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -208,10 +209,10 @@ class FakeBackend:
         """Bytes of pinned memory that were ever taken."""
         return sum(p.numel() for p in self._pinned)
 
-    def pinned(self, nbytes: int) -> Tensor:
+    def pinned(self, nbytes: int) -> np.ndarray:
         new = torch.full((nbytes,), _POISON, dtype=torch.uint8)
         self._pinned.append(new)
-        return new
+        return new.numpy()
 
     def release(self) -> None:
         pass

@@ -187,7 +187,7 @@ def test_a_probe_leaves_nothing_behind_and_takes_little_time() -> None:
 def test_nothing_is_read_or_written_without_a_probe(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("meldkit.report.plan.probe", lambda _: pytest.fail("a probe"))
+    monkeypatch.setattr("meldkit.report.plan.probe", lambda *_: pytest.fail("a probe"))
     done = command.run(capsys, "plan", "recipe.yml", "--no-probe")
     assert done.status == 0
     assert "time" not in done.out

@@ -77,7 +77,7 @@ class Store:
     def label(self, tensor: Input) -> str:
         return f"model {tensor.checkpoint}"
 
-    def open_raw(self, tensor: Input, dtype: str) -> Any:
+    def open_raw(self, tensor: Input, dtype: str | None) -> Any:
         stored = self.tensors[tensor]
         same = BY_TORCH_NAME[str(stored.dtype).removeprefix("torch.")].name == dtype
         return Values32(stored) if same else None

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from meldkit import __version__
-from meldkit.checkpoint import OpenFiles, StoredTensor, TileSource, open_files, open_model
+from meldkit.checkpoint import OpenFiles, open_files, open_model
 from meldkit.engine import (
     Device,
+    PlanInputs,
     Progress,
     Sink,
     default_threads,
@@ -34,7 +35,7 @@ from meldkit.output import (
     write_record,
     write_side_files,
 )
-from meldkit.plan import Input, Plan, TensorJob, build_plan
+from meldkit.plan import Plan, TensorJob, build_plan
 from meldkit.recipe import ModelRef, Recipe, load_recipe, recipe_from_data
 
 __all__ = [
@@ -307,7 +308,7 @@ def _run(
 
     run_jobs(
         chosen.jobs,
-        _PlanInputs(chosen, files),
+        PlanInputs(chosen, files),
         sink,
         finished=finished,
         seed=chosen.seed,
@@ -330,26 +331,6 @@ class _Nowhere:
 
     def finish(self, job: TensorJob) -> None:
         del job
-
-
-class _PlanInputs:
-    """The tensors of a plan's checkpoints, for the engine."""
-
-    def __init__(self, plan: Plan, files: OpenFiles) -> None:
-        self._checkpoints = plan.checkpoints
-        self._files = files
-
-    def open(self, tensor: Input) -> TileSource:
-        return self._checkpoints[tensor.checkpoint].source(self._files, tensor.tensor)
-
-    def label(self, tensor: Input) -> str:
-        return self._checkpoints[tensor.checkpoint].label
-
-    def open_raw(self, tensor: Input, dtype: str) -> StoredTensor | None:
-        checkpoint = self._checkpoints[tensor.checkpoint]
-        if checkpoint[tensor.tensor].dtype != dtype or not checkpoint.plain(tensor.tensor):
-            return None
-        return checkpoint.stored(self._files, tensor.tensor)
 
 
 def load_plugins(paths: Iterable[str | os.PathLike[str]]) -> None:

@@ -210,7 +210,7 @@ class _MemoryInputs:
     def label(self, tensor: Input) -> str:
         return self._labels[tensor.checkpoint]
 
-    def open_raw(self, tensor: Input, dtype: str) -> StoredTensor | None:
+    def open_raw(self, tensor: Input, dtype: str | None) -> StoredTensor | None:
         del tensor, dtype
 
 

@@ -12,6 +12,7 @@ from threading import Event, Lock, Thread
 import numpy as np
 
 from meldkit import kernels
+from meldkit.checkpoint.dtypes import DTYPES
 from meldkit.errors import CheckpointError, RunError
 from meldkit.shapes import Float32, Tensor
 
@@ -44,7 +45,7 @@ class OpenFiles:
     def _advise(self, paths: Sequence[Path]) -> None:
         # What cannot be read is said by whoever reads it.
         with suppress(OSError):
-            sizes = {self._descriptor(path): path.stat().st_size for path in paths}
+            sizes = {self.descriptor(path): path.stat().st_size for path in paths}
             for offset in range(0, max(sizes.values(), default=0), _AHEAD):
                 for fd, size in sizes.items():
                     if self._begun.is_set():
@@ -60,7 +61,7 @@ class OpenFiles:
         """
         done = 0
         with self._failures(path, offset):
-            fd = self._descriptor(path)
+            fd = self.descriptor(path)
             while done < len(buffer) and (got := os.preadv(fd, [buffer[done:]], offset + done)):
                 done += got
         self._account(path, offset, done, len(buffer))
@@ -72,8 +73,18 @@ class OpenFiles:
             CheckpointError: the file ends early or cannot be read.
         """
         with self._failures(path, offset):
-            done = kernels.read_bfloat16(self._descriptor(path), offset, out)
+            done = kernels.read_bfloat16(self.descriptor(path), offset, out)
         self._account(path, offset, done, 2 * len(out))
+
+    def read_floats(self, path: Path, offset: int, dtype: str, out: np.ndarray) -> None:
+        """Fill `out`, float32, with the numbers of a type that lie in `path` from `offset` on.
+
+        Raises:
+            CheckpointError: the file ends early or cannot be read.
+        """
+        with self._failures(path, offset):
+            done = kernels.read_floats(self.descriptor(path), offset, dtype, out)
+        self._account(path, offset, done, DTYPES[dtype].itemsize * len(out))
 
     def read_runs(self, path: Path, offsets: np.ndarray, out: Tensor) -> None:
         """Fill the rows of `out`, uint8 `[n, bytes]`, with those that lie in `path` from `offsets` on, int64.
@@ -83,7 +94,7 @@ class OpenFiles:
         """
         first = int(offsets[0])
         with self._failures(path, first):
-            done = kernels.read_runs(self._descriptor(path), offsets, out)
+            done = kernels.read_runs(self.descriptor(path), offsets, out)
         self._account(path, first, done, out.numel())
 
     @contextmanager
@@ -103,11 +114,20 @@ class OpenFiles:
                 f"{path} ends at byte {offset + done:,}, {wanted - done:,} bytes too early",
                 hint="the file changed after it was opened; make it whole and run the command again",
             )
+        self.account(done)
+
+    def account(self, nbytes: int) -> None:
+        """Count bytes that were read through a descriptor."""
         self._begun.set()
         with self._lock:
-            self.bytes_read += done
+            self.bytes_read += nbytes
 
-    def _descriptor(self, path: Path) -> int:
+    def descriptor(self, path: Path) -> int:
+        """The open file; for reading only.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
         with self._lock:
             fd = self._descriptors.get(path)
             if fd is None:

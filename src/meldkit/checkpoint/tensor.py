@@ -94,25 +94,29 @@ class Header:
 class Scratch:
     """A byte buffer that one worker reuses for everything it reads; it grows to the largest need.
 
+    It begins at a multiple of `ALIGNMENT` bytes.
+
     Args:
-        allocate: from a number of bytes to room for them, uint8; None for main memory.
+        allocate: from a number of bytes to room for them, uint8.
     """
 
-    def __init__(self, allocate: Callable[[int], Tensor] | None = None) -> None:
-        self._allocate = allocate or _in_memory
-        self._buffer = torch.empty(0, dtype=torch.uint8)
+    ALIGNMENT = 64
 
-    def take(self, nbytes: int) -> Tensor:
-        """The first `nbytes` of the buffer, uint8; valid until the next `take`."""
-        if self._buffer.numel() < nbytes:
-            # Given back first: there may not be room for both.
-            self._buffer = torch.empty(0, dtype=torch.uint8)
-            self._buffer = self._allocate(nbytes)
+    def __init__(self, allocate: Callable[[int], np.ndarray] | None = None) -> None:
+        self._allocate = allocate
+        self._buffer = np.empty(0, np.uint8)
+
+    def array(self, nbytes: int) -> np.ndarray:
+        """The first `nbytes` of the buffer, uint8; valid until more is asked for."""
+        if len(self._buffer) < nbytes:
+            size = nbytes + self.ALIGNMENT
+            room = self._allocate(size) if self._allocate else np.empty(size, np.uint8)
+            self._buffer = room[-room.ctypes.data % self.ALIGNMENT :][:nbytes]
         return self._buffer[:nbytes]
 
-
-def _in_memory(nbytes: int) -> Tensor:
-    return torch.empty(nbytes, dtype=torch.uint8)
+    def take(self, nbytes: int) -> Tensor:
+        """The same as a tensor."""
+        return torch.from_numpy(self.array(nbytes))
 
 
 class TileSource(Protocol):
@@ -129,33 +133,49 @@ class StoredTensor:
     def __init__(self, files: OpenFiles, info: TensorInfo) -> None:
         self._files = files
         self._info = info
-        self._dtype: torch.dtype = getattr(torch, DTYPES[info.dtype].torch)
         self._itemsize = DTYPES[info.dtype].itemsize
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Of the elements in the file."""
-        return self._dtype
+    def dtype(self) -> str:
+        """How the elements are stored, in safetensors' spelling."""
+        return self._info.dtype
+
+    @property
+    def _torch_dtype(self) -> torch.dtype:
+        return getattr(torch, DTYPES[self.dtype].torch)
+
+    def place(self, start: int) -> tuple[int, int]:
+        """The open file, and the byte at which an element begins."""
+        return self._files.descriptor(self._info.file), self._info.offset + start * self._itemsize
+
+    def account(self, numel: int) -> None:
+        """Count elements that were read at their place."""
+        self._files.account(numel * self._itemsize)
 
     def read(self, start: int, stop: int, out: Float32[Tensor, " n"], scratch: Scratch) -> None:
-        if self._dtype is torch.float32:
+        if self.dtype == "F32":
             self.read_bytes(start, out.view(torch.uint8).numpy().data)
             return
-        if self._dtype is torch.bfloat16:
+        if self.dtype == "BF16":
             self._files.read_bfloat16(self._info.file, self._info.offset + start * self._itemsize, out)
             return
         raw = scratch.take((stop - start) * self._itemsize)
         self.read_bytes(start, raw.numpy().data)
-        out.copy_(raw.view(self._dtype))
+        out.copy_(raw.view(self._torch_dtype))
+
+    def read_floats(self, start: int, out: np.ndarray) -> None:
+        """Fill `out`, float32 `[n]`, from element `start` on; of the types that compiled kernels know."""
+        offset = self._info.offset + start * self._itemsize
+        self._files.read_floats(self._info.file, offset, self.dtype, out)
 
     def read_rows(self, rows: np.ndarray, out: Float32[Tensor, "rows columns"], scratch: Scratch) -> None:
         """Fill `out` with rows of a matrix, as float32; `rows` says which, int64."""
         length = out.shape[1] * self._itemsize
-        exact = self._dtype is torch.float32
+        exact = self.dtype == "F32"
         raw = (out.view(torch.uint8) if exact else scratch.take(len(out) * length)).view(-1, length)
         self._files.read_runs(self._info.file, self._info.offset + rows * length, raw)
         if not exact:
-            out.copy_(raw.view(self._dtype))
+            out.copy_(raw.view(self._torch_dtype))
 
     def read_bytes(self, start: int, buffer: memoryview) -> None:
         """Fill `buffer` with the stored bytes from element `start` on."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, wait
 
+import numpy as np
 import torch
 
 from meldkit.checkpoint import DTYPES, Scratch, TileSource
@@ -33,7 +34,7 @@ class Buffers:
     """
 
     def __init__(
-        self, writer: Executor | None = None, allocate: Callable[[int], Tensor] | None = None
+        self, writer: Executor | None = None, allocate: Callable[[int], np.ndarray] | None = None
     ) -> None:
         self._values = Scratch()
         self._held = Scratch()
@@ -45,7 +46,13 @@ class Buffers:
 
     def rows(self, num_rows: int, n: int) -> Float32[Tensor, "num_rows n"]:
         """Room for one tile of each input."""
-        return rows_in(self._values, num_rows, n)
+        return torch.from_numpy(self.row_arrays(num_rows, n))
+
+    def row_arrays(self, num_rows: int, n: int) -> np.ndarray:
+        """The same, as a float32 array `[num_rows, n]`; rows are aligned alike whatever n is."""
+        stride = stride_of(n)
+        room = self._values.array(num_rows * stride * 4).view(np.float32)
+        return room.reshape(num_rows, stride)[:, :n]
 
     @property
     def measuring(self) -> Buffers:
@@ -81,7 +88,7 @@ class Buffers:
     def land(self) -> None:
         """Wait until the part that was filled last is in main memory."""
 
-    def output(self, job: TensorJob, start: int, stop: int) -> Tensor:
+    def output(self, job: TensorJob, start: int, stop: int) -> np.ndarray:
         """Room for the bytes of elements [start, stop), which lies within a page as they do in the file."""
         self._outputs.reverse()
         output = self._outputs[0]
@@ -92,39 +99,37 @@ class Buffers:
         """Room for elements that wait until a row of blocks is complete."""
         return self._held.take(n * 4).view(torch.float32)
 
-    def scales(self, job: TensorJob, start: int, stop: int) -> Tensor:
+    def scales(self, job: TensorJob, start: int, stop: int) -> np.ndarray:
         """As `output`, for scales [start, stop); they are to be written at once."""
         return _within_page(self._scales, job, start, stop)
 
-    def write(self, sink: Sink, job: TensorJob, start: int, data: Tensor) -> Future[None]:
+    def write(self, sink: Sink, job: TensorJob, start: int, raw: np.ndarray) -> Future[None]:
         """Hand over what has been put into the latest output room, which is in use until it is written."""
-        view = data.numpy().data
         if self._writer is None:
-            sink.write(job, start, view)
+            sink.write(job, start, raw.data)
         else:
-            self._outputs[0].written = self._writer.submit(sink.write, job, start, view)
+            self._outputs[0].written = self._writer.submit(sink.write, job, start, raw.data)
         return self._outputs[0].written
 
 
-def _within_page(scratch: Scratch, job: TensorJob, start: int, stop: int) -> Tensor:
+def _within_page(scratch: Scratch, job: TensorJob, start: int, stop: int) -> np.ndarray:
     itemsize = DTYPES[job.dtype].itemsize
     nbytes = (stop - start) * itemsize
-    room = scratch.take(nbytes + PAGE)
-    skip = (job.offset + start * itemsize - room.data_ptr()) % PAGE
+    room = scratch.array(nbytes + PAGE)
+    skip = (job.offset + start * itemsize - room.ctypes.data) % PAGE
     return room[skip : skip + nbytes]
 
 
 class _Output:
-    def __init__(self, allocate: Callable[[int], Tensor] | None) -> None:
+    def __init__(self, allocate: Callable[[int], np.ndarray] | None) -> None:
         self.scratch = Scratch(allocate)
         self.written: Future[None] = Future()
         self.written.set_result(None)
 
 
-def rows_in(room: Scratch, num_rows: int, n: int) -> Float32[Tensor, "num_rows n"]:
-    """The same in the given room; rows are aligned alike whatever n is."""
-    stride = -(-n // _ALIGNMENT) * _ALIGNMENT
-    return room.take(num_rows * stride * 4).view(torch.float32).view(num_rows, stride)[:, :n]
+def stride_of(n: int) -> int:
+    """Elements from one row to the next."""
+    return -(-n // _ALIGNMENT) * _ALIGNMENT
 
 
 def cut(ranges: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:

@@ -7,9 +7,11 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from meldkit import kernels
 from meldkit.checkpoint import DTYPES, TensorInfo
 from meldkit.engine.blocks import elements_of_row
 from meldkit.engine.buffers import PAGE, SPAN, TILE
+from meldkit.engine.combination import stored_dtype, takes_torch
 from meldkit.engine.device import ON_CPU, Device, share_of, tile_for
 from meldkit.engine.run import WRITERS
 from meldkit.engine.staging import PIECE
@@ -25,9 +27,10 @@ _ASIDE, _ASIDE_RANDOM = 2 * _FLOAT, 24
 _DECODING = 4 * _FLOAT
 #: Bytes of a thread: its stack, and what its allocator keeps back.
 _THREAD = 2_000_000
-#: Bytes of PyTorch and of what is imported with it (2.13 for CPUs: 224 MB); of all of a process that has it.
+#: Bytes of PyTorch and of what is imported with it (2.13 for CPUs: 224 MB).
 _TORCH = 225_000_000
-_PROCESS = 260_000_000
+#: Bytes of a process without it, where the system does not tell.
+_PROCESS = 60_000_000
 #: Bytes of main memory that PyTorch and the driver take for an accelerator: a guess, not measured.
 _DRIVER = 800_000_000
 
@@ -66,12 +69,14 @@ class Work:
         held: bytes that its statistic holds.
         buffers: bytes that it needs of each buffer of a worker: those of inputs, of output, for decoding, and
             what the method sets aside.
+        torch: whether it takes PyTorch.
     """
 
     passes: int
     bytes_to_read: int
     held: int
     buffers: tuple[int, int, int, int]
+    torch: bool
 
 
 def work_of(plan: Plan, threads: int = 1, devices: Sequence[Device] = ON_CPU) -> list[Work]:
@@ -106,7 +111,11 @@ def _work(job: TensorJob, infos: Sequence[TensorInfo], large: int | None, *, in_
     span = min(max((large or SPAN) // tile, 1) * tile, job.numel)
     n = min(tile, job.numel)
     rows = decoding = aside = 0
-    if job.method is not None or job.scales is not None or infos[0].encoding is not None:
+    torch = not in_memory or takes_torch(job, [*map(stored_dtype, infos)])
+    if not torch:
+        rows = len(infos) * n * _FLOAT * (statistic is not None)
+        decoding = kernels.combining(len(infos))
+    elif job.method is not None or job.scales is not None or infos[0].encoding is not None:
         rows = len(infos) * n * _FLOAT
         decoding = max(n * (i.nbytes // max(1, i.numel) if i.encoding is None else _DECODING) for i in infos)
     if not in_memory:
@@ -114,7 +123,7 @@ def _work(job: TensorJob, infos: Sequence[TensorInfo], large: int | None, *, in_
         rows, decoding = 0, min(decoding, decoding // max(n, 1) * PIECE)
     if job.scales is not None:
         decoding = max(decoding, 2 * min(tile + elements_of_row(job), job.numel) * _FLOAT)
-    if job.method is not None:
+    if job.method is not None and torch:
         # On accelerators, what is drawn is in main memory, and nothing else.
         usual = _ASIDE * in_memory
         aside = n * (len(infos) + _ASIDE_RANDOM if job.method.random else usual)
@@ -128,6 +137,7 @@ def _work(job: TensorJob, infos: Sequence[TensorInfo], large: int | None, *, in_
         held=0 if statistic is None else statistic.held,
         # Two buffers of output: one is written while the other is filled.
         buffers=(rows, 2 * output, decoding, aside),
+        torch=torch,
     )
 
 
@@ -147,7 +157,7 @@ def memory_of(plan: Plan, works: Sequence[Work], threads: int, devices: Sequence
     """
     # Buffers grow to the largest need and stay.
     buffers = [max(sizes) for sizes in zip(*{work.buffers for work in works}, strict=True)]
-    process, planning = _process()
+    process, planning = _process(with_torch=any(work.torch for work in works))
     driver = pieces = 0
     if not devices[0].in_memory:
         driver, pieces = _DRIVER, 2 * _pinned(PIECE * _FLOAT)
@@ -181,11 +191,11 @@ def _statistics(plan: Plan, works: Sequence[Work], threads: int) -> int:
     return most
 
 
-def _process() -> tuple[int, int]:
-    """Bytes of this process once PyTorch is loaded, and the most it has used; usual ones where unknown."""
+def _process(*, with_torch: bool) -> tuple[int, int]:
+    """Bytes of this process once all that is needed is loaded, and the most it has used."""
     try:
         fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         now, most = (1024 * int(fields[name].split()[0]) for name in ("VmRSS", "VmHWM"))
     except (OSError, KeyError, ValueError, IndexError):
-        return _PROCESS, _PROCESS
-    return now + (0 if "torch._C" in sys.modules else _TORCH), most
+        now = most = _PROCESS
+    return now + (_TORCH if with_torch and "torch._C" not in sys.modules else 0), most

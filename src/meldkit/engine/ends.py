@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from meldkit.checkpoint import StoredTensor, TileSource
-from meldkit.plan import Input, TensorJob
+from meldkit.checkpoint import OpenFiles, StoredTensor, TileSource
+from meldkit.plan import Input, Plan, TensorJob
 
 
 class Sink(Protocol):
@@ -41,10 +41,35 @@ class Inputs(Protocol):
         """The tensor's values."""
         ...
 
-    def open_raw(self, tensor: Input, dtype: str) -> StoredTensor | None:
-        """The tensor's bytes, if they are its values in that dtype (safetensors spelling)."""
+    def open_raw(self, tensor: Input, dtype: str | None) -> StoredTensor | None:
+        """The tensor's bytes, if they are its values in that dtype (safetensors spelling), or in any."""
         ...
 
     def label(self, tensor: Input) -> str:
         """What messages call the model it is of."""
         ...
+
+
+class PlanInputs:
+    """The tensors of a plan's checkpoints.
+
+    Args:
+        plan: the plan.
+        files: from which they are read.
+    """
+
+    def __init__(self, plan: Plan, files: OpenFiles) -> None:
+        self._checkpoints = plan.checkpoints
+        self._files = files
+
+    def open(self, tensor: Input) -> TileSource:
+        return self._checkpoints[tensor.checkpoint].source(self._files, tensor.tensor)
+
+    def label(self, tensor: Input) -> str:
+        return self._checkpoints[tensor.checkpoint].label
+
+    def open_raw(self, tensor: Input, dtype: str | None) -> StoredTensor | None:
+        checkpoint = self._checkpoints[tensor.checkpoint]
+        if dtype not in (None, checkpoint[tensor.tensor].dtype) or not checkpoint.plain(tensor.tensor):
+            return None
+        return checkpoint.stored(self._files, tensor.tensor)

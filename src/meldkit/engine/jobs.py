@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import Lock
 from typing import Any
 
+from meldkit.checkpoint import StoredTensor
 from meldkit.engine.buffers import TILE, Buffers, cut
+from meldkit.engine.combination import CombinationRun, stored_sources
 from meldkit.engine.device import ON_CPU, Device, tile_for
 from meldkit.engine.ends import Inputs, Observer, Sink
 from meldkit.engine.run import Progress, Runnable, run
@@ -58,31 +60,35 @@ def run_jobs(
         if progress is not None:
             progress(Progress(before + state.elements, state.tensor))
 
-    def run_all(tensors: Iterable[Runnable]) -> None:
+    def run_all(tensors: Iterable[Runnable], *, with_torch: bool = True) -> None:
         nonlocal before
-        before += run(tensors, threads=threads, devices=devices, progress=told)
+        before += run(tensors, threads=threads, devices=devices, with_torch=with_torch, progress=told)
 
-    def sizes(job: TensorJob) -> dict[str, int]:
+    def sizes(job: TensorJob) -> dict[str, Any]:
         """Of its tiles and spans; results are written tile by tile where tiles are large."""
         large = tile_for(devices, job, threads)
         return {"tile": tile} if large is None else {"tile": large, "span": large}
 
     of_model = measure_model(jobs, inputs, run_all, seed=seed, tile_of=lambda job: sizes(job)["tile"])
+    options: dict[str, Any] = {
+        "seed": seed,
+        "of_model": of_model,
+        "allow_nonfinite": allow_nonfinite,
+        "observe": observe,
+    }
+
+    def combined(job: TensorJob) -> list[StoredTensor]:
+        """What kernels of the CPU combine."""
+        return stored_sources(job, inputs) if devices[0].in_memory else []
+
+    left = [(job, combined(job)) for job in jobs if job.name not in finished]
     tensors = (
-        TensorRun(
-            job,
-            inputs,
-            sink,
-            seed=seed,
-            of_model=of_model,
-            allow_nonfinite=allow_nonfinite,
-            observe=observe,
-            **sizes(job),
-        )
-        for job in jobs
-        if job.name not in finished
+        CombinationRun(stored, job, inputs, sink, **options, **sizes(job))
+        if stored
+        else TensorRun(job, inputs, sink, **options, **sizes(job))
+        for job, stored in left
     )
-    run_all(tensors)
+    run_all(tensors, with_torch=not all(stored for _, stored in left))
 
 
 def measure_model(

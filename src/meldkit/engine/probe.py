@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 
+import numpy as np
 import torch
 
+from meldkit import kernels
 from meldkit.checkpoint import (
     DTYPES,
     HeldTensor,
@@ -19,6 +23,8 @@ from meldkit.checkpoint import (
     open_files,
 )
 from meldkit.engine.buffers import SPAN, TILE, Buffers, cut
+from meldkit.engine.combination import CombinationRun, stored_dtype, stored_sources, takes_torch
+from meldkit.engine.ends import PlanInputs
 from meldkit.engine.jobs import measure_model
 from meldkit.engine.run import run, single_threaded_torch
 from meldkit.engine.tensor_run import TensorRun
@@ -58,14 +64,14 @@ def measure_reading(plan: Plan) -> Reading | None:
     infos = [plan.checkpoints[i.checkpoint][i.tensor] for job in jobs for i in job.all_inputs]
     if not infos:
         return None
-    out, scratch = torch.empty(TILE), Scratch()
-    with single_threaded_torch, open_files() as files:
+    out, scratch = np.empty(TILE, np.float32), Scratch()
+    with open_files() as files:
         opened = [(info.open(files), info) for info in infos]
         elements = 0
         began = time.perf_counter()
         done: list[tuple[TileSource, int, int]] = []
         for source, start, stop in _tiles(opened):
-            source.read(start, stop, out[: stop - start], scratch)
+            _read(source, start, stop, out, scratch)
             elements += stop - start
             done.append((source, start, stop))
             if time.perf_counter() - began > _READING or elements * 2 > _MOST_READ:
@@ -76,12 +82,20 @@ def measure_reading(plan: Plan) -> Reading | None:
         began = time.perf_counter()
         # The latest first: the earliest may have left the cache again.
         for source, start, stop in reversed(done):
-            source.read(start, stop, out[: stop - start], scratch)
+            _read(source, start, stop, out, scratch)
             repeated += stop - start
             if time.perf_counter() - began > _AGAIN:
                 break
         again = time.perf_counter() - began
     return Reading(num_bytes, first / elements, again / repeated, num_bytes / elements)
+
+
+def _read(source: TileSource, start: int, stop: int, out: np.ndarray, scratch: Scratch) -> None:
+    if isinstance(source, StoredTensor) and source.dtype in kernels.TYPES:
+        source.read_floats(start, out[: stop - start])
+    else:
+        with single_threaded_torch:
+            source.read(start, stop, torch.from_numpy(out[: stop - start]), scratch)
 
 
 def _tiles(sources: Sequence[tuple[TileSource, TensorInfo]]) -> Iterator[tuple[TileSource, int, int]]:
@@ -91,10 +105,11 @@ def _tiles(sources: Sequence[tuple[TileSource, TensorInfo]]) -> Iterator[tuple[T
             yield source, start, stop
 
 
-def measure_computing(plan: Plan) -> float:
-    """Seconds per element and pass of the method, on one thread, in memory; 0 if all is copied.
+def measure_computing(plan: Plan, reading: Reading) -> float:
+    """Seconds per element and pass of the method, on one thread; 0 if all is copied.
 
-    The largest tensor that is merged stands for all: a tile of random numbers goes the way of its elements.
+    The largest tensor that is merged stands for all: a tile goes the way of its elements. Where it takes
+    PyTorch, that is one of random numbers; else the tensor's own, less the time for reading them.
     """
     merged = [job for job in plan.jobs if job.method is not None]
     if not merged:
@@ -103,8 +118,17 @@ def measure_computing(plan: Plan) -> float:
     job = replace(largest, shape=_tile_of(largest.shape), file=0, offset=0, scales=None)
     if DTYPES[job.dtype].itemsize == 1:
         job = replace(job, dtype="BF16")
-    inputs, buffers, sink = _Random(job), Buffers(), _Nowhere()
-    with single_threaded_torch:
+    infos = [plan.checkpoints[i.checkpoint][i.tensor] for i in job.all_inputs]
+    with ExitStack() as stack:
+        reads = 0.0
+        if takes_torch(job, [*map(stored_dtype, infos)]):
+            stack.enter_context(single_threaded_torch)
+            inputs, run_of = _Random(job), TensorRun
+        else:
+            inputs = PlanInputs(plan, stack.enter_context(open_files()))
+            run_of = partial(CombinationRun, stored_sources(job, inputs))
+            reads = reading.again * len(infos)
+        buffers, sink = Buffers(), _Nowhere()
         began = time.perf_counter()
         of_model = measure_model([job], inputs, run, seed=0, tile_of=lambda _: TILE)
         in_advance = time.perf_counter() - began if of_model is not None else 0.0
@@ -112,13 +136,13 @@ def measure_computing(plan: Plan) -> float:
         until = time.perf_counter() + _COMPUTING
         while True:
             began = time.perf_counter()
-            _carry_out(TensorRun(job, inputs, sink, of_model=of_model), buffers)
+            _carry_out(run_of(job, inputs, sink, of_model=of_model), buffers)
             times.append(time.perf_counter() - began)
             if time.perf_counter() > until:
                 break
     # The first time takes longer, for memory that is new; it counts only where there is no other.
     usual = sorted(times[1:] or times)[len(times[1:]) // 2]
-    return (usual + in_advance) / (job.numel * job.num_passes)
+    return max(0.0, (usual + in_advance) / (job.numel * job.num_passes) - reads)
 
 
 def _carry_out(run: TensorRun, buffers: Buffers) -> None:
@@ -154,7 +178,7 @@ class _Random:
         self._next += 1
         return self._held[self._next % len(self._held)]
 
-    def open_raw(self, tensor: Input, dtype: str) -> StoredTensor | None:
+    def open_raw(self, tensor: Input, dtype: str | None) -> StoredTensor | None:
         del tensor, dtype
 
     def label(self, tensor: Input) -> str:

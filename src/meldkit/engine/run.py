@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from threading import Condition, Lock
@@ -70,6 +71,7 @@ def run(
     *,
     threads: int = 1,
     devices: Sequence[Device] = ON_CPU,
+    with_torch: bool = True,
     progress: Callable[[Progress], None] | None = None,
     interval: float = 0.1,
 ) -> int:
@@ -79,6 +81,7 @@ def run(
         tensors: opened one after the other as workers become free.
         threads: worker threads.
         devices: that they compute on, each on one of them in turn.
+        with_torch: whether any of them takes PyTorch.
         progress: called from this thread every `interval` seconds, and once at the end.
 
     Returns:
@@ -92,7 +95,7 @@ def run(
         raise ValueError(f"threads is {threads}; it must be 1 or more")
     queue = _Queue(iter(tensors))
     with (
-        single_threaded_torch,
+        single_threaded_torch if with_torch else nullcontext(),
         ThreadPoolExecutor(WRITERS, "write") as writer,
         ThreadPoolExecutor(threads, "work") as pool,
     ):

@@ -21,13 +21,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from functools import partial
 from typing import Protocol
 
+import numpy as np
 import torch
 
-from meldkit.checkpoint import Scratch, StoredTensor, TileSource
-from meldkit.engine.buffers import Buffers, cut, rows_in
+from meldkit.checkpoint import BY_TORCH_NAME, DTYPES, Scratch, StoredTensor, TileSource
+from meldkit.engine.buffers import Buffers, cut, stride_of
 from meldkit.engine.streams import Backend, Event, Stream
 from meldkit.errors import RunError, is_full
 from meldkit.kernels.elsewhere import has_float64
@@ -38,13 +38,31 @@ from meldkit.shapes import Float32, Tensor
 PIECE = 32 * CHUNK
 #: Types in which elements are copied as they are stored, and in which results come back; every accelerator
 #: has them. Others are converted on the CPU.
-_CARRIED = ("torch.float32", "torch.bfloat16", "torch.float16")
+_CARRIED = ("F32", "BF16", "F16")
+
+
+class _Room:
+    """Memory of the device, that grows to the largest need."""
+
+    def __init__(self, device: torch.device, queues: Sequence[Stream]) -> None:
+        self._device, self._queues = device, queues
+        self._buffer: Tensor | None = None
+
+    def take(self, nbytes: int) -> Tensor:
+        """The first `nbytes`, uint8; valid until the next `take`."""
+        if self._buffer is None or self._buffer.numel() < nbytes:
+            # PyTorch may hand the memory of the old buffer to one queue while the other is not done with it.
+            _settle(self._queues)
+            # Given back first: there may not be room for both.
+            self._buffer = None
+            self._buffer = torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+        return self._buffer[:nbytes]
 
 
 class _Piece:
     """Pinned memory, and the event after which it may be filled again."""
 
-    def __init__(self, allocate: Callable[[int], Tensor]) -> None:
+    def __init__(self, allocate: Callable[[int], np.ndarray]) -> None:
         self.room = Scratch(allocate)
         self.copied: Event | None = None
 
@@ -77,9 +95,7 @@ class StagedBuffers(Buffers):
         self._backend = backend
         self.copying, self.computing = backend.stream(place.device), backend.stream(place.device)
         self._pieces = [_Piece(backend.pinned), _Piece(backend.pinned)]
-        # Not a method: nothing here may refer to itself, so that memory is free when the worker ends.
-        self._allocate = partial(_allocate, place.device, (self.copying, self.computing))
-        self._rows, self._raw, self._rounded = (Scratch(self._allocate) for _ in range(3))
+        self._rows, self._raw, self._rounded = self._rooms()
         self._landed: Event | None = None
         #: Elements of the largest tile to try; None as long as there was memory for all.
         self._most: int | None = None
@@ -90,14 +106,24 @@ class StagedBuffers(Buffers):
     def measuring(self) -> Buffers:
         return self._on_cpu or self
 
+    def _rooms(self) -> tuple[_Room, _Room, _Room]:
+        queues = (self.copying, self.computing)
+        return (
+            _Room(self._place.device, queues),
+            _Room(self._place.device, queues),
+            _Room(self._place.device, queues),
+        )
+
     def forget(self) -> None:
         """Wait until everything is done, and give back all memory of the device."""
         _settle((self.copying, self.computing))
-        self._rows, self._raw, self._rounded = (Scratch(self._allocate) for _ in range(3))
+        self._rows, self._raw, self._rounded = self._rooms()
         self._backend.release()
 
     def rows(self, num_rows: int, n: int) -> Float32[Tensor, "num_rows n"]:
-        return rows_in(self._rows, num_rows, n)
+        stride = stride_of(n)
+        room = self._rows.take(num_rows * stride * 4).view(torch.float32)
+        return room.view(num_rows, stride)[:, :n]
 
     def read(self, sources: Sequence[TileSource], start: int, stop: int) -> Float32[Tensor, "k n"]:
         rows = self.rows(len(sources), stop - start)
@@ -114,10 +140,11 @@ class StagedBuffers(Buffers):
         if piece.copied is not None:
             piece.copied.synchronize()
         n = stop - start
-        if isinstance(source, StoredTensor) and str(source.dtype) in _CARRIED:
-            raw = piece.room.take(n * source.dtype.itemsize)
-            source.read_bytes(start, raw.numpy().data)
-            data = raw.view(source.dtype)
+        if isinstance(source, StoredTensor) and source.dtype in _CARRIED:
+            dtype = DTYPES[source.dtype]
+            raw = piece.room.array(n * dtype.itemsize)
+            source.read_bytes(start, raw.data)
+            data = torch.from_numpy(raw).view(getattr(torch, dtype.torch))
         else:
             data = piece.room.take(n * 4).view(torch.float32)
             source.read(start, stop, data, self.scratch)
@@ -131,7 +158,7 @@ class StagedBuffers(Buffers):
         piece.copied = self.copying.record_event()
 
     def round(self, values: Float32[Tensor, " n"], part: Tensor) -> Tensor:
-        if str(part.dtype) not in _CARRIED:
+        if BY_TORCH_NAME[str(part.dtype).removeprefix("torch.")].name not in _CARRIED:
             return part.copy_(values.cpu())
         rounded = self._rounded.take(part.nbytes).view(part.dtype).copy_(values)
         self.copying.wait_event(self.computing.record_event())
@@ -178,9 +205,3 @@ def _settle(queues: Sequence[Stream]) -> None:
     """Wait until everything is done that was asked for."""
     for queue in queues:
         queue.record_event().synchronize()
-
-
-def _allocate(device: torch.device, queues: Sequence[Stream], nbytes: int) -> Tensor:
-    # PyTorch may hand the memory of the old buffer to one queue while the other is not done with it.
-    _settle(queues)
-    return torch.empty(nbytes, dtype=torch.uint8, device=device)

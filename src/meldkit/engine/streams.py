@@ -5,9 +5,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
-
-from meldkit.shapes import Tensor
 
 
 class Event(Protocol):
@@ -66,9 +65,9 @@ class Backend:
         """What this thread asks of the device meanwhile is put into that queue."""
         return self._module.stream(stream)
 
-    def pinned(self, nbytes: int) -> Tensor:
+    def pinned(self, nbytes: int) -> np.ndarray:
         """Main memory that the device reads and writes by itself, uint8."""
-        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()
 
     def release(self) -> None:
         """Give memory back that PyTorch keeps for later."""
@@ -98,8 +97,8 @@ class OneQueue(Backend):
         del stream
         return nullcontext()
 
-    def pinned(self, nbytes: int) -> Tensor:
-        return torch.empty(nbytes, dtype=torch.uint8)
+    def pinned(self, nbytes: int) -> np.ndarray:
+        return np.empty(nbytes, np.uint8)
 
 
 class _TheQueue:

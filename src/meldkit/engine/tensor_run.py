@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 
+from meldkit import kernels
 from meldkit.checkpoint import DTYPES, TileSource
 from meldkit.engine.blocks import elements_of_row, round_to, scales_of
 from meldkit.engine.buffers import SPAN, TILE, Buffers, cut
@@ -130,7 +132,7 @@ class TensorRun:
         """Work on elements [start, stop), a span of the current pass."""
         if self._raw is not None:
             raw = buffers.output(self.job, start, stop)
-            self._raw.read_bytes(start, raw.numpy().data)
+            self._raw.read_bytes(start, raw.data)
             self._check_copy(start, raw)
             self._observe(self.job, start, raw)
             return buffers.write(self._sink, self.job, start, raw)
@@ -145,31 +147,41 @@ class TensorRun:
         assert statistic is not None
 
         def measure(first: int, last: int) -> None:
-            models, base = read_tile(self.job, self._sources, first, last, buffers.measuring)
-            self._check_inputs(first, models, base)
-            with self._method_failures():
-                partial = statistic.update(models, first)
-                with self._lock:
-                    statistic.absorb(partial)
+            partial = self._measure_tile(first, last, buffers)
+            with self._method_failures(), self._lock:
+                statistic.absorb(partial)
 
         buffers.each_tile(start, stop, self._tile, self._grain, measure)
 
+    def _measure_tile(self, start: int, stop: int, buffers: Buffers) -> Any:
+        """What the statistic makes of elements [start, stop)."""
+        assert self._statistic is not None
+        models, base = read_tile(self.job, self._sources, start, stop, buffers.measuring)
+        self._check_inputs(start, models, base)
+        with self._method_failures():
+            return self._statistic.update(models, start)
+
     def _write(self, start: int, stop: int, buffers: Buffers) -> Future[None]:
         raw = buffers.output(self.job, start, stop)
-        output = raw.view(getattr(torch, DTYPES[self.job.dtype].torch))
+        itemsize = DTYPES[self.job.dtype].itemsize
 
-        def fill(first: int, last: int) -> None:
-            values = self._values(first, last, buffers)
-            part = output[first - start : last - start]
-            if not fits(values, buffers.round(values, part)):
-                if not self._allow_nonfinite:
-                    self._refuse_output(first, last, values, part.dtype, buffers)
-                self._sink.let_through(self.job)
-            buffers.land()
-            self._observe(self.job, first, part.view(torch.uint8))
+        def make(first: int, last: int) -> None:
+            part = raw[(first - start) * itemsize : (last - start) * itemsize]
+            self._make_tile(first, last, part, buffers)
+            self._observe(self.job, first, part)
 
-        buffers.each_tile(start, stop, self._tile, self._grain, fill)
+        buffers.each_tile(start, stop, self._tile, self._grain, make)
         return buffers.write(self._sink, self.job, start, raw)
+
+    def _make_tile(self, start: int, stop: int, raw: np.ndarray, buffers: Buffers) -> None:
+        """Put the bytes of elements [start, stop) of the output into `raw`."""
+        output = torch.from_numpy(raw).view(getattr(torch, DTYPES[self.job.dtype].torch))
+        values = self._values(start, stop, buffers)
+        if not fits(values, buffers.round(values, output)):
+            if not self._allow_nonfinite:
+                self._refuse_output(start, stop, values, output.dtype, buffers)
+            self._sink.let_through(self.job)
+        buffers.land()
 
     def _write_in_blocks(self, start: int, stop: int, buffers: Buffers) -> Future[None]:
         """Write whole rows of blocks, with their scales; tiles may end within one."""
@@ -177,9 +189,9 @@ class TensorRun:
         assert job.scales is not None
         row, block = elements_of_row(job), math.prod(job.block)
         raw = buffers.output(job, start, stop)
-        codes = raw.view(getattr(torch, DTYPES[job.dtype].torch))
+        codes = torch.from_numpy(raw).view(getattr(torch, DTYPES[job.dtype].torch))
         raw_scales = buffers.scales(job.scales, start // block, stop // block)
-        all_scales = raw_scales.view(torch.float32)
+        all_scales = torch.from_numpy(raw_scales).view(torch.float32)
         held = buffers.held(min(self._tile + row, stop - start))
         done, filled = start, 0
         for first, last in cut([(start, stop)], self._tile):
@@ -203,7 +215,7 @@ class TensorRun:
             done += complete
         self._observe(job.scales, start // block, raw_scales)
         self._observe(job, start, raw)
-        self._sink.write(job.scales, start // block, raw_scales.numpy().data)
+        self._sink.write(job.scales, start // block, raw_scales.data)
         return buffers.write(self._sink, job, start, raw)
 
     def _hold(self, room: Float32[Tensor, " n"], start: int, stop: int, buffers: Buffers) -> None:
@@ -214,9 +226,9 @@ class TensorRun:
 
         buffers.each_tile(start, stop, self._tile, self._grain, fill)
 
-    def _observe(self, job: TensorJob, start: int, raw: Tensor) -> None:
+    def _observe(self, job: TensorJob, start: int, raw: np.ndarray) -> None:
         if self._observer is not None:
-            self._observer(job, start, raw.numpy().data)
+            self._observer(job, start, raw.data)
 
     def _values(self, start: int, stop: int, buffers: Buffers) -> Float32[Tensor, " n"]:
         """Elements [start, stop) of the output."""
@@ -234,12 +246,12 @@ class TensorRun:
                 raise ValueError(f"it returned {list(merged.shape)} for a tile of {list(models[0].shape)}")
         return merged if base is None else merged.add_(base)
 
-    def _check_copy(self, start: int, raw: Tensor) -> None:
+    def _check_copy(self, start: int, raw: np.ndarray) -> None:
         """Refuse NaN among bytes that are copied; Inf is let through, for masks are stored as such."""
         dtype = DTYPES[self.job.dtype]
-        if not dtype.floating:
+        if not dtype.floating or (dtype.name in kernels.TYPES and kernels.finite(dtype.name, raw)):
             return
-        values = raw.view(getattr(torch, dtype.torch))
+        values = torch.from_numpy(raw).view(getattr(torch, dtype.torch))
         if dtype.itemsize == 1:
             values = values.float()  # types of one byte have no sums
         if all_finite(values):

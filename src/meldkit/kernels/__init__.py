@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 from collections.abc import Sequence
 from threading import local
 
@@ -18,12 +19,19 @@ import torch
 
 from meldkit.kernels import elsewhere
 from meldkit.kernels.elsewhere import in_memory
-from meldkit.kernels.library import address, fits, load
+from meldkit.kernels.library import address, fits, load, rows_at
 from meldkit.shapes import Float32, Tensor
 
 _LIBRARY = load()
 #: Numbers of a block and of lanes in kernels.c.
 _BLOCK, _LANES = 1024, 16
+
+
+def processor() -> str:
+    """The machine, and of x86-64 the level of the instructions that the loops use."""
+    machine = platform.machine()
+    level = 0 if _LIBRARY is None else _LIBRARY.level()
+    return f"{machine}-v{level}" if level else machine
 
 
 def compiled() -> bool:
@@ -48,6 +56,15 @@ class _Rooms(local):
 _rooms = _Rooms()
 
 
+#: What kernels.c calls the types of numbers that it reads and writes, by their names in safetensors.
+TYPES: dict[str, int] = (
+    {} if _LIBRARY is None else {"F32": 0, "BF16": 1, **({"F16": 2} if _LIBRARY.has_half() else {})}
+)
+_SIZES = {"F32": 4, "BF16": 2, "F16": 2}
+#: Elements that `combine` reads of each input at a time.
+_PIECE = 16 * _BLOCK
+
+
 def read_bfloat16(descriptor: int, offset: int, out: Float32[Tensor, " n"]) -> int:
     """Read n bfloat16 numbers from a byte of a file on, as float32.
 
@@ -58,14 +75,35 @@ def read_bfloat16(descriptor: int, offset: int, out: Float32[Tensor, " n"]) -> i
         OSError: they cannot be read.
     """
     if _LIBRARY is not None and fits(out):
-        got = _LIBRARY.read_bf16(descriptor, offset, len(out), out.data_ptr())
-        if got < 0:
-            raise OSError(-got, os.strerror(-got))
-        return got
+        return _got(_LIBRARY.read(descriptor, offset, TYPES["BF16"], len(out), out.data_ptr()))
     raw = _rooms.take("raw", np.uint8, 2 * len(out))[: 2 * len(out)]
     done = _read_bytes(descriptor, offset, raw.data)
     out.copy_(torch.from_numpy(raw).view(torch.bfloat16))
     return done
+
+
+def read_floats(descriptor: int, offset: int, dtype: str, out: np.ndarray) -> int:
+    """Read n numbers of one of `TYPES` from a byte of a file on, as float32; needs the compiled library.
+
+    Args:
+        descriptor, offset: of the file.
+        dtype: safetensors' name of how they are stored.
+        out: float32 `[n]`, without gaps.
+
+    Returns:
+        How many bytes there were, fewer than asked for at the end of the file.
+
+    Raises:
+        OSError: they cannot be read.
+    """
+    return _got(_LIBRARY.read(descriptor, offset, TYPES[dtype], len(out), address(out)))
+
+
+def _got(result: int) -> int:
+    """What reading functions of the library return, which is an error's number if it is negative."""
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return result
 
 
 def _read_bytes(descriptor: int, offset: int, room: memoryview) -> int:
@@ -92,10 +130,7 @@ def read_runs(descriptor: int, offsets: np.ndarray, out: Tensor) -> int:
     length = out.shape[1]
     if _LIBRARY is not None:
         offsets = np.ascontiguousarray(offsets, np.int64)
-        got = _LIBRARY.read_runs(descriptor, address(offsets), len(offsets), length, out.data_ptr())
-        if got < 0:
-            raise OSError(-got, os.strerror(-got))
-        return got
+        return _got(_LIBRARY.read_runs(descriptor, address(offsets), len(offsets), length, out.data_ptr()))
     for i, (offset, room) in enumerate(zip(offsets.tolist(), out.numpy(), strict=True)):
         got = _read_bytes(descriptor, offset, room.data)
         if got < length:
@@ -103,20 +138,64 @@ def read_runs(descriptor: int, offsets: np.ndarray, out: Tensor) -> int:
     return out.numel()
 
 
-def products(x: Float32[Tensor, "m n"]) -> list[float]:
+def products(x: Float32[Tensor, "m n"] | np.ndarray) -> list[float]:
     """Inner products of rows i ≤ j, in that order; each product is exact, each sum is of float64."""
     m, n = x.shape
     if _LIBRARY is not None and fits(x):
         num_pairs = m * (m + 1) // 2
         room = _rooms.take("doubles", np.float64, m * _BLOCK + num_pairs * _LANES)
         result = np.empty(num_pairs)
-        _LIBRARY.gram(x.data_ptr(), x.stride(0), m, n, address(room), address(result))
+        _LIBRARY.gram(*rows_at(x), m, n, address(room), address(result))
         return result.tolist()
     if not in_memory(x):
-        return elsewhere.products(x, n)[0]
+        return elsewhere.products(torch.as_tensor(x), n)[0]
     room = torch.from_numpy(_rooms.take("doubles", np.float64, m * n))
-    rows = room[: m * n].view(m, n).copy_(x).unbind()
+    rows = room[: m * n].view(m, n).copy_(torch.as_tensor(x)).unbind()
     return [torch.dot(rows[i], rows[j]).item() for i in range(m) for j in range(i, m)]
+
+
+def combine(
+    sources: Sequence[tuple[int, int, str]],
+    coefficients: Sequence[float],
+    factor: float,
+    dtype: str,
+    out: np.ndarray,
+    *,
+    has_base: bool,
+) -> bool:
+    """factor · Σ c_i x_i, or base + factor · Σ c_i (x_i − base), of numbers in files; needs the library.
+
+    In float32, in the order of the models; each product but the first is added unrounded.
+
+    Args:
+        sources: descriptor, first byte, and one of `TYPES`, of the base if there is one and of each model.
+        coefficients: c.
+        factor: on the sum.
+        dtype: one of `TYPES`, to which results are rounded.
+        out: their bytes, uint8, without gaps.
+        has_base: whether there is a base.
+
+    Returns:
+        Whether all could be read, and all results are finite; if not, `out` holds nothing of use.
+    """
+    places = np.array([(file, offset, TYPES[kind]) for file, offset, kind in sources], np.int64)
+    room = _rooms.take("pieces", np.float32, len(sources) * _PIECE)
+    m = len(coefficients)
+    factors, n = (ctypes.c_float * m)(*coefficients), out.nbytes // _SIZES[dtype]
+    type_ = TYPES[dtype]
+    return bool(
+        _LIBRARY.combine(address(places), m, has_base, factors, factor, type_, n, address(room), address(out))
+    )
+
+
+def combining(num_sources: int) -> int:
+    """Bytes that `combine` sets aside, once per thread."""
+    return num_sources * _PIECE * 4
+
+
+def finite(dtype: str, raw: np.ndarray) -> bool:
+    """Whether numbers of one of `TYPES`, given as bytes, are all finite; needs the library."""
+    return bool(_LIBRARY.finite(TYPES[dtype], address(raw), raw.nbytes // _SIZES[dtype]))
 
 
 def count_magnitudes(row: np.ndarray | Tensor, low: float, high: float) -> tuple[list[int], np.ndarray]:
@@ -126,7 +205,7 @@ def count_magnitudes(row: np.ndarray | Tensor, low: float, high: float) -> tuple
         row: float32 `[n]`, an array if it is in main memory.
         low, high: exact in float32.
     """
-    if isinstance(row, torch.Tensor):
+    if not isinstance(row, np.ndarray):
         return elsewhere.count_magnitudes(row, low, high)
     if _LIBRARY is not None and row.flags.c_contiguous:
         counts = np.zeros(5, np.int64)
@@ -251,7 +330,7 @@ def by_rank(rows: np.ndarray | Tensor, values: np.ndarray) -> np.ndarray:
     Returns:
         uint16 `[rows · columns]`.
     """
-    if isinstance(rows, torch.Tensor):
+    if not isinstance(rows, np.ndarray):
         return elsewhere.by_rank(rows, values)
     result = np.empty(rows.size, np.uint16)
     if not rows.size:

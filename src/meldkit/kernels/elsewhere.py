@@ -16,9 +16,9 @@ import torch
 from meldkit.shapes import Float32, Tensor
 
 
-def in_memory(x: Tensor) -> bool:
+def in_memory(x: Tensor | np.ndarray) -> bool:
     """Whether it is in main memory, where numpy and the compiled library can work on it."""
-    return x.device.type == "cpu"
+    return isinstance(x, np.ndarray) or x.device.type == "cpu"
 
 
 def numbers(x: Tensor) -> np.ndarray | Tensor:

@@ -19,8 +19,12 @@
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
 /* The widest version that the processor can run is chosen when the library is loaded. */
 #define LOOP __attribute__((noinline, target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"))) static
+int meldkit_level(void) {
+    return __builtin_cpu_supports("x86-64-v4") ? 4 : __builtin_cpu_supports("x86-64-v3") ? 3 : 1;
+}
 #else
 #define LOOP static
+int meldkit_level(void) { return 0; }
 #endif
 
 /* Elements of a block, of which a few fit the first-level cache; a multiple of LANES. */
@@ -37,8 +41,11 @@ static double sum_of(const double *lanes) {
 /* --- reading ---------------------------------------------------------------------------------------------- */
 
 /* bfloat16 is the upper half of float32. */
-LOOP void widen(const uint16_t *restrict from, uint32_t *restrict to, long n) {
-    for (long i = 0; i < n; i++) to[i] = (uint32_t)from[i] << 16;
+LOOP void widen(const uint16_t *restrict from, float *restrict to, long n) {
+    for (long i = 0; i < n; i++) {
+        uint32_t bits = (uint32_t)from[i] << 16;
+        memcpy(to + i, &bits, 4);
+    }
 }
 
 /* Returns how many bytes there were, fewer than wanted at the end of the file; or -errno. */
@@ -54,17 +61,53 @@ static long read_bytes(int file, long offset, long wanted, char *out) {
     return got;
 }
 
-/* Reads n bfloat16 numbers as float32. Returns as read_bytes. */
-long meldkit_read_bf16(int file, long offset, long n, void *out) {
-    uint16_t piece[16 * BLOCK];
-    for (long done = 0; done < n;) {
-        long wanted = 2 * smaller(n - done, 16 * BLOCK);
-        long got = read_bytes(file, offset + 2 * done, wanted, (char *)piece);
-        if (got < wanted) return got < 0 ? got : 2 * done + got;
-        widen(piece, (uint32_t *)out + done, wanted / 2);
-        done += wanted / 2;
+/* Types of numbers in files. */
+enum { F32, BF16, F16 };
+
+static long size_of(int type) { return type == F32 ? 4 : 2; }
+
+#if defined(__FLT16_MAX__)
+LOOP void widen_half(const uint16_t *restrict from, float *restrict to, long n) {
+    for (long i = 0; i < n; i++) {
+        _Float16 value;
+        memcpy(&value, from + i, 2);
+        to[i] = (float)value;
     }
-    return 2 * n;
+}
+
+LOOP void narrow_half(const float *restrict from, uint16_t *restrict to, long n) {
+    for (long i = 0; i < n; i++) {
+        _Float16 value = (_Float16)from[i];
+        memcpy(to + i, &value, 2);
+    }
+}
+
+int meldkit_has_half(void) { return 1; }
+#else
+static void widen_half(const uint16_t *from, float *to, long n) { (void)from, (void)to, (void)n; }
+static void narrow_half(const float *from, uint16_t *to, long n) { (void)from, (void)to, (void)n; }
+int meldkit_has_half(void) { return 0; }
+#endif
+
+static void to_floats(int type, const void *from, float *to, long n) {
+    if (type == BF16) widen(from, to, n);
+    if (type == F16) widen_half(from, to, n);
+    if (type == F32) memcpy(to, from, 4 * n);
+}
+
+/* Reads n numbers of a type as float32. Returns as read_bytes. */
+long meldkit_read(int file, long offset, int type, long n, float *out) {
+    uint16_t piece[16 * BLOCK];
+    long size = size_of(type);
+    if (type == F32) return read_bytes(file, offset, 4 * n, (char *)out);
+    for (long done = 0; done < n;) {
+        long wanted = size * smaller(n - done, 16 * BLOCK);
+        long got = read_bytes(file, offset + size * done, wanted, (char *)piece);
+        if (got < wanted) return got < 0 ? got : size * done + got;
+        to_floats(type, piece, out + done, wanted / size);
+        done += wanted / size;
+    }
+    return size * n;
 }
 
 /* Reads n runs of bytes that begin at these offsets; those that follow each other at once. As read_bytes. */
@@ -108,6 +151,96 @@ void meldkit_gram(const float *x, long stride, long m, long n, double *room, dou
     }
     lanes = all_lanes;
     for (long pair = 0; pair < m * (m + 1) / 2; pair++, lanes += LANES) out[pair] = sum_of(lanes);
+}
+
+/* --- linear combinations ---------------------------------------------------------------------------------- */
+
+LOOP void subtract(float *restrict row, const float *restrict base, long n) {
+    for (long i = 0; i < n; i++) row[i] -= base[i];
+}
+
+LOOP void add(float *restrict row, const float *restrict base, long n) {
+    for (long i = 0; i < n; i++) row[i] += base[i];
+}
+
+LOOP void scale(float *restrict row, float factor, long n) {
+    for (long i = 0; i < n; i++) row[i] *= factor;
+}
+
+LOOP void add_multiple(float *restrict total, const float *restrict row, float factor, long n) {
+    for (long i = 0; i < n; i++) total[i] = fmaf(row[i], factor, total[i]);
+}
+
+/* Rounds to the nearest, of two equally near ones to the even one. */
+LOOP void narrow(const float *restrict from, uint16_t *restrict to, long n) {
+    for (long i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, from + i, 4);
+        to[i] = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    }
+}
+
+/* Whether numbers of a type are all finite: the exponent of others has all bits set. */
+LOOP int finite_words(const float *restrict x, uint32_t exponent, long n) {
+    int others = 0;
+    for (long i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, 4);
+        others |= (bits & exponent) == exponent;
+    }
+    return !others;
+}
+
+LOOP int finite_halves(const uint16_t *restrict x, uint16_t exponent, long n) {
+    int others = 0;
+    for (long i = 0; i < n; i++) others |= (x[i] & exponent) == exponent;
+    return !others;
+}
+
+int meldkit_finite(int type, const void *x, long n) {
+    if (type == F32) return finite_words(x, 0x7f800000, n);
+    return finite_halves(x, type == BF16 ? 0x7f80 : 0x7c00, n);
+}
+
+/* factor (c_0 x_0 + c_1 x_1 + ...), or with a base b + factor (c_0 (x_0 - b) + ...), of numbers in files, rounded
+ * to a type. `sources` has file, first byte and type of each x, the base before them. Each product but the first
+ * is added unrounded. `room` has place for 16 BLOCK float32 per source. Returns whether all could be read, and
+ * all results are finite. */
+int meldkit_combine(const int64_t *sources, long m, int has_base, const float *factors, float factor, int type,
+                    long n, float *room, char *out) {
+    const long piece = 16 * BLOCK;
+    long num_sources = m + has_base;
+    for (long start = 0; start < n; start += piece) {
+        long length = smaller(n - start, piece);
+        for (long k = 0; k < num_sources; k++) {
+            const int64_t *source = sources + 3 * k;
+            long size = size_of((int)source[2]), wanted = size * length;
+            char *raw = (char *)(room + k * piece);
+            if (read_bytes((int)source[0], source[1] + size * start, wanted, raw) < wanted) return 0;
+        }
+        for (long first = 0; first < length; first += BLOCK) {
+            long count = smaller(length - first, BLOCK);
+            float base[BLOCK], row[BLOCK], total[BLOCK];
+            for (long k = 0; k < num_sources; k++) {
+                int kind = (int)sources[3 * k + 2];
+                float *to = has_base && k == 0 ? base : k == has_base ? total : row;
+                to_floats(kind, (const char *)(room + k * piece) + size_of(kind) * first, to, count);
+                if (to == base) continue;
+                if (has_base) subtract(to, base, count);
+                if (to == total) scale(total, factors[0], count);
+                else add_multiple(total, row, factors[k - has_base], count);
+            }
+            scale(total, factor, count);
+            if (has_base) add(total, base, count);
+            char *place = out + size_of(type) * (start + first);
+            if (type == BF16) narrow(total, (uint16_t *)place, count);
+            if (type == F16) narrow_half(total, (uint16_t *)place, count);
+            if (type == F32) memcpy(place, total, 4 * count);
+            /* Only then: what is finite in float32 may not be in a narrower type. */
+            if (!meldkit_finite(F32, total, count) || !meldkit_finite(type, place, count)) return 0;
+        }
+    }
+    return 1;
 }
 
 /* --- order statistics ------------------------------------------------------------------------------------- */

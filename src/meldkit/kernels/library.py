@@ -16,7 +16,24 @@ from meldkit.shapes import Tensor
 PATH = Path(__file__).with_name("kernels.so")
 
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
-    "read_bf16": (c_long, [c_int, c_long, c_long, c_void_p]),
+    "level": (c_int, []),
+    "has_half": (c_int, []),
+    "read": (c_long, [c_int, c_long, c_int, c_long, c_void_p]),
+    "finite": (c_int, [c_int, c_void_p, c_long]),
+    "combine": (
+        c_int,
+        [
+            c_void_p,
+            c_long,
+            c_int,
+            POINTER(c_float),
+            c_float,
+            c_int,
+            c_long,
+            c_void_p,
+            c_void_p,
+        ],
+    ),
     "read_runs": (c_long, [c_int, c_void_p, c_long, c_long, c_void_p]),
     "gram": (None, [c_void_p, c_long, c_long, c_long, c_void_p, c_void_p]),
     "count": (c_long, [c_void_p, c_long, c_float, c_float, c_void_p, c_void_p]),
@@ -65,9 +82,18 @@ def load() -> Any:
     return functions
 
 
-def fits(x: Tensor) -> bool:
+def fits(x: Tensor | np.ndarray) -> bool:
     """Whether the library can work on a tile: float32 numbers in main memory, one row after the other."""
+    if isinstance(x, np.ndarray):
+        return x.shape[-1] < 2 or x.strides[-1] == x.itemsize
     return x.device.type == "cpu" and (x.shape[-1] < 2 or x.stride(-1) == 1)
+
+
+def rows_at(x: Tensor | np.ndarray) -> tuple[int, int]:
+    """Where a tile `[m, n]` begins, and how many elements its rows are apart."""
+    if isinstance(x, np.ndarray):
+        return address(x), x.strides[0] // x.itemsize
+    return x.data_ptr(), x.stride(0)
 
 
 def address(array: np.ndarray) -> int:

@@ -29,7 +29,7 @@ from meldkit.methods import (
     task_arithmetic,
     ties,
 )
-from meldkit.methods.base import Base, Method, Parameter, Value, Values, Whole
+from meldkit.methods.base import Base, Combination, Method, Parameter, Value, Values, Whole
 from meldkit.methods.noise import Noise
 
 #: Group under which packages declare methods of their own: name = "package.module:METHOD".
@@ -127,6 +127,7 @@ def load_plugin(path: Path) -> None:
 __all__ = [
     "METHODS",
     "Base",
+    "Combination",
     "Method",
     "Noise",
     "Parameter",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from meldkit import kernels
-from meldkit.methods.base import Parameter, combine
+from meldkit.methods.base import Combination, Parameter, combine
 from meldkit.methods.linear import normalized
 from meldkit.shapes import Float32, Tensor
 
@@ -66,14 +66,21 @@ def merge_task_vectors(
     restored = list(ratios or ones)
     factors = [w * r for w, r in zip(weight, restored, strict=True)]
     if elect is None:
-        divisor = 1.0
-        if normalize:
-            normalized(weight)  # a sum of 0 is refused with the weights shown
-            divisor = math.fsum(weight)
-        return combine(x, [lambda_ * f / divisor for f in factors])
+        return combine(x, weighted_sum(factors, weight, normalize=normalize, lambda_=lambda_))
     before, factors = (factors, ones) if elect == "weighted" else (restored, list(weight))
     if not normalize:
         return kernels.elect(x, before, factors, [0.0] * len(x), least=0, lambda_=lambda_)
     # The sum of some positive weights is not below the smallest of them, however it is rounded.
     least = min(weight) if min(weight) > 0 else -math.inf
     return kernels.elect(x, before, factors, weight, least=least, lambda_=lambda_)
+
+
+def weighted_sum(
+    factors: Sequence[float], weight: Sequence[float], *, normalize: bool, lambda_: float
+) -> Combination:
+    """λ Σ f_i τ_i, perhaps over Σ w_i."""
+    divisor = 1.0
+    if normalize:
+        normalized(weight)  # a sum of 0 is refused with the weights shown
+        divisor = math.fsum(weight)
+    return Combination([lambda_ * f / divisor for f in factors])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from meldkit.methods.base import Elementwise, Parameter, combine
+from meldkit.methods.base import Combination, Elementwise, Parameter, combine
 from meldkit.shapes import Float32, Tensor
 
 WEIGHT = Parameter(
@@ -28,7 +28,12 @@ def linear(x: Float32[Tensor, "m n"], *, weight: Sequence[float], normalize: boo
 
     Weights that sum to 0 have no average; with `normalize` they are an error.
     """
-    return combine(x, normalized(weight) if normalize else weight)
+    return combine(x, combination(None, len(x), weight=weight, normalize=normalize))
+
+
+def combination(_: None, __: int, *, weight: Sequence[float], normalize: bool) -> Combination:
+    """The weighted sum."""
+    return Combination(normalized(weight) if normalize else weight)
 
 
 def normalized(weight: Sequence[float]) -> list[float]:
@@ -59,4 +64,5 @@ METHOD = Elementwise(
     paper="2203.05482",
     check_values=check_weights,
     shows_nonfinite=True,
+    combination=combination,
 )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
 
 from meldkit.kernels import sum_rows
 from meldkit.kernels.elsewhere import row_products
-from meldkit.methods.base import COMPAT, Base, Measured, Parameter, Whole
+from meldkit.methods.base import COMPAT, Base, Combination, Measured, Parameter, Whole, combine
 from meldkit.methods.statistics import Gram, Statistic
 from meldkit.shapes import Float32, Tensor
 
@@ -46,32 +48,36 @@ def model_stock(
     diverges towards c = −1/(N − 1); `compat: mergekit` does the same.
     """
     m = len(x)
-    pairs = list(combinations(range(m), 2))
     if not filter_wise:
-        assert gram is not None
-        norms = np.sqrt(np.diag(gram))
-        cosines = [
-            max(-1.0, min(1.0, float(gram[i, j]) / max(float(norms[i] * norms[j]), _MIN_PRODUCT)))
-            for i, j in pairs
-        ]
-        t = _ratio(torch.tensor(cosines, dtype=torch.float64).mean(), m, clamp=not compat)
-        return sum_rows(x).mul_(float(t) / m)
+        return combine(x, combination(gram, m, compat=compat))
+    pairs = list(combinations(range(m), 2))
     rows = x.view(m, -1, num_columns)
     squares = [row_products(row, row) for row in rows]
     total = torch.zeros_like(squares[0])
     for i, j in pairs:
         product = (squares[i] * squares[j]).sqrt_().clamp_min_(_MIN_PRODUCT)
         total.add_(row_products(rows[i], rows[j]).div_(product).clamp_(-1, 1))
-    t = _ratio(total.div_(len(pairs)), m, clamp=not compat).float().to(x.device)
+    cosine = total.div_(len(pairs))
+    t = _ratio(cosine if compat else cosine.clamp_(0, 1), m).float().to(x.device)
     return sum_rows(x).view(-1, num_columns).mul_(t.div_(m).unsqueeze(1)).view(-1)
 
 
-def _ratio(cosine: Tensor, m: int, *, clamp: bool) -> Tensor:
-    """t from the mean cosine, float64."""
-    if not clamp:
-        return m * cosine / (1 + (m - 1) * cosine)
-    positive = cosine.clamp(0, 1)
-    return m * positive / (1 + (m - 1) * positive)
+def combination(gram: np.ndarray | None, m: int, *, compat: bool, **_: object) -> Combination:
+    """The average, drawn back by the mean angle between whole tensors."""
+    assert gram is not None
+    norms = np.sqrt(np.diag(gram))
+    cosines = [
+        max(-1.0, min(1.0, float(gram[i, j]) / max(float(norms[i] * norms[j]), _MIN_PRODUCT)))
+        for i, j in combinations(range(m), 2)
+    ]
+    cosine = math.fsum(cosines) / len(cosines)
+    t = _ratio(cosine if compat else max(0.0, min(1.0, cosine)), m)
+    return Combination([1.0] * m, t / m)
+
+
+def _ratio(cosine: Any, m: int) -> Any:
+    """t from mean cosines: of the whole tensor, or of rows as a float64 tensor."""
+    return m * cosine / (1 + (m - 1) * cosine)
 
 
 METHOD = Measured(
@@ -86,4 +92,5 @@ METHOD = Measured(
     num_models=(2, None),
     paper="2403.19522",
     by_rows=by_rows,
+    combination=combination,
 )

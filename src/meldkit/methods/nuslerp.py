@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from meldkit.kernels.elsewhere import row_products
-from meldkit.methods.base import Base, Measured, Parameter, Whole, combine
+from meldkit.methods.base import Base, Combination, Measured, Parameter, Whole, combine
 from meldkit.methods.linear import WEIGHT
 from meldkit.methods.statistics import ColumnGram, Gram, Statistic
 from meldkit.shapes import Float32, Tensor
@@ -52,13 +52,10 @@ def nuslerp(
     is mergekit's and says the opposite of what it does. Weights that sum to 0 give t = ½. Parallel and
     exactly opposite vectors are interpolated along the line.
     """
-    del nuslerp_row_wise  # decided what was measured
-    total = weight[0] + weight[1]
-    t = weight[1] / total if abs(total) >= 1e-6 else 0.5
     if nuslerp_flatten:
-        assert gram is not None
-        first, second = _coefficients(gram, t)
-        return combine(x, [float(first), float(second)])
+        return combine(x, combination(gram, 2, weight=weight))
+    del nuslerp_row_wise  # decided what was measured
+    t = _position(weight)
     a, b = x.view(2, -1, num_columns)
     if gram is None:
         products = [row_products(left, right) for left, right in ((a, a), (a, b), (b, b))]
@@ -69,6 +66,19 @@ def nuslerp(
         shape = (1, -1)
     factors = [torch.from_numpy(c.astype(np.float32)).view(shape).to(x.device) for c in (first, second)]
     return a.mul_(factors[0]).addcmul_(b, factors[1]).view(-1)
+
+
+def combination(gram: np.ndarray | None, _: int, *, weight: Sequence[float], **__: object) -> Combination:
+    """Along the arc between whole tensors."""
+    assert gram is not None
+    first, second = _coefficients(gram, _position(weight))
+    return Combination([float(first), float(second)])
+
+
+def _position(weight: Sequence[float]) -> float:
+    """t."""
+    total = weight[0] + weight[1]
+    return weight[1] / total if abs(total) >= 1e-6 else 0.5
 
 
 def _matrix(aa: np.ndarray, ab: np.ndarray, bb: np.ndarray) -> np.ndarray:
@@ -106,4 +116,5 @@ METHOD = Measured(
     base=Base.OPTIONAL_DELTA,
     num_models=(2, 2),
     by_rows=by_rows,
+    combination=combination,
 )

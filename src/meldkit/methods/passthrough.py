@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from meldkit.methods.base import Elementwise, Parameter
+from meldkit.methods.base import Combination, Elementwise, Parameter
 from meldkit.shapes import Float32, Tensor
 
 
@@ -19,6 +19,12 @@ def passthrough(x: Float32[Tensor, "1 n"], *, scale: Sequence[float | None]) -> 
     return x[0] if factor is None else x[0].mul_(factor)
 
 
+def combination(_: None, __: int, *, scale: Sequence[float | None]) -> Combination:
+    """The scaled tensor."""
+    (factor,) = scale
+    return Combination([1.0 if factor is None else factor])
+
+
 def is_copy(*, scale: Sequence[float | None]) -> bool:
     """No scale, or 1: the tensor stays as it is."""
     return scale[0] is None or scale[0] == 1
@@ -31,4 +37,5 @@ METHOD = Elementwise(
     num_models=(1, 1),
     is_copy=is_copy,
     shows_nonfinite=True,
+    combination=combination,
 )

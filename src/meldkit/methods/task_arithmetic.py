@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from meldkit.methods._task_vectors import LAMBDA, WEIGHT, merge_task_vectors, normalize_parameter
-from meldkit.methods.base import Base, Elementwise
+from meldkit.methods._task_vectors import LAMBDA, WEIGHT, normalize_parameter, weighted_sum
+from meldkit.methods.base import Base, Combination, Elementwise, combine
 from meldkit.methods.linear import check_weights
 from meldkit.shapes import Float32, Tensor
 
@@ -20,7 +20,12 @@ def task_arithmetic(
 
     Paper: Editing models with task arithmetic, https://arxiv.org/abs/2212.04089.
     """
-    return merge_task_vectors(x, weight, None, elect=None, normalize=normalize, lambda_=lambda_)
+    return combine(x, combination(None, len(x), weight=weight, normalize=normalize, lambda_=lambda_))
+
+
+def combination(_: None, __: int, *, weight: Sequence[float], normalize: bool, lambda_: float) -> Combination:
+    """The weighted sum of task vectors."""
+    return weighted_sum(weight, weight, normalize=normalize, lambda_=lambda_)
 
 
 METHOD = Elementwise(
@@ -31,4 +36,5 @@ METHOD = Elementwise(
     paper="2212.04089",
     check_values=check_weights,
     shows_nonfinite=True,
+    combination=combination,
 )

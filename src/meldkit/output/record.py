@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version as version_of
@@ -16,6 +15,7 @@ from typing import Any
 
 from meldkit.checkpoint import Checkpoint
 from meldkit.engine import ON_CPU, Device
+from meldkit.kernels import compiled, processor
 from meldkit.output.sums import Sum
 from meldkit.plan import NUMERIC_VERSION, Plan
 
@@ -87,15 +87,12 @@ def record(
 
 def surroundings(devices: Sequence[Device] = ON_CPU) -> dict[str, str]:
     """What else bytes may depend on: versions of the libraries that compute, and kinds of processors."""
-    import torch
-
-    from meldkit.kernels import compiled
-
     return {
         "torch": version_of("torch"),
         "numpy": version_of("numpy"),
-        "machine": platform.machine(),
-        "torch_kernels": torch.backends.cpu.get_cpu_capability(),
+        "machine": processor(),
+        # It takes those that suit the processor best, unless it is told otherwise.
+        "torch_kernels": os.environ.get("ATEN_CPU_CAPABILITY", "best"),
         "meldkit_kernels": "compiled" if compiled() else "none",
         **({} if devices[0].in_memory else {"device": ", ".join(dict.fromkeys(d.model for d in devices))}),
     }

@@ -186,10 +186,11 @@ def with_time(summary: PlanSummary) -> PlanSummary:
     measured where inputs are not here, nor for accelerators.
     """
     plan, cost = summary.plan, summary.cost
-    measured = None if cost.bytes_to_download or cost.devices else probe(plan)
+    works = work_of(plan)
+    measured = None if cost.bytes_to_download or cost.devices else probe(plan, works)
     if measured is None:
         return summary
-    seconds = measured.estimate(plan, work_of(plan), cost.threads, default_threads())
+    seconds = measured.estimate(plan, works, cost.threads, default_threads())
     return replace(summary, cost=replace(cost, probe=measured, seconds=seconds))
 
 

@@ -32,7 +32,8 @@ class Probe:
         writing: bytes per second to the disk of the current folder; None where nothing can be written.
         first, again: seconds per element and input for reading, on one thread: the first time, and again.
         computing: seconds per element and pass of the method, on one thread.
-        importing: seconds for importing torch, which merges wait for too; next to 0 if that was done before.
+        importing: seconds for importing torch, which merges wait for too; next to 0 where it is not needed,
+            or was imported before.
         seconds: how long all this took.
     """
 
@@ -67,15 +68,20 @@ class Probe:
         return self.importing + max(of_workers / min(threads, processors), of_disk, of_writing)
 
 
-def probe(plan: Plan) -> Probe | None:
+def probe(plan: Plan, works: Sequence[Work]) -> Probe | None:
     """Measure; None if there is nothing to measure with, such as inputs that cannot be read.
 
     Reads some of the inputs, and writes some zeros into a file without a name.
+
+    Args:
+        plan: what will be run.
+        works: of its jobs.
     """
     from meldkit.engine.probe import measure_computing, measure_reading
 
     began = time.perf_counter()
-    torch.get_num_threads()  # the command line imports torch when it is first asked for something
+    if any(work.torch for work in works):
+        torch.get_num_threads()  # the command line imports torch when it is first asked for something
     importing = time.perf_counter() - began
     # What is wrong with an input is for the merge to say.
     with contextlib.suppress(MeldError):
@@ -87,7 +93,7 @@ def probe(plan: Plan) -> Probe | None:
                 writing=_measure_writing(Path.cwd()),
                 first=reading.first,
                 again=reading.again,
-                computing=measure_computing(plan),
+                computing=measure_computing(plan, reading),
                 importing=importing,
                 seconds=time.perf_counter() - began,
             )

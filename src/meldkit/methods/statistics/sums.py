@@ -21,8 +21,8 @@ _MIN_NORM = 1e-7
 #: Bytes of a list, and of a number in it.
 _LIST, _FLOAT = 72, 32
 
-#: Terms of the sums over one chunk `[m, ≤ CHUNK]` that begins at that element.
-Terms = Callable[[Tensor, int], Sequence[float]]
+#: Terms of the sums over one chunk, float32 `[m, ≤ CHUNK]`, that begins at that element.
+Terms = Callable[[Any, int], Sequence[float]]
 
 
 def exact_sum(numbers: Sequence[float]) -> float:
@@ -61,8 +61,8 @@ class Sums:
     def update(self, x: Float32[Tensor, "m n"], start: int) -> Sequence[Sequence[float]]:
         if not in_memory(x):
             return self.all_terms(x, start)
-        chunks = torch.split(x, self._grain, dim=1)
-        return [self._terms(chunk, start + i * self._grain) for i, chunk in enumerate(chunks)]
+        chunks = range(0, x.shape[1], self._grain)
+        return [self._terms(x[:, i : i + self._grain], start + i) for i in chunks]
 
     def all_terms(self, x: Float32[Tensor, "m n"], start: int) -> Sequence[Sequence[float]]:
         """The numbers of a tile on an accelerator, where a call for each chunk takes longer than its work.
@@ -84,27 +84,38 @@ class Sums:
 
 
 class Gram(Sums):
-    """Inner products of the models' vectors, as float64 `[m, m]`.
+    """Inner products of the models' vectors, as float64 `[m, m]`, or what is computed from them.
 
     Products of float32 numbers are exact in float64, in which each chunk is summed.
+
+    Args:
+        num_models: m.
+        numel: elements of the tensor.
+        then: makes the result from the inner products.
     """
 
-    def __init__(self, num_models: int, numel: int) -> None:
+    def __init__(
+        self, num_models: int, numel: int, then: Callable[[np.ndarray], Any] = lambda gram: gram
+    ) -> None:
         pairs = [(i, j) for i in range(num_models) for j in range(i, num_models)]
         super().__init__(lambda chunk, _: kernels.products(chunk), len(pairs), numel)
         self._pairs = pairs
         self._num_models = num_models
+        self._then = then
 
-    def all_terms(self, x: Float32[Tensor, "m n"], start: int) -> Sequence[Sequence[float]]:
+    def update(self, x: Float32[Tensor, "m n"] | np.ndarray, start: int) -> Sequence[Sequence[float]]:
+        """Measure one tile, which may also be an array."""
         del start
-        return elsewhere.products(x, self._grain)
+        if not in_memory(x):
+            return elsewhere.products(torch.as_tensor(x), CHUNK)
+        return [kernels.products(x[:, i : i + CHUNK]) for i in range(0, x.shape[1], CHUNK)]
 
     @property
-    def result(self) -> np.ndarray:
+    def result(self) -> Any:
         gram = np.zeros((self._num_models, self._num_models))
         for (i, j), total in zip(self._pairs, super().result, strict=True):
             gram[i, j] = gram[j, i] = total
-        return gram
+        return self._then(gram)
 
 
 class L1Ratio(Sums):

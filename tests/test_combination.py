@@ -1,0 +1,260 @@
+"""Linear combinations by compiled kernels: the same bytes as the general way, and PyTorch is not imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import tiny
+from meldkit import kernels
+from meldkit.checkpoint import DTYPES, OpenFiles, StoredTensor, TileSource, open_files
+from meldkit.checkpoint.safetensors import read_header
+from meldkit.engine import TensorRun, run
+from meldkit.engine.combination import CombinationRun, stored_sources
+from meldkit.errors import CheckpointError, RunError
+from meldkit.methods import METHODS, Values
+from meldkit.methods.statistics import CHUNK
+from meldkit.plan import Input, TensorJob
+from test_engine import Memory
+
+#: Elements: whole and broken chunks, and pieces that kernels read at a time.
+SIZES = (1, 1000, 16 * 1024 + 3, 2 * CHUNK + 17)
+STORED = ("F32", "BF16", "F16")
+#: Methods that combine: values of their parameters, how many models they take, and whether there is a base.
+CASES: dict[str, tuple[str, Values, int, bool]] = {
+    "copied": ("", {}, 1, False),
+    "linear": ("linear", {"weight": (0.25, 0.5, 1.5), "normalize": True}, 3, False),
+    "linear, one": ("linear", {"weight": (1.0,), "normalize": False}, 1, False),
+    "passthrough": ("passthrough", {"scale": (0.3,)}, 1, False),
+    "task arithmetic": (
+        "task_arithmetic",
+        {"weight": (0.7, -0.4), "normalize": False, "lambda": 0.9},
+        2,
+        True,
+    ),
+    "slerp": ("slerp", {"t": 0.3}, 2, False),
+    "nuslerp": (
+        "nuslerp",
+        {"weight": (0.3, 0.6), "nuslerp_flatten": True, "nuslerp_row_wise": False},
+        2,
+        False,
+    ),
+    "nuslerp, base": (
+        "nuslerp",
+        {"weight": (0.3, 0.6), "nuslerp_flatten": True, "nuslerp_row_wise": False},
+        2,
+        True,
+    ),
+    "multislerp": (
+        "multislerp",
+        {"weight": (0.2, 0.3, 0.7), "normalize_weights": True, "eps": 1e-8},
+        3,
+        False,
+    ),
+    "karcher": (
+        "karcher",
+        {"weight": (1.0, 2.0, 1.0), "max_iter": 10.0, "tol": 1e-5, "compat": False},
+        3,
+        False,
+    ),
+    "model stock": ("model_stock", {"filter_wise": False, "compat": False}, 4, True),
+}
+
+
+class Stored:
+    """Inputs that lie in files: checkpoint number and name of a tensor."""
+
+    def __init__(self, files: OpenFiles, paths: Sequence[Path]) -> None:
+        self.files = files
+        self.headers = [read_header(path).tensors for path in paths]
+
+    def open(self, tensor: Input) -> TileSource:
+        return self.headers[tensor.checkpoint][tensor.tensor].open(self.files)
+
+    def label(self, tensor: Input) -> str:
+        return f"model {tensor.checkpoint}"
+
+    def open_raw(self, tensor: Input, dtype: str | None) -> StoredTensor | None:
+        info = self.headers[tensor.checkpoint][tensor.tensor]
+        return StoredTensor(self.files, info) if dtype in (None, info.dtype) else None
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Five related models, with a tensor of each size and type."""
+    folder = tmp_path_factory.mktemp("models")
+    rng = np.random.default_rng(0)
+    first = {n: rng.standard_normal(n) for n in SIZES}
+    result: list[Path] = []
+    for model in range(5):
+        tensors: dict[str, torch.Tensor] = {}
+        for dtype in STORED:
+            for n in SIZES:
+                values = torch.from_numpy(first[n] + 0.4 * model * rng.standard_normal(n))
+                tensors[f"{dtype} {n}"] = values.to(getattr(torch, DTYPES[dtype].torch))
+        result.append(folder / f"{model}.safetensors")
+        save_file(tensors, result[-1])
+    return result
+
+
+@pytest.fixture
+def inputs(paths: list[Path]) -> Iterator[Stored]:
+    with open_files() as files:
+        yield Stored(files, paths)
+
+
+def job_of(case: str, name: str, dtype: str, numel: int) -> TensorJob:
+    method, values, num_models, has_base = CASES[case]
+    base = Input(4, name) if has_base else None
+    models = tuple(Input(i, name) for i in range(num_models))
+    return TensorJob(name, dtype, (numel,), METHODS.get(method), values, models, base, 0, 8)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("stored", STORED)
+def test_kernels_give_the_bytes_of_the_general_way(case: str, stored: str, inputs: Stored) -> None:
+    for dtype in STORED:
+        for n in SIZES:
+            job = job_of(case, f"{stored} {n}", dtype, n)
+            sources = stored_sources(job, inputs)
+            assert sources
+            fast, general = Memory(), Memory()
+            before = inputs.files.bytes_read
+            run([CombinationRun(sources, job, inputs, fast, tile=CHUNK)])
+            read = inputs.files.bytes_read - before
+            run([TensorRun(job, inputs, general, tile=CHUNK)])
+            assert fast.bytes[job.name] == general.bytes[job.name]
+            assert read == inputs.files.bytes_read - before - read
+
+
+@pytest.mark.parametrize("dtype", STORED)
+def test_numbers_are_rounded_as_pytorch_rounds_them(dtype: str, tmp_path: Path) -> None:
+    # Every half and bfloat16 number, what lies half way between two of them, and its neighbours.
+    halves = np.arange(2**16, dtype=np.uint16)
+    exact = [halves.view(np.float16).astype(np.float32), (halves.astype(np.uint32) << 16).view(np.float32)]
+    finite = np.concatenate(exact)
+    finite = finite[np.isfinite(finite)]
+    middle = (finite.astype(np.float64) + np.nextafter(finite, np.float32(np.inf)).astype(np.float64)) / 2
+    ties = (finite.view(np.uint32) + 0x8000).view(np.float32)
+    near = (finite.view(np.uint32) + 0x1000).view(np.float32)
+    values = np.concatenate([finite, middle.astype(np.float32), ties, near])
+    limit = torch.finfo(getattr(torch, DTYPES[dtype].torch)).max
+    values = values[np.isfinite(values) & (np.abs(values) <= limit)]
+    path = tmp_path / "values"
+    path.write_bytes(values.tobytes())
+    out = np.empty(len(values) * DTYPES[dtype].itemsize, np.uint8)
+    with path.open("rb") as f:
+        assert kernels.combine([(f.fileno(), 0, "F32")], [1.0], 1.0, dtype, out, has_base=False)
+    expected = torch.from_numpy(values).to(getattr(torch, DTYPES[dtype].torch))
+    assert np.array_equal(out, expected.view(torch.uint8).numpy())
+
+
+@pytest.mark.parametrize("case", ["linear", "slerp", "task arithmetic", "copied"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused_in_the_general_way(
+    case: str, bad: float, tmp_path: Path
+) -> None:
+    n = 3 * CHUNK
+    values = torch.ones(n)
+    values[CHUNK + 5] = bad
+    for model in range(5):
+        save_file({"x": values if model == 0 else torch.ones(n)}, tmp_path / f"{model}")
+    with open_files() as files:
+        inputs = Stored(files, [tmp_path / f"{i}" for i in range(5)])
+        job = job_of(case, "x", "F16", n)
+        sources = stored_sources(job, inputs)
+        assert sources
+        with pytest.raises(RunError, match=rf"value {bad}.*{CHUNK + 5:,}"):
+            run([CombinationRun(sources, job, inputs, Memory(), tile=CHUNK)])
+        let, general = Memory(), Memory()
+        run([CombinationRun(sources, job, inputs, let, tile=CHUNK, allow_nonfinite=True)])
+        run([TensorRun(job, inputs, general, tile=CHUNK, allow_nonfinite=True)])
+        assert let.nonfinite == general.nonfinite == {"x"}
+        assert let.bytes == general.bytes
+
+
+def test_what_a_type_cannot_hold_is_refused(tmp_path: Path) -> None:
+    save_file({"x": torch.full((100,), 1e6)}, tmp_path / "0")
+    with open_files() as files:
+        inputs = Stored(files, [tmp_path / "0"])
+        job = job_of("linear, one", "x", "F16", 100)
+        with pytest.raises(RunError, match="which float16 cannot hold"):
+            run([CombinationRun(stored_sources(job, inputs), job, inputs, Memory())])
+
+
+def test_a_file_that_ends_too_early_is_named(tmp_path: Path) -> None:
+    for model in range(2):
+        save_file({"x": torch.ones(4 * CHUNK)}, tmp_path / f"{model}")
+    with open_files() as files:
+        inputs = Stored(files, [tmp_path / "0", tmp_path / "1"])
+        job = job_of("slerp", "x", "BF16", 4 * CHUNK)
+        sources = stored_sources(job, inputs)
+        with (tmp_path / "1").open("r+b") as f:
+            f.truncate(9 * CHUNK)
+        with pytest.raises(CheckpointError, match=r"1 ends at byte 589,824"):
+            run([CombinationRun(sources, job, inputs, Memory())])
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        TensorJob("x", "F8_E4M3", (10,), METHODS["linear"], {"weight": (1.0,)}, (Input(0, "x"),), None, 0, 0),
+        TensorJob("x", "F64", (10,), None, {}, (Input(0, "x"),), None, 0, 0),
+    ],
+    ids=["8 bits", "64 bits"],
+)
+def test_other_types_go_the_general_way(job: TensorJob, tmp_path: Path) -> None:
+    save_file({"x": torch.ones(10)}, tmp_path / "0")
+    with open_files() as files:
+        assert not stored_sources(job, Stored(files, [tmp_path / "0"]))
+
+
+RECIPES: Mapping[str, Any] = {
+    "linear": {"merge_method": "linear", "models": ["a", "b"], "parameters": {"weight": 0.5}},
+    "slerp": {"merge_method": "slerp", "base_model": "a", "models": ["a", "b"], "parameters": {"t": 0.5}},
+    "layers": {
+        "merge_method": "passthrough",
+        "slices": [
+            {"sources": [{"model": "a", "layer_range": [0, 2]}]},
+            {"sources": [{"model": "b", "layer_range": [1, 2]}]},
+        ],
+    },
+    "ties": {
+        "merge_method": "ties",
+        "base_model": "a",
+        "models": ["b"],
+        "parameters": {"density": 0.5, "weight": 1},
+    },
+}
+
+
+@pytest.mark.parametrize(("name", "torch_needed"), [(name, name == "ties") for name in RECIPES])
+def test_pytorch_is_imported_where_it_is_needed(name: str, torch_needed: bool, tmp_path: Path) -> None:
+    for seed, model in enumerate("ab"):
+        tiny.decoder(tmp_path / model, seed)
+    recipe = dict(RECIPES[name])
+    if "models" in recipe:
+        recipe["models"] = [{"model": model} for model in recipe["models"]]
+    (tmp_path / "recipe.yml").write_text(json.dumps(recipe))
+    code = (
+        "import sys\n"
+        "from meldkit.cli import main\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    print('torch._C' in sys.modules)\n"
+    )
+    for command in (["merge", "recipe.yml", "out"], ["plan", "recipe.yml"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *command], capture_output=True, text=True, check=True, cwd=tmp_path
+        )
+        assert done.stdout.splitlines()[-1] == str(torch_needed)
