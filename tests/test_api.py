@@ -127,4 +127,4 @@ def test_options() -> None:
         MergeOptions(num_threads=0)
     assert len(plan(RECIPE, MergeOptions(out_shard_size=400)).files) == 2
     assert MergeOptions().idle() == []
-    assert json.dumps(MergeOptions(cuda=True).idle()).startswith('["--cuda changes nothing: ')
+    assert json.dumps(MergeOptions(read_to_gpu=True).idle()).startswith('["--read-to-gpu changes nothing: ')

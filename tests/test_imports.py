@@ -26,7 +26,7 @@ _TIERS = {
     "checkpoint": "errors shapes kernels recipe",
     "vocab": "errors shapes recipe checkpoint",
     "plan": "errors recipe layout methods checkpoint vocab",
-    "engine": "errors shapes methods checkpoint plan",
+    "engine": "errors shapes kernels methods checkpoint plan",
     "output": "errors layout kernels checkpoint vocab plan engine",
     "options": "errors",
     "config": "recipe",

@@ -12,7 +12,16 @@ from typing import Any
 
 from meldkit import __version__
 from meldkit.checkpoint import OpenFiles, open_files, open_model
-from meldkit.engine import PlanInputs, Progress, Sink, default_threads, run_jobs
+from meldkit.engine import (
+    Device,
+    PlanInputs,
+    Progress,
+    Sink,
+    default_threads,
+    find_devices,
+    num_workers,
+    run_jobs,
+)
 from meldkit.errors import NotSupportedError, RunError
 from meldkit.methods import METHODS, Method, describe, get_method, load_plugin
 from meldkit.options import MergeOptions
@@ -36,6 +45,7 @@ __all__ = [
     "Verification",
     "check_free",
     "describe",
+    "devices_of",
     "get_method",
     "load_plugins",
     "merge",
@@ -143,6 +153,15 @@ def plan(
     )
 
 
+def devices_of(options: MergeOptions) -> tuple[Device, ...]:
+    """What a merge would be computed on.
+
+    Raises:
+        RecipeError: there is no such device.
+    """
+    return find_devices(options.wanted_device(), all_of_kind=options.all_devices())
+
+
 def merge(
     recipe: RecipeLike | Plan,
     out: str | os.PathLike[str],
@@ -165,6 +184,7 @@ def merge(
     started = time.perf_counter()
     # First of all, because planning may take a while.
     check_free(Path(out), overwrite=options.overwrite)
+    devices = devices_of(options)
     chosen = _with_weights(
         recipe if isinstance(recipe, Plan) else plan(recipe, options, headers_only=True), options
     )
@@ -177,7 +197,7 @@ def merge(
             # What an earlier run was allowed to let through, this one may not be.
             finished = folder.finished if options.allow_nonfinite else folder.finished - folder.nonfinite
             sums = Sums()
-            _run(chosen, folder, finished, files, options, progress, sums)
+            _run(chosen, folder, finished, files, options, progress, sums, devices)
             bytes_read = files.bytes_read
         folder.settle()
         folder.check_inputs()
@@ -195,6 +215,7 @@ def merge(
             __version__,
             _recorded(options),
             sums.complete(folder.partial, chosen),
+            devices,
         )
         verification = folder.publish()
     finally:
@@ -242,9 +263,10 @@ def tensor_sums(
     Raises:
         MeldError: see `meldkit.errors`.
     """
+    options = options or MergeOptions()
     sums = Sums()
     with open_files() as files:
-        _run(chosen, _Nowhere(), frozenset(), files, options or MergeOptions(), progress, sums)
+        _run(chosen, _Nowhere(), frozenset(), files, options, progress, sums, devices_of(options))
     return sums.of_tensors
 
 
@@ -270,6 +292,7 @@ def _run(
     options: MergeOptions,
     progress: Callable[[Status], None] | None,
     sums: Sums,
+    devices: tuple[Device, ...],
 ) -> None:
     total = sum(
         num * job.numel
@@ -290,7 +313,8 @@ def _run(
         finished=finished,
         seed=chosen.seed,
         allow_nonfinite=options.allow_nonfinite,
-        threads=options.num_threads or default_threads(),
+        threads=num_workers(devices, options.num_threads, default_threads()),
+        devices=devices,
         progress=report,
         observe=sums,
     )

@@ -93,6 +93,11 @@ def out_of_memory(error: BaseException) -> RunError | None:
     )
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether an accelerator had no memory to give; the class of such errors is not always the same."""
+    return isinstance(error, RuntimeError) and "out of memory" in str(error).casefold()
+
+
 #: What nobody should read who is shown a message: access tokens, and who logs in where in an address.
 _SECRETS = re.compile(r"\bhf_[A-Za-z0-9]{8,}|(?<=://)[^/\s@]+(?=@)")
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")

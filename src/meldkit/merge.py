@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from meldkit.api import MergeResult, Status, check_free, merge, plan
+from meldkit.api import MergeResult, Status, check_free, devices_of, merge, plan
 from meldkit.config import MergeConfiguration
 from meldkit.options import MergeOptions
 from meldkit.output import RECORD
@@ -47,6 +47,7 @@ def run_merge(
     if (Path(out_path) / RECORD).is_file():
         options = replace(options, overwrite=True)
     check_free(Path(out_path), overwrite=options.overwrite)
+    devices_of(options)
     chosen = plan(merge_config.recipe(), options)
     for line in chosen.warnings:
         _log.warning(line)

@@ -30,7 +30,7 @@ def _option(default: T, doc: str, *, idle: str = "", flags: tuple[str, ...] = ()
 _MAX_THREADS = 1024
 
 _STREAMS = "weights are streamed and never collected in memory"
-_CPU = "merging runs on the CPU, at about the speed of copying the files"
+_STAGED = "weights reach GPUs through memory that these read by themselves"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,14 +55,19 @@ class MergeOptions:
         None, "Type in which LoRA adapters are applied.", idle="adapters are applied in float32"
     )
     random_seed: int | None = _option(None, "Seed of methods that draw random masks; 0 if not given.")
-    cuda: bool = _option(False, "Run --smoke on the GPU.", idle=_CPU)
-    device: str | None = _option(None, "Run --smoke on this device.", idle=_CPU)
+    cuda: bool = _option(False, "Merge, and run --smoke, on the first GPU of CUDA.")
+    device: str | None = _option(
+        None,
+        "Merge, and run --smoke, on this device: cpu, cuda, cuda:1, xpu, mps, or auto for any.",
+    )
     low_cpu_memory: bool = _option(False, "Keep intermediate values on the GPU.", idle=_STREAMS)
     lazy_unpickle: bool = _option(False, "Load pickled weights lazily.", idle=_STREAMS)
-    read_to_gpu: bool = _option(False, "Read weights straight to the GPU.", idle=_CPU)
-    multi_gpu: bool = _option(False, "Use several GPUs.", idle=_CPU)
-    gpu_rich: bool = _option(False, "Alias of four GPU options.", idle=_CPU)
-    num_threads: int | None = _option(None, "Worker threads; one per processor if not given.", flags=("-j",))
+    read_to_gpu: bool = _option(False, "Read weights straight to the GPU.", idle=_STAGED)
+    multi_gpu: bool = _option(False, "Merge on all GPUs of the kind that is asked for, else of CUDA.")
+    gpu_rich: bool = _option(False, "The same as --cuda --multi-gpu.")
+    num_threads: int | None = _option(
+        None, "Worker threads; if not given, one per processor, or two per GPU.", flags=("-j",)
+    )
     async_write: bool = _option(False, "Write while computing.", idle="writing always overlaps computing")
     write_threads: int = _option(1, "Threads that write.", idle="two threads always write")
     out_shard_size: str | int = _option(
@@ -87,6 +92,14 @@ class MergeOptions:
     def shard_bytes(self) -> int:
         """`out_shard_size` in bytes."""
         return parse_size(self.out_shard_size)
+
+    def wanted_device(self) -> str:
+        """The device that is asked for, as PyTorch spells it, or "auto"."""
+        return self.device or ("cuda" if self.cuda or self.multi_gpu or self.gpu_rich else "cpu")
+
+    def all_devices(self) -> bool:
+        """Whether all devices of that kind are asked for."""
+        return self.multi_gpu or self.gpu_rich
 
     def idle(self) -> list[str]:
         """A sentence for each option that was set but changes nothing."""

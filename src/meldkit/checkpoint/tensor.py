@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -95,17 +95,22 @@ class Scratch:
     """A byte buffer that one worker reuses for everything it reads; it grows to the largest need.
 
     It begins at a multiple of `ALIGNMENT` bytes.
+
+    Args:
+        allocate: from a number of bytes to room for them, uint8.
     """
 
     ALIGNMENT = 64
 
-    def __init__(self) -> None:
+    def __init__(self, allocate: Callable[[int], np.ndarray] | None = None) -> None:
+        self._allocate = allocate
         self._buffer = np.empty(0, np.uint8)
 
     def array(self, nbytes: int) -> np.ndarray:
         """The first `nbytes` of the buffer, uint8; valid until more is asked for."""
         if len(self._buffer) < nbytes:
-            room = np.empty(nbytes + self.ALIGNMENT, np.uint8)
+            size = nbytes + self.ALIGNMENT
+            room = self._allocate(size) if self._allocate else np.empty(size, np.uint8)
             self._buffer = room[-room.ctypes.data % self.ALIGNMENT :][:nbytes]
         return self._buffer[:nbytes]
 

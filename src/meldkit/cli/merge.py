@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,9 +78,10 @@ def command(recipe: Path, out: Path, smoke: bool, as_json: bool, html: Path | No
         # The hub's library draws bars of its own while it downloads.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with interruptible():
-        from meldkit.api import check_free, merge, plan
+        from meldkit.api import check_free, devices_of, merge, plan
 
         check_free(out, overwrite=options.overwrite)
+        devices_of(options)
         if html is not None:
             from meldkit.report.html import check_html
 
@@ -88,7 +89,7 @@ def command(recipe: Path, out: Path, smoke: bool, as_json: bool, html: Path | No
         # What would fail, fails before anything is downloaded.
         chosen = plan(recipe, options, headers_only=True)
         if loud:
-            announce(chosen, options, smoke=smoke)
+            announce(chosen, options)
         with show_progress(enabled=loud) as progress:
             result = merge(chosen, out, options, progress=progress)
     # The models of a smoke test take more.
@@ -143,13 +144,12 @@ def interruptible() -> Generator[None]:
             signal.signal(number, handler)
 
 
-def announce(chosen: Plan, options: MergeOptions, *, smoke: bool = False) -> None:
+def announce(chosen: Plan, options: MergeOptions) -> None:
     """Warnings and notes, before the work begins."""
     for line in chosen.warnings:
         warn(line)
     shown = chosen.notes if options.verbosity else chosen.notes[:_NOTES]
-    idle = replace(options, cuda=False, device=None) if smoke else options
-    notes = [*(idle.idle() if options.verbosity else ()), *shown]
+    notes = [*(options.idle() if options.verbosity else ()), *shown]
     if len(shown) < len(chosen.notes):
         notes.append(f"{len(chosen.notes) - len(shown)} more like these; -v lists them")
     for line in notes:

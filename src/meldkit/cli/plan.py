@@ -42,6 +42,9 @@ def planning_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @planning_options
 @click.option("--out-shard-size", default="5B", show_default=True, help="As for merge.")
 @click.option("--num-threads", "-j", type=int, default=None, help="As for merge.")
+@click.option("--cuda/--no-cuda", default=False, help="As for merge.")
+@click.option("--device", default=None, help="As for merge.")
+@click.option("--multi-gpu/--no-multi-gpu", default=False, help="As for merge.")
 @click.option(
     "--probe/--no-probe",
     "probing",
@@ -59,7 +62,7 @@ def command(
     It is found out from the headers of the models. To estimate the time, a little of the inputs is read and a
     file without a name is written in the current folder for a moment; --no-probe leaves that out.
     """
-    from meldkit.api import plan
+    from meldkit.api import devices_of, plan
     from meldkit.options import MergeOptions
     from meldkit.report import summarise_plan, with_time
 
@@ -68,8 +71,9 @@ def command(
         from meldkit.report.html import check_html
 
         check_html(html)
+    devices = devices_of(options)
     chosen = plan(recipe, options, headers_only=True)
-    summary = summarise_plan(chosen, threads=options.num_threads)
+    summary = summarise_plan(chosen, threads=options.num_threads, devices=devices)
     if not as_json:
         click.echo(describe(summary, verbose=verbose))
     if probing:
@@ -143,6 +147,8 @@ def _cost(cost: Cost) -> list[str]:
     rows.append(("read", text_size(cost.bytes_to_read) + passes))
     rows.append(("write", text_size(cost.bytes_to_write)))
     rows.append(("memory", f"up to {text_size(cost.memory.peak)}, with {count(cost.threads, 'thread')}"))
+    room = f"up to {text_size(cost.memory.on_device)} of its memory"
+    rows += [(device.name, f"{room}: {device.model}") for device in cost.devices]
     return wrapped_table(rows)
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 @click.option(
     "--num-threads", "-j", type=int, default=None, help="Worker threads; one per processor if not given."
 )
+@click.option("--device", default=None, help="Where to compute, such as cuda; on the CPU if not given.")
 @click.option("--transformers-cache", default=None, help="Folder for downloaded models.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else there.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
@@ -48,6 +49,7 @@ def command(
     plugin: tuple[str, ...],
     trust_remote_code: bool,
     num_threads: int | None,
+    device: str | None,
     transformers_cache: str | None,
     as_json: bool,
     quiet: bool,
@@ -73,6 +75,7 @@ def command(
             plugin=plugin,
             trust_remote_code=trust_remote_code,
             threads=num_threads,
+            device=device,
             cache=transformers_cache,
             progress=progress,
         )

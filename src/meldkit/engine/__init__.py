@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from meldkit.engine.buffers import PAGE, TILE
 from meldkit.engine.cost import Memory, Work, memory_of, work_of
+from meldkit.engine.device import ON_CPU, Device, find_devices, num_workers
 from meldkit.engine.ends import Inputs, Observer, PlanInputs, Sink
 from meldkit.engine.jobs import run_jobs
 from meldkit.engine.run import Progress, default_threads, run
-from meldkit.engine.tensor_run import PAGE, TILE, TensorRun
+from meldkit.engine.tensor_run import TensorRun
 
 __all__ = [
+    "ON_CPU",
     "PAGE",
     "TILE",
+    "Device",
     "Inputs",
     "Memory",
     "Observer",
@@ -20,7 +24,9 @@ __all__ = [
     "TensorRun",
     "Work",
     "default_threads",
+    "find_devices",
     "memory_of",
+    "num_workers",
     "run",
     "run_jobs",
     "work_of",

@@ -14,8 +14,9 @@ import numpy as np
 
 from meldkit import kernels
 from meldkit.checkpoint import DTYPES, StoredTensor, TensorInfo
+from meldkit.engine.buffers import Buffers
 from meldkit.engine.ends import Inputs
-from meldkit.engine.tensor_run import Buffers, TensorRun
+from meldkit.engine.tensor_run import TensorRun
 from meldkit.methods import Combination
 from meldkit.methods.statistics import Gram
 from meldkit.plan import TensorJob

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from meldkit.checkpoint import DTYPES, TensorInfo
 from meldkit.engine.blocks import elements_of_row
+from meldkit.engine.buffers import PAGE, SPAN, TILE
 from meldkit.engine.combination import stored_dtype, takes_torch
+from meldkit.engine.device import ON_CPU, Device, share_of, tile_for
 from meldkit.engine.run import WRITERS
-from meldkit.engine.tensor_run import PAGE, SPAN, TILE
+from meldkit.engine.staging import PIECE
 from meldkit.methods import Noise, Whole
 from meldkit.methods.statistics import CHUNK
 from meldkit.plan import Plan, TensorJob
@@ -28,6 +30,8 @@ _THREAD = 2_000_000
 _TORCH = 225_000_000
 #: Bytes of a process without it, where the system does not tell.
 _PROCESS = 60_000_000
+#: Bytes of main memory that PyTorch and the driver take for an accelerator: a guess, not measured.
+_DRIVER = 800_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +43,14 @@ class Memory:
         workers: buffers of all worker threads.
         statistics: what is measured over whole tensors, of those that are worked on at the same time.
         planning: the most that has been in use up to now.
+        on_device: in the memory of each accelerator; not part of the peak.
     """
 
     process: int
     workers: int
     statistics: int
     planning: int
+    on_device: int = 0
 
     @property
     def peak(self) -> int:
@@ -72,8 +78,14 @@ class Work:
     torch: bool
 
 
-def work_of(plan: Plan) -> list[Work]:
-    """What each job takes; jobs that are alike are looked at once."""
+def work_of(plan: Plan, threads: int = 1, devices: Sequence[Device] = ON_CPU) -> list[Work]:
+    """What each job takes; jobs that are alike are looked at once.
+
+    Args:
+        plan: of the jobs.
+        threads: worker threads.
+        devices: that they compute on.
+    """
     known: dict[Hashable, Work] = {}
     tensors = [checkpoint.tensors for checkpoint in plan.checkpoints]
     found: list[Work] = []
@@ -83,58 +95,78 @@ def work_of(plan: Plan) -> list[Work]:
         key = (job.shape, job.dtype, job.method is None, job.scales is None, id(job.values), *stored)
         work = known.get(key)
         if work is None:
-            work = known[key] = _work(job, infos)
+            large = tile_for(devices, job, threads)
+            work = known[key] = _work(job, infos, large, in_memory=devices[0].in_memory)
         found.append(work)
     return found
 
 
-def _work(job: TensorJob, infos: Sequence[TensorInfo]) -> Work:
+def _work(job: TensorJob, infos: Sequence[TensorInfo], large: int | None, *, in_memory: bool) -> Work:
     grain, statistic = CHUNK, None
     if job.method is not None:
         grain = job.method.grain(job.whole, job.values)
         statistic = job.method.statistic(job.whole, job.values)
-    tile = max(TILE // grain, 1) * grain
-    span = min(max(SPAN // tile, 1) * tile, job.numel)
+    tile = max((large or TILE) // grain, 1) * grain
+    span = min(max((large or SPAN) // tile, 1) * tile, job.numel)
     n = min(tile, job.numel)
     rows = decoding = aside = 0
-    torch = takes_torch(job, [*map(stored_dtype, infos)])
+    torch = not in_memory or takes_torch(job, [*map(stored_dtype, infos)])
     if not torch:
         rows = len(infos) * n * _FLOAT * (statistic is not None)
         decoding = sum(n * (info.nbytes // max(1, info.numel)) for info in infos)
     elif job.method is not None or job.scales is not None or infos[0].encoding is not None:
         rows = len(infos) * n * _FLOAT
         decoding = max(n * (i.nbytes // max(1, i.numel) if i.encoding is None else _DECODING) for i in infos)
+    if not in_memory:
+        # Rows are on the device. What is not stored as it is copied is decoded piece by piece.
+        rows, decoding = 0, min(decoding, decoding // max(n, 1) * PIECE)
     if job.scales is not None:
         decoding = max(decoding, 2 * min(tile + elements_of_row(job), job.numel) * _FLOAT)
     if job.method is not None and torch:
-        aside = n * (len(infos) + _ASIDE_RANDOM if job.method.random else _ASIDE)
+        # On accelerators, what is drawn is in main memory, and nothing else.
+        usual = _ASIDE * in_memory
+        aside = n * (len(infos) + _ASIDE_RANDOM if job.method.random else usual)
     passes = job.num_passes
+    output = span * DTYPES[job.dtype].itemsize + PAGE
+    if not in_memory:
+        output = _pinned(output)
     return Work(
         passes=passes,
         bytes_to_read=passes * sum(info.nbytes for info in infos),
         held=0 if statistic is None else statistic.held,
         # Two buffers of output: one is written while the other is filled.
-        buffers=(rows, 2 * (span * DTYPES[job.dtype].itemsize + PAGE), decoding, aside),
+        buffers=(rows, 2 * output, decoding, aside),
         torch=torch,
     )
 
 
-def memory_of(plan: Plan, works: Sequence[Work], threads: int) -> Memory:
+def _pinned(nbytes: int) -> int:
+    """PyTorch takes pinned memory in powers of two."""
+    return 1 << max(nbytes - 1, 0).bit_length()
+
+
+def memory_of(plan: Plan, works: Sequence[Work], threads: int, devices: Sequence[Device] = ON_CPU) -> Memory:
     """The memory that a plan takes.
 
     Args:
         plan: what will be run, in this process or one like it.
         works: of its jobs.
         threads: worker threads.
+        devices: that they compute on.
     """
     # Buffers grow to the largest need and stay.
     buffers = [max(sizes) for sizes in zip(*{work.buffers for work in works}, strict=True)]
     process, planning = _process(with_torch=any(work.torch for work in works))
+    driver = pieces = 0
+    if not devices[0].in_memory:
+        driver, pieces = _DRIVER, 2 * _pinned(PIECE * _FLOAT)
+    share = share_of(devices, threads)
     return Memory(
-        process=process,
-        workers=threads * sum(buffers) + (threads + WRITERS) * _THREAD,
+        process=process + driver,
+        workers=threads * (sum(buffers) + pieces) + (threads + WRITERS) * _THREAD,
         statistics=_statistics(plan, works, threads),
         planning=planning,
+        on_device=max((device.needed(job, share) for device in devices for job in plan.jobs), default=0),
     )
 
 

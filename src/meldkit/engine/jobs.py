@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import Lock
 from typing import Any
 
+from meldkit.checkpoint import StoredTensor
+from meldkit.engine.buffers import TILE, Buffers, cut
 from meldkit.engine.combination import CombinationRun, stored_sources
+from meldkit.engine.device import ON_CPU, Device, tile_for
 from meldkit.engine.ends import Inputs, Observer, Sink
 from meldkit.engine.run import Progress, Runnable, run
-from meldkit.engine.tensor_run import TILE, Buffers, TensorRun, cut, read_tile
+from meldkit.engine.tensor_run import TensorRun, read_tile
 from meldkit.methods import Noise, Whole
-from meldkit.methods.statistics import Range, Statistic
+from meldkit.methods.statistics import CHUNK, Range, Statistic
 from meldkit.plan import TensorJob
 
 
@@ -25,6 +28,7 @@ def run_jobs(
     seed: int = 0,
     allow_nonfinite: bool = False,
     threads: int = 1,
+    devices: Sequence[Device] = ON_CPU,
     tile: int = TILE,
     progress: Callable[[Progress], None] | None = None,
     observe: Observer | None = None,
@@ -40,7 +44,9 @@ def run_jobs(
         seed: of random methods.
         allow_nonfinite: let NaN and Inf through, in inputs and output.
         threads: worker threads.
-        tile: elements per tile, a multiple of `CHUNK`; changes nothing in the result.
+        devices: that they compute on.
+        tile: elements per tile, a multiple of `CHUNK`, where a device has no number of its own; changes
+            nothing in the result.
         progress: called about ten times a second.
         observe: told of everything that is made.
 
@@ -56,22 +62,30 @@ def run_jobs(
 
     def run_all(tensors: Iterable[Runnable], *, with_torch: bool = True) -> None:
         nonlocal before
-        before += run(tensors, threads=threads, with_torch=with_torch, progress=told)
+        before += run(tensors, threads=threads, devices=devices, with_torch=with_torch, progress=told)
 
-    of_model = measure_model(jobs, inputs, run_all, seed=seed, tile=tile)
+    def sizes(job: TensorJob) -> dict[str, Any]:
+        """Of its tiles and spans; results are written tile by tile where tiles are large."""
+        large = tile_for(devices, job, threads)
+        return {"tile": tile} if large is None else {"tile": large, "span": large}
+
+    of_model = measure_model(jobs, inputs, run_all, seed=seed, tile_of=lambda job: sizes(job)["tile"])
     options: dict[str, Any] = {
         "seed": seed,
-        "tile": tile,
         "of_model": of_model,
         "allow_nonfinite": allow_nonfinite,
         "observe": observe,
     }
 
-    left = [(job, stored_sources(job, inputs)) for job in jobs if job.name not in finished]
+    def combined(job: TensorJob) -> list[StoredTensor]:
+        """What kernels of the CPU combine."""
+        return stored_sources(job, inputs) if devices[0].in_memory else []
+
+    left = [(job, combined(job)) for job in jobs if job.name not in finished]
     tensors = (
-        CombinationRun(stored, job, inputs, sink, **options)
+        CombinationRun(stored, job, inputs, sink, **options, **sizes(job))
         if stored
-        else TensorRun(job, inputs, sink, **options)
+        else TensorRun(job, inputs, sink, **options, **sizes(job))
         for job, stored in left
     )
     run_all(tensors, with_torch=not all(stored for _, stored in left))
@@ -83,7 +97,7 @@ def measure_model(
     run_all: Callable[[Iterable[Runnable]], object],
     *,
     seed: int,
-    tile: int,
+    tile_of: Callable[[TensorJob], int],
 ) -> Any:
     """What a method wants to know of all tensors together, one after the other in order; None if nothing."""
     merged = [job for job in jobs if job.method is not None]
@@ -98,7 +112,7 @@ def measure_model(
         return None
     lock = Lock()
     while ranges := statistic.ranges():
-        run_all(_pass(merged, inputs, statistic, ranges, lock, tile))
+        run_all(_pass(merged, inputs, statistic, ranges, lock, tile_of))
         statistic.finish_pass()
     return statistic.result
 
@@ -109,7 +123,7 @@ def _pass(
     statistic: Statistic,
     ranges: Sequence[Range],
     lock: Lock,
-    tile: int,
+    tile_of: Callable[[TensorJob], int],
 ) -> Iterator[_Measuring]:
     offset = 0
     for job in jobs:
@@ -119,7 +133,7 @@ def _pass(
             if start < offset + job.numel and stop > offset
         ]
         if own:
-            yield _Measuring(job, inputs, statistic, own, offset, lock, tile)
+            yield _Measuring(job, inputs, statistic, own, offset, lock, tile_of(job))
         offset += job.numel
 
 
@@ -138,6 +152,7 @@ class _Measuring:
     ) -> None:
         self.job = job
         self.spans = deque(cut(ranges, tile))
+        self._tile = tile
         self.outstanding = 0
         self._sources = [inputs.open(i) for i in job.all_inputs]
         self._statistic = statistic
@@ -145,10 +160,13 @@ class _Measuring:
         self._lock = lock
 
     def process(self, start: int, stop: int, buffers: Buffers) -> None:
-        models, _ = read_tile(self.job, self._sources, start, stop, buffers)
-        partial = self._statistic.update(models, self._offset + start)
-        with self._lock:
-            self._statistic.absorb(partial)
+        def measure(first: int, last: int) -> None:
+            models, _ = read_tile(self.job, self._sources, first, last, buffers.measuring)
+            partial = self._statistic.update(models, self._offset + first)
+            with self._lock:
+                self._statistic.absorb(partial)
+
+        buffers.each_tile(start, stop, self._tile, CHUNK, measure)
 
     def advance(self) -> bool:
         return False

@@ -22,11 +22,12 @@ from meldkit.checkpoint import (
     TileSource,
     open_files,
 )
+from meldkit.engine.buffers import SPAN, TILE, Buffers, cut
 from meldkit.engine.combination import CombinationRun, stored_dtype, stored_sources, takes_torch
 from meldkit.engine.ends import PlanInputs
 from meldkit.engine.jobs import measure_model
 from meldkit.engine.run import run, single_threaded_torch
-from meldkit.engine.tensor_run import SPAN, TILE, Buffers, TensorRun, cut
+from meldkit.engine.tensor_run import TensorRun
 from meldkit.plan import Input, Plan, TensorJob
 
 #: Seconds for which is read, read again, and computed, if there is so much to do.
@@ -129,7 +130,7 @@ def measure_computing(plan: Plan, reading: Reading) -> float:
             reads = reading.again * len(infos)
         buffers, sink = Buffers(), _Nowhere()
         began = time.perf_counter()
-        of_model = measure_model([job], inputs, run, seed=0, tile=TILE)
+        of_model = measure_model([job], inputs, run, seed=0, tile_of=lambda _: TILE)
         in_advance = time.perf_counter() - began if of_model is not None else 0.0
         times: list[float] = []
         until = time.perf_counter() + _COMPUTING

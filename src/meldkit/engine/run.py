@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ from typing import Protocol
 
 import torch
 
-from meldkit.engine.tensor_run import Buffers
+from meldkit.engine.buffers import Buffers
+from meldkit.engine.device import ON_CPU, Device
 from meldkit.plan import TensorJob
 
 #: Threads that write while workers compute: each mostly waits for the disk.
@@ -69,6 +70,7 @@ def run(
     tensors: Iterable[Runnable],
     *,
     threads: int = 1,
+    devices: Sequence[Device] = ON_CPU,
     with_torch: bool = True,
     progress: Callable[[Progress], None] | None = None,
     interval: float = 0.1,
@@ -78,6 +80,7 @@ def run(
     Args:
         tensors: opened one after the other as workers become free.
         threads: worker threads.
+        devices: that they compute on, each on one of them in turn.
         with_torch: whether any of them takes PyTorch.
         progress: called from this thread every `interval` seconds, and once at the end.
 
@@ -97,7 +100,7 @@ def run(
         ThreadPoolExecutor(threads, "work") as pool,
     ):
         try:
-            workers = [pool.submit(_work, queue, writer) for _ in range(threads)]
+            workers = [pool.submit(_work, queue, writer, devices[i % len(devices)]) for i in range(threads)]
             # Not Thread.join: interrupted by Ctrl-C it takes a thread that runs for one that has ended.
             while wait(workers, timeout=interval).not_done:
                 if progress is not None:
@@ -140,16 +143,16 @@ class _TorchThreads:
 single_threaded_torch = _TorchThreads()
 
 
-def _work(queue: _Queue, writer: Executor) -> None:
+def _work(queue: _Queue, writer: Executor, device: Device) -> None:
     try:
-        buffers = Buffers(writer)
-        while (task := queue.take()) is not None:
-            tensor, start, stop = task
-            rest = tensor.process(start, stop, buffers) if stop > start else None
-            if rest is None:
-                queue.done(tensor, stop - start)
-            else:
-                rest.add_done_callback(partial(_finish, queue, tensor, stop - start))
+        with device.worker(writer) as buffers:
+            while (task := queue.take()) is not None:
+                tensor, start, stop = task
+                rest = tensor.process(start, stop, buffers) if stop > start else None
+                if rest is None:
+                    queue.done(tensor, stop - start)
+                else:
+                    rest.add_done_callback(partial(_finish, queue, tensor, stop - start))
     except BaseException as e:  # noqa: BLE001 - carried to the caller's thread, which raises it
         queue.stop(e)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, wait
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any, NoReturn
@@ -14,108 +14,17 @@ import numpy as np
 import torch
 
 from meldkit import kernels
-from meldkit.checkpoint import DTYPES, Scratch, TileSource
+from meldkit.checkpoint import DTYPES, TileSource
 from meldkit.engine.blocks import elements_of_row, round_to, scales_of
+from meldkit.engine.buffers import SPAN, TILE, Buffers, cut
 from meldkit.engine.ends import Inputs, Observer, Sink
 from meldkit.engine.finite import all_finite, count, fits, not_finite
-from meldkit.errors import MeldError, RunError, out_of_memory
+from meldkit.errors import MeldError, RunError, is_full, out_of_memory
 from meldkit.methods import Method, Noise, Whole
 from meldkit.methods.base import subtract_base
 from meldkit.methods.statistics import CHUNK, Statistic
 from meldkit.plan import Input, TensorJob
 from meldkit.shapes import Float32, Tensor
-
-#: Elements of a tile, on which methods work: small enough that a tile of each model stays in the cache,
-#: large enough that the time of a call is little beside the time of its work.
-TILE = 8 * CHUNK
-#: Elements of a span, the run of tiles that one worker takes and writes at once: disks want long writes.
-SPAN = 32 * CHUNK
-#: Elements: no sum may depend on where in memory a row begins.
-_ALIGNMENT = 64
-#: Bytes: a page, and at least a block of any usual disk.
-PAGE = 4096
-
-
-class Buffers:
-    """What one worker needs; each buffer grows to the largest need and stays.
-
-    Args:
-        writer: carries out writes while the worker goes on; None to write at once.
-    """
-
-    def __init__(self, writer: Executor | None = None) -> None:
-        self._values = Scratch()
-        self._held = Scratch()
-        self._sources: list[Scratch] = []
-        self._scales = Scratch()
-        self.scratch = Scratch()
-        self._writer = writer
-        #: Two, so that one can be filled while the other is written; and what is being done with them.
-        self._outputs = [_Output(), _Output()]
-
-    def rows(self, num_rows: int, n: int) -> Float32[Tensor, "num_rows n"]:
-        """Room for one tile of each input."""
-        return torch.from_numpy(self.row_arrays(num_rows, n))
-
-    def row_arrays(self, num_rows: int, n: int) -> np.ndarray:
-        """The same, as a float32 array `[num_rows, n]`; rows are aligned alike whatever n is."""
-        stride = -(-n // _ALIGNMENT) * _ALIGNMENT
-        room = self._values.array(num_rows * stride * 4).view(np.float32)
-        return room.reshape(num_rows, stride)[:, :n]
-
-    def source(self, index: int, nbytes: int) -> np.ndarray:
-        """Room for bytes of one of a job's inputs, uint8."""
-        while len(self._sources) <= index:
-            self._sources.append(Scratch())
-        return self._sources[index].array(nbytes)
-
-    def output(self, job: TensorJob, start: int, stop: int) -> np.ndarray:
-        """Room for the bytes of elements [start, stop), which lies within a page as they do in the file."""
-        self._outputs.reverse()
-        output = self._outputs[0]
-        wait([output.written])
-        return _within_page(output.scratch, job, start, stop)
-
-    def held(self, n: int) -> Float32[Tensor, " n"]:
-        """Room for elements that wait until a row of blocks is complete."""
-        return self._held.take(n * 4).view(torch.float32)
-
-    def scales(self, job: TensorJob, start: int, stop: int) -> np.ndarray:
-        """As `output`, for scales [start, stop); they are to be written at once."""
-        return _within_page(self._scales, job, start, stop)
-
-    def write(self, sink: Sink, job: TensorJob, start: int, raw: np.ndarray) -> Future[None]:
-        """Hand over what has been put into the latest output room, which is in use until it is written."""
-        if self._writer is None:
-            sink.write(job, start, raw.data)
-        else:
-            self._outputs[0].written = self._writer.submit(sink.write, job, start, raw.data)
-        return self._outputs[0].written
-
-
-def _within_page(scratch: Scratch, job: TensorJob, start: int, stop: int) -> np.ndarray:
-    itemsize = DTYPES[job.dtype].itemsize
-    nbytes = (stop - start) * itemsize
-    room = scratch.array(nbytes + PAGE)
-    skip = (job.offset + start * itemsize - room.ctypes.data) % PAGE
-    return room[skip : skip + nbytes]
-
-
-class _Output:
-    def __init__(self) -> None:
-        self.scratch = Scratch()
-        self.written: Future[None] = Future()
-        self.written.set_result(None)
-
-
-def cut(ranges: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
-    """Pieces (start, stop) of at most `size` elements.
-
-    A range without elements still gives one, so that a tensor without any comes to its end like others.
-    """
-    for first, stop in ranges:
-        for start in range(first, max(stop, first + 1), size):
-            yield start, min(stop, start + size)
 
 
 def read_tile(
@@ -129,9 +38,7 @@ def read_tile(
         start, stop: elements of the flattened tensor.
         buffers: of the worker; what is returned lies in them.
     """
-    rows = buffers.rows(len(sources), stop - start)
-    for row, source in zip(rows, sources, strict=True):
-        source.read(start, stop, row, buffers.scratch)
+    rows = buffers.read(sources, start, stop)
     if job.base is None:
         return rows, None
     subtract_base(rows[1:], rows[0])
@@ -194,6 +101,7 @@ class TensorRun:
         if job.method is not None:
             grain = job.method.grain(self._whole, job.values)
             self._statistic = job.method.statistic(self._whole, job.values)
+        self._grain = grain
         self._tile = max(tile // grain, 1) * grain
         # A span begins where a tile may, and holds whole rows of blocks.
         unit = self._tile if job.scales is None else math.lcm(grain, elements_of_row(job))
@@ -235,16 +143,20 @@ class TensorRun:
         return None
 
     def _measure(self, start: int, stop: int, buffers: Buffers) -> None:
-        assert self._statistic is not None
-        for first, last in cut([(start, stop)], self._tile):
+        statistic = self._statistic
+        assert statistic is not None
+
+        def measure(first: int, last: int) -> None:
             partial = self._measure_tile(first, last, buffers)
             with self._method_failures(), self._lock:
-                self._statistic.absorb(partial)
+                statistic.absorb(partial)
+
+        buffers.each_tile(start, stop, self._tile, self._grain, measure)
 
     def _measure_tile(self, start: int, stop: int, buffers: Buffers) -> Any:
         """What the statistic makes of elements [start, stop)."""
         assert self._statistic is not None
-        models, base = read_tile(self.job, self._sources, start, stop, buffers)
+        models, base = read_tile(self.job, self._sources, start, stop, buffers.measuring)
         self._check_inputs(start, models, base)
         with self._method_failures():
             return self._statistic.update(models, start)
@@ -252,21 +164,24 @@ class TensorRun:
     def _write(self, start: int, stop: int, buffers: Buffers) -> Future[None]:
         raw = buffers.output(self.job, start, stop)
         itemsize = DTYPES[self.job.dtype].itemsize
-        for first, last in cut([(start, stop)], self._tile):
+
+        def make(first: int, last: int) -> None:
             part = raw[(first - start) * itemsize : (last - start) * itemsize]
             self._make_tile(first, last, part, buffers)
             self._observe(self.job, first, part)
+
+        buffers.each_tile(start, stop, self._tile, self._grain, make)
         return buffers.write(self._sink, self.job, start, raw)
 
     def _make_tile(self, start: int, stop: int, raw: np.ndarray, buffers: Buffers) -> None:
         """Put the bytes of elements [start, stop) of the output into `raw`."""
         output = torch.from_numpy(raw).view(getattr(torch, DTYPES[self.job.dtype].torch))
         values = self._values(start, stop, buffers)
-        output.copy_(values)
-        if not fits(values, output):
+        if not fits(values, buffers.round(values, output)):
             if not self._allow_nonfinite:
                 self._refuse_output(start, stop, values, output.dtype, buffers)
             self._sink.let_through(self.job)
+        buffers.land()
 
     def _write_in_blocks(self, start: int, stop: int, buffers: Buffers) -> Future[None]:
         """Write whole rows of blocks, with their scales; tiles may end within one."""
@@ -280,7 +195,7 @@ class TensorRun:
         held = buffers.held(min(self._tile + row, stop - start))
         done, filled = start, 0
         for first, last in cut([(start, stop)], self._tile):
-            held[filled : filled + last - first] = self._values(first, last, buffers)
+            self._hold(held[filled : filled + last - first], first, last, buffers)
             filled += last - first
             complete = filled // row * row
             if not complete:
@@ -302,6 +217,14 @@ class TensorRun:
         self._observe(job, start, raw)
         self._sink.write(job.scales, start // block, raw_scales.data)
         return buffers.write(self._sink, job, start, raw)
+
+    def _hold(self, room: Float32[Tensor, " n"], start: int, stop: int, buffers: Buffers) -> None:
+        """Fill room in main memory with elements [start, stop) of the output."""
+
+        def fill(first: int, last: int) -> None:
+            room[first - start : last - start] = self._values(first, last, buffers)
+
+        buffers.each_tile(start, stop, self._tile, self._grain, fill)
 
     def _observe(self, job: TensorJob, start: int, raw: np.ndarray) -> None:
         if self._observer is not None:
@@ -347,6 +270,8 @@ class TensorRun:
         except Exception as e:
             if (full := out_of_memory(e)) is not None:
                 raise full from e
+            if is_full(e):
+                raise
             assert self.job.method is not None
             raise RunError(
                 f"{self.job.method.name} failed on tensor '{self.job.name}': {type(e).__name__}: {e}",

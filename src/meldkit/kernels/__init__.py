@@ -17,6 +17,8 @@ from threading import local
 import numpy as np
 import torch
 
+from meldkit.kernels import elsewhere
+from meldkit.kernels.elsewhere import in_memory
 from meldkit.kernels.library import address, fits, load, rows_at
 from meldkit.shapes import Float32, Tensor
 
@@ -148,6 +150,8 @@ def products(x: Float32[Tensor, "m n"] | np.ndarray) -> list[float]:
         result = np.empty(num_pairs)
         _LIBRARY.gram(*rows_at(x), m, n, address(room), address(result))
         return result.tolist()
+    if not in_memory(x):
+        return elsewhere.products(torch.as_tensor(x), n)[0]
     room = torch.from_numpy(_rooms.take("doubles", np.float64, m * n))
     rows = room[: m * n].view(m, n).copy_(torch.as_tensor(x)).unbind()
     return [torch.dot(rows[i], rows[j]).item() for i in range(m) for j in range(i, m)]
@@ -198,13 +202,15 @@ def finite(dtype: str, raw: np.ndarray) -> bool:
     return bool(_LIBRARY.finite(TYPES[dtype], address(raw), raw.nbytes // _SIZES[dtype]))
 
 
-def count_magnitudes(row: np.ndarray, low: float, high: float) -> tuple[list[int], np.ndarray]:
+def count_magnitudes(row: np.ndarray | Tensor, low: float, high: float) -> tuple[list[int], np.ndarray]:
     """How many |x| are > high, ≥ high, > low, ≥ low, and not 0; and those strictly between low and high.
 
     Args:
-        row: float32 `[n]`.
+        row: float32 `[n]`, an array if it is in main memory.
         low, high: exact in float32.
     """
+    if not isinstance(row, np.ndarray):
+        return elsewhere.count_magnitudes(row, low, high)
     if _LIBRARY is not None and row.flags.c_contiguous:
         counts = np.zeros(5, np.int64)
         found = _rooms.take("found", np.float32, len(row))
@@ -289,6 +295,14 @@ def keep_bits(row: Float32[Tensor, " n"], bits: np.ndarray) -> None:
     row.mul_(torch.from_numpy(np.unpackbits(bits, count=len(row))).to(row.device))
 
 
+def keep(row: Float32[Tensor, " n"], kept: np.ndarray) -> None:
+    """Multiply, in place, by flags: bool `[n]`."""
+    if in_memory(row):
+        np.multiply(row.numpy(), kept, out=row.numpy())
+    else:
+        row.mul_(torch.from_numpy(kept).to(row.device))
+
+
 def norms(row: Float32[Tensor, " n"], kept: np.ndarray, grain: int) -> np.ndarray:
     """Σ|x| of each `grain` elements of a row, and of those that are kept: float64 `[n / grain, 2]`.
 
@@ -301,6 +315,8 @@ def norms(row: Float32[Tensor, " n"], kept: np.ndarray, grain: int) -> np.ndarra
     if _LIBRARY is not None and fits(row) and kept.flags.c_contiguous:
         _LIBRARY.norms(row.data_ptr(), address(kept), len(row), grain, address(result))
         return result
+    if not in_memory(row):
+        return elsewhere.norms(row, kept, grain)
     starts = np.arange(0, len(row), grain)
     magnitudes = np.abs(row.numpy()).astype(np.float64)
     result[:, 0] = np.add.reduceat(magnitudes, starts)
@@ -308,16 +324,18 @@ def norms(row: Float32[Tensor, " n"], kept: np.ndarray, grain: int) -> np.ndarra
     return result
 
 
-def by_rank(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+def by_rank(rows: np.ndarray | Tensor, values: np.ndarray) -> np.ndarray:
     """Give each element what stands in `values` at its rank in its row, by magnitude, ties by position.
 
     Args:
-        rows: float32 `[rows, columns]`.
+        rows: float32 `[rows, columns]`, an array if they are in main memory.
         values: uint16 `[columns]`.
 
     Returns:
         uint16 `[rows · columns]`.
     """
+    if not isinstance(rows, np.ndarray):
+        return elsewhere.by_rank(rows, values)
     result = np.empty(rows.size, np.uint16)
     if not rows.size:
         return result
@@ -353,7 +371,7 @@ def at_least(values: Float32[Tensor, " n"], threshold: float) -> np.ndarray:
         bits = np.empty(-(-len(values) // 8), np.uint8)
         _LIBRARY.at_least(values.data_ptr(), len(values), threshold, address(bits))
         return bits
-    return np.packbits(np.greater_equal(values.numpy(), np.float32(threshold)))
+    return np.packbits(torch.ge(values, float(np.float32(threshold))).cpu().numpy())
 
 
 def sum_changed(

@@ -7,8 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from meldkit import kernels
+from meldkit.kernels.elsewhere import numbers
 from meldkit.methods._kept import Kept, KeptL1
 from meldkit.methods._task_vectors import DENSITY, LAMBDA, WEIGHT, merge_task_vectors
 from meldkit.methods.base import Parameter, TileNoise, Whole
@@ -87,19 +89,19 @@ def draw(
         if d <= 0 or d >= 1:
             keep[model] = d >= 1
         else:
-            levels = keep_levels(row.numpy().reshape(-1, num_columns), d, e)
+            levels = keep_levels(numbers(row).reshape(-1, num_columns), d, e)
             np.less(noise.noise.uniform(model, noise.start, noise.n), levels, out=keep[model])
     return keep
 
 
-def keep_levels(rows: np.ndarray, density: float, epsilon: float) -> np.ndarray:
+def keep_levels(rows: np.ndarray | Tensor, density: float, epsilon: float) -> np.ndarray:
     """The probability of keeping each element, in units of 1/65536: uint16 `[n]`.
 
     An element of rank r (from 0, by magnitude, ties by position) in a row of n has probability
     density − ε + 2 ε r / (n − 1); in a row of one, density.
 
     Args:
-        rows: float32 `[rows, columns]`.
+        rows: float32 `[rows, columns]`, an array if they are in main memory.
         density: strictly between 0 and 1.
         epsilon: small enough for probabilities strictly between 0 and 1.
     """
@@ -125,19 +127,19 @@ def merge_della(
     num_columns: int,
 ) -> Float32[Tensor, " n"]:
     """Drop, rescale, and merge with or without sign election."""
-    values = x.numpy()
     if rescale == "keep_probability":
-        for model, (row, d, e) in enumerate(zip(values, density, epsilon, strict=True)):
+        for model, (row, d, e) in enumerate(zip(x, density, epsilon, strict=True)):
             if 0 < d < 1:
-                levels = keep_levels(row.reshape(-1, num_columns), d, e)
-                np.multiply(row, noise.noise.uniform(model, noise.start, noise.n) < levels, out=row)
-                np.divide(row, levels.astype(np.float32) / _LEVELS, out=row)
+                levels = keep_levels(numbers(row).reshape(-1, num_columns), d, e)
+                kernels.keep(row, noise.noise.uniform(model, noise.start, noise.n) < levels)
+                row.div_(torch.from_numpy(levels.astype(np.float32) / _LEVELS).to(row.device))
             elif d <= 0:
-                row[:] = 0
+                row.zero_()
     elif kept is not None:
         kept.drop(x, noise.start)
     elif min(density) < 1:
-        np.multiply(values, draw(x, noise, density, epsilon, num_columns), out=values)
+        for row, kept_row in zip(x, draw(x, noise, density, epsilon, num_columns), strict=True):
+            kernels.keep(row, kept_row)
     ratios = None if kept is None else kept.ratios
     return merge_task_vectors(x, weight, ratios, elect=elect, normalize=normalize, lambda_=lambda_)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from meldkit import kernels
-from meldkit.methods.statistics import CHUNK, Range, exact_sum, l1_ratio
+from meldkit.methods.statistics import CHUNK, Bits, Range, exact_sum, l1_ratio
 from meldkit.shapes import Float32, Tensor
 
 #: Bytes of a list of two numbers.
@@ -19,17 +19,17 @@ class Kept:
     """Which elements of each tile are kept; and the L1 ratios.
 
     Attributes:
-        bits: by the tile's first element, uint8 `[m, n / 8]`.
+        bits: of the elements of each model.
         ratios: per model, Σ|x| / Σ|kept x|.
     """
 
     def __init__(self) -> None:
-        self.bits: dict[int, np.ndarray] = {}
+        self.bits = Bits()
         self.ratios: list[float] = []
 
     def drop(self, x: Float32[Tensor, "m n"], start: int) -> None:
         """Zero, in place, what is not kept of the tile that begins at element `start`."""
-        for row, bits in zip(x, self.bits[start], strict=True):
+        for row, bits in zip(x, self.bits.of(start, x.shape[1]), strict=True):
             kernels.keep_bits(row, bits)
 
 
@@ -69,13 +69,13 @@ class KeptL1:
     def update(self, x: Float32[Tensor, "m n"], start: int) -> Any:
         kept = self._draw(x, start)
         norms = [kernels.norms(row, row_kept, self._grain) for row, row_kept in zip(x, kept, strict=True)]
-        return start, norms, np.packbits(kept, axis=1)
+        return start, x.shape[1], norms, np.packbits(kept, axis=1)
 
-    def absorb(self, partial: tuple[int, list[np.ndarray], np.ndarray]) -> None:
-        start, norms, bits = partial
+    def absorb(self, partial: tuple[int, int, list[np.ndarray], np.ndarray]) -> None:
+        start, n, norms, bits = partial
         for parts, part in zip(self._norms, norms, strict=True):
             parts.append(part)
-        self._kept.bits[start] = bits
+        self._kept.bits.remember(start, n, bits)
 
     def finish_pass(self) -> None:
         self._done = True

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import torch
 
+from meldkit.kernels.elsewhere import has_float64, in_memory, row_sums
 from meldkit.methods.base import Base, Measured, Whole
 from meldkit.methods.statistics import Chain, Derived, KthMagnitude, Statistic
 from meldkit.shapes import Float32, Tensor
@@ -43,11 +44,27 @@ class Divergences:
         base, other = x.view(2, -1, self._num_columns)
         tile = start, x.shape[1]
         if tile not in self._known:
-            rows = max(1, _CACHED // self._num_columns)
-            parts = zip(torch.split(other, rows), torch.split(base, rows), strict=True)
-            found = [_divergence(first.numpy(), second.numpy()) for first, second in parts]
-            self._known[tile] = np.concatenate(found).astype(np.float32)
-        return torch.sub(other, base).abs_().mul_(torch.from_numpy(self._known[tile])).view(-1)
+            self._known[tile] = _divergences(other, base)
+        known = torch.from_numpy(self._known[tile]).to(x.device)
+        return torch.sub(other, base).abs_().mul_(known).view(-1)
+
+
+def _divergences(first: Tensor, second: Tensor) -> np.ndarray:
+    """Of rows `[rows, columns]`, as float32 `[rows, 1]`."""
+    if not in_memory(first):
+        if has_float64(first.device):
+            p, q = (softmax.add_(_FLOOR) for softmax in map(_softmax_elsewhere, (first, second)))
+            return row_sums(torch.log(p / q).mul_(p)).float().cpu().numpy()[:, None]
+        first, second = first.cpu(), second.cpu()
+    rows = max(1, _CACHED // first.shape[1])
+    parts = zip(torch.split(first, rows), torch.split(second, rows), strict=True)
+    found = [_divergence(first.numpy(), second.numpy()) for first, second in parts]
+    return np.concatenate(found).astype(np.float32)
+
+
+def _softmax_elsewhere(rows: Tensor) -> Tensor:
+    values = (rows.double() - rows.amax(1, keepdim=True)).exp_()
+    return values.div_(row_sums(values).unsqueeze(1))
 
 
 def _divergence(first: np.ndarray, second: np.ndarray) -> np.ndarray:

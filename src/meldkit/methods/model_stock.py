@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from meldkit.kernels import sum_rows
+from meldkit.kernels.elsewhere import row_products
 from meldkit.methods.base import COMPAT, Base, Combination, Measured, Parameter, Whole, combine
 from meldkit.methods.statistics import Gram, Statistic
 from meldkit.shapes import Float32, Tensor
@@ -51,13 +52,13 @@ def model_stock(
         return combine(x, combination(gram, m, compat=compat))
     pairs = list(combinations(range(m), 2))
     rows = x.view(m, -1, num_columns)
-    squares = [_row_dot(row, row) for row in rows]
+    squares = [row_products(row, row) for row in rows]
     total = torch.zeros_like(squares[0])
     for i, j in pairs:
         product = (squares[i] * squares[j]).sqrt_().clamp_min_(_MIN_PRODUCT)
-        total.add_(_row_dot(rows[i], rows[j]).div_(product).clamp_(-1, 1))
+        total.add_(row_products(rows[i], rows[j]).div_(product).clamp_(-1, 1))
     cosine = total.div_(len(pairs))
-    t = _ratio(cosine if compat else cosine.clamp_(0, 1), m).float()
+    t = _ratio(cosine if compat else cosine.clamp_(0, 1), m).float().to(x.device)
     return sum_rows(x).view(-1, num_columns).mul_(t.div_(m).unsqueeze(1)).view(-1)
 
 
@@ -77,11 +78,6 @@ def combination(gram: np.ndarray | None, m: int, *, compat: bool, **_: object) -
 def _ratio(cosine: Any, m: int) -> Any:
     """t from mean cosines: of the whole tensor, or of rows as a float64 tensor."""
     return m * cosine / (1 + (m - 1) * cosine)
-
-
-def _row_dot(a: Tensor, b: Tensor) -> Tensor:
-    """⟨a_r, b_r⟩ for each row, float64."""
-    return (a.double() * b).sum(dim=1)
 
 
 METHOD = Measured(

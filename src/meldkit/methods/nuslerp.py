@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from meldkit.kernels.elsewhere import row_products
 from meldkit.methods.base import Base, Combination, Measured, Parameter, Whole, combine
 from meldkit.methods.linear import WEIGHT
 from meldkit.methods.statistics import ColumnGram, Gram, Statistic
@@ -57,14 +58,14 @@ def nuslerp(
     t = _position(weight)
     a, b = x.view(2, -1, num_columns)
     if gram is None:
-        products = [(left.double() * right).sum(dim=1) for left, right in ((a, a), (a, b), (b, b))]
-        first, second = _coefficients(_matrix(*(p.numpy() for p in products)), t)
+        products = [row_products(left, right) for left, right in ((a, a), (a, b), (b, b))]
+        first, second = _coefficients(_matrix(*(p.cpu().numpy() for p in products)), t)
         shape = (-1, 1)
     else:
         first, second = _coefficients(gram, t)
         shape = (1, -1)
-    a.mul_(torch.from_numpy(first.astype(np.float32)).view(shape))
-    return a.addcmul_(b, torch.from_numpy(second.astype(np.float32)).view(shape)).view(-1)
+    factors = [torch.from_numpy(c.astype(np.float32)).view(shape).to(x.device) for c in (first, second)]
+    return a.mul_(factors[0]).addcmul_(b, factors[1]).view(-1)
 
 
 def combination(gram: np.ndarray | None, _: int, *, weight: Sequence[float], **__: object) -> Combination:

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from meldkit import kernels
+from meldkit.kernels import elsewhere
 from meldkit.methods.base import COMPAT, Base, Measured, Parameter, Whole
-from meldkit.methods.statistics import Chain, Derived, Known, KthMagnitude, Statistic, Sums
+from meldkit.methods.statistics import Bits, Chain, Derived, Known, KthMagnitude, Statistic, Sums
 from meldkit.shapes import Float32, Tensor
 
 #: Below this sum of mean squares mergekit weighs all models equally: nearly always, for language models.
@@ -49,7 +48,7 @@ class _Energies(Sums):
         super().__init__(self._squares, whole.num_models, whole.numel)
         self._threshold = threshold
         self._remember = remember and threshold > 0
-        self._bits: dict[int, np.ndarray] = {}
+        self._bits = Bits()
 
     def update(self, x: Float32[Tensor, "m n"], start: int) -> Any:
         selected = None
@@ -57,16 +56,21 @@ class _Energies(Sums):
             selected = kernels.at_least(kernels.variance(x), self._threshold)
             for row in x:
                 kernels.keep_bits(row, selected)
-        return start, selected if self._remember else None, super().update(x, start)
+        return start, x.shape[1], selected if self._remember else None, super().update(x, start)
 
     def _squares(self, x: Float32[Tensor, "m n"], start: int) -> list[float]:
         del start
         return [kernels.products(row.unsqueeze(0))[0] for row in x]
 
+    def all_terms(self, x: Float32[Tensor, "m n"], start: int) -> Sequence[Sequence[float]]:
+        del start
+        squares = [elsewhere.products(row.unsqueeze(0), self._grain) for row in x]
+        return [[chunk[0] for chunk in chunks] for chunks in zip(*squares, strict=True)]
+
     def absorb(self, partial: Any) -> None:
-        start, bits, squares = partial
+        start, n, bits, squares = partial
         if bits is not None:
-            self._bits[start] = bits
+            self._bits.remember(start, n, bits)
         super().absorb(squares)
 
     @property
@@ -80,11 +84,11 @@ class Measurement:
     """What was measured.
 
     Attributes:
-        selected: bits of each tile, by its first element; None if everything is merged.
+        selected: which elements; None if everything is merged.
         energies: mean square of each model's selected elements.
     """
 
-    selected: dict[int, np.ndarray] | None
+    selected: Bits | None
     energies: list[float]
 
 
@@ -113,8 +117,9 @@ def sce(
     negligible = total < _COMPAT_MIN_ENERGY if compat else total == 0
     share = [1 / len(x)] * len(x) if negligible else [e / total for e in measured.energies]
     if measured.selected is not None:
+        bits = measured.selected.of(start, x.shape[1])
         for row in x:
-            kernels.keep_bits(row, measured.selected[start])
+            kernels.keep_bits(row, bits)
     return kernels.elect(x, [1.0] * len(x), share, share, least=_MIN_SHARE, lambda_=1)
 
 

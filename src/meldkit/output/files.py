@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any, cast
 
 from meldkit.checkpoint import write_json
 from meldkit.checkpoint.gguf import write_generation_config, write_tokenizer
+from meldkit.engine import Device
 from meldkit.errors import RunError
 from meldkit.output.card import model_card
 from meldkit.output.record import CARD, RECIPE, RECORD, record
@@ -73,7 +74,12 @@ def write_side_files(
 
 
 def write_record(
-    folder: Path, plan: Plan, version: str, options: Mapping[str, Any], sums: Mapping[str, Sum]
+    folder: Path,
+    plan: Plan,
+    version: str,
+    options: Mapping[str, Any],
+    sums: Mapping[str, Sum],
+    devices: Sequence[Device],
 ) -> None:
     """Write the record, which tells of every other file; see `meldkit.output.record`.
 
@@ -81,7 +87,7 @@ def write_record(
         RunError: a file cannot be read or written.
     """
     with _unwritten(folder):
-        write_json(folder / RECORD, record(plan, version, options, sums, folder))
+        write_json(folder / RECORD, record(plan, version, options, sums, devices, folder))
 
 
 @contextmanager

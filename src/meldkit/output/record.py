@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
 from meldkit.checkpoint import Checkpoint
+from meldkit.engine import ON_CPU, Device
 from meldkit.kernels import compiled, processor
 from meldkit.output.sums import Sum
 from meldkit.plan import NUMERIC_VERSION, Plan
@@ -31,7 +32,12 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def record(
-    plan: Plan, version: str, options: Mapping[str, Any], sums: Mapping[str, Sum], folder: Path
+    plan: Plan,
+    version: str,
+    options: Mapping[str, Any],
+    sums: Mapping[str, Sum],
+    devices: Sequence[Device],
+    folder: Path,
 ) -> dict[str, Any]:
     """The record of a merge whose files lie in a folder.
 
@@ -40,6 +46,7 @@ def record(
         version: of meldkit.
         options: those that change what is written.
         sums: of each stored tensor.
+        devices: that it was computed on.
         folder: of all files, the record aside.
 
     Raises:
@@ -52,7 +59,7 @@ def record(
         "format": FORMAT,
         "meldkit": version,
         "numeric_version": NUMERIC_VERSION,
-        "made_with": surroundings(),
+        "made_with": surroundings(devices),
         "plan": plan.digest(),
         "seed": plan.seed,
         "options": dict(options),
@@ -78,8 +85,8 @@ def record(
     }
 
 
-def surroundings() -> dict[str, str]:
-    """What else bytes may depend on: versions of the libraries that compute, and the kind of processor."""
+def surroundings(devices: Sequence[Device] = ON_CPU) -> dict[str, str]:
+    """What else bytes may depend on: versions of the libraries that compute, and kinds of processors."""
     return {
         "torch": version_of("torch"),
         "numpy": version_of("numpy"),
@@ -87,6 +94,7 @@ def surroundings() -> dict[str, str]:
         # It takes those that suit the processor best, unless it is told otherwise.
         "torch_kernels": os.environ.get("ATEN_CPU_CAPABILITY", "best"),
         "meldkit_kernels": "compiled" if compiled() else "none",
+        **({} if devices[0].in_memory else {"device": ", ".join(dict.fromkeys(d.model for d in devices))}),
     }
 
 

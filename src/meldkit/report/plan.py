@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from meldkit.engine import Memory, Work, default_threads, memory_of, work_of
+from meldkit.engine import ON_CPU, Device, Memory, default_threads, memory_of, num_workers, work_of
 from meldkit.plan import Plan, TensorJob
 from meldkit.plan.pieces import NOT_TOKENS
 from meldkit.report.groups import group_tensors
@@ -61,6 +61,19 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """An accelerator.
+
+    Attributes:
+        name: as PyTorch spells it.
+        model: what its maker calls it.
+    """
+
+    name: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
 class Cost:
     """What the merge takes.
 
@@ -70,6 +83,7 @@ class Cost:
         bytes_to_download: of weight files that are not here yet.
         passes: how often an input is read at most, in the usual case.
         threads: worker threads.
+        devices: accelerators that it is computed on; none for the CPU.
         memory: an estimate that is meant to be a little high.
         probe: measured here; None if nothing was.
         seconds: an estimate, if there was a probe.
@@ -80,6 +94,7 @@ class Cost:
     bytes_to_download: int
     passes: int
     threads: int
+    devices: tuple[Place, ...]
     memory: Memory
     probe: Probe | None
     seconds: float | None
@@ -144,19 +159,22 @@ class PlanSummary:
         }
 
 
-def summarise_plan(plan: Plan, *, threads: int | None = None) -> PlanSummary:
+def summarise_plan(
+    plan: Plan, *, threads: int | None = None, devices: Sequence[Device] = ON_CPU
+) -> PlanSummary:
     """Put together what a plan would do.
 
     Args:
         plan: what would be done.
         threads: worker threads; None for as many as a merge takes by itself.
+        devices: that it would be computed on.
     """
-    threads = threads or default_threads()
+    threads = num_workers(devices, threads, default_threads())
     return PlanSummary(
         plan=plan,
         models=tuple(_model(plan, index) for index in range(len(plan.checkpoints))),
         output=_output(plan),
-        cost=_cost(plan, work_of(plan), threads),
+        cost=_cost(plan, threads, devices),
         treatments=_treatments(plan),
     )
 
@@ -165,11 +183,11 @@ def with_time(summary: PlanSummary) -> PlanSummary:
     """The same with an estimate of the time it takes, for which this machine is measured for under a second.
 
     Reads some of the inputs, and writes a little to the current folder that is gone afterwards. Nothing is
-    measured where inputs are not here.
+    measured where inputs are not here, nor for accelerators.
     """
     plan, cost = summary.plan, summary.cost
     works = work_of(plan)
-    measured = None if cost.bytes_to_download else probe(plan, works)
+    measured = None if cost.bytes_to_download or cost.devices else probe(plan, works)
     if measured is None:
         return summary
     seconds = measured.estimate(plan, works, cost.threads, default_threads())
@@ -217,14 +235,16 @@ def _vocabulary(plan: Plan) -> int | None:
     return max(rows, default=None)
 
 
-def _cost(plan: Plan, works: Sequence[Work], threads: int) -> Cost:
+def _cost(plan: Plan, threads: int, devices: Sequence[Device]) -> Cost:
+    works = work_of(plan, threads, devices)
     return Cost(
         bytes_to_read=sum(work.bytes_to_read for work in works),
         bytes_to_write=plan.bytes_to_write,
         bytes_to_download=sum(plan.to_download.values()),
         passes=max((work.passes for work in works), default=0),
         threads=threads,
-        memory=memory_of(plan, works, threads),
+        devices=tuple(Place(d.name, d.model) for d in devices if not d.in_memory),
+        memory=memory_of(plan, works, threads, devices),
         probe=None,
         seconds=None,
     )

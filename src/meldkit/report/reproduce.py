@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from meldkit import __version__
-from meldkit.api import plan, tensor_sums
+from meldkit.api import devices_of, plan, tensor_sums
+from meldkit.engine import Device
 from meldkit.errors import CheckpointError, MismatchError, RecipeError
 from meldkit.options import MergeOptions
 from meldkit.output import RECIPE, RECORD, commit_of, surroundings, write_side_files
@@ -28,6 +29,7 @@ _SURROUNDINGS = {
     "torch": "torch",
     "numpy": "numpy",
     "machine": "processor",
+    "device": "GPU",
     "torch_kernels": "torch's kernels",
     "meldkit_kernels": "meldkit's compiled kernels",
 }
@@ -77,6 +79,7 @@ def reproduce(
     trust_remote_code: bool = False,
     threads: int | None = None,
     cache: str | None = None,
+    device: str | None = None,
     progress: Callable[[Status], None] | None = None,
 ) -> Reproduction:
     """Run the merge that an output records, and compare all that comes out with the record.
@@ -87,7 +90,7 @@ def reproduce(
         moved: where single models are now, by what the recipe calls them.
         plugin: files of the methods that the merge needed.
         trust_remote_code: let code in the models' folders read tokenizers, if the merge did.
-        threads, cache: as in `MergeOptions`.
+        threads, cache, device: as in `MergeOptions`.
         progress: as for `merge`.
 
     Raises:
@@ -107,14 +110,14 @@ def reproduce(
             f"{recipe} is not the recipe of the merge",
             hint=f"'meldkit verify {path}' says what else was changed",
         )
-    options = _options(record, plugin, trust_remote_code, threads, cache)
+    options = replace(_options(record, plugin, trust_remote_code, threads, cache), device=device)
     try:
         chosen = plan(recipe, options, locate=_Search(record, models, moved or {}))
     except CheckpointError as e:
         hint = "; ".join([*([e.hint] * bool(e.hint)), "--models and --model say where models are now"])
         raise CheckpointError(e.message, hint=hint) from e
     inputs = tuple(_changed_inputs(record, chosen))
-    around = tuple(_surroundings(record, plugin))
+    around = tuple(_surroundings(record, plugin, devices_of(options)))
     if inputs:
         return Reproduction(path, inputs, around, (), 0)
     sums = tensor_sums(chosen, options, progress=progress)
@@ -206,7 +209,9 @@ def _changed_inputs(record: Mapping[str, Any], chosen: Plan) -> Iterator[str]:
     yield from (f"'{name}' is not read any more" for name in recorded if name not in names)
 
 
-def _surroundings(record: Mapping[str, Any], plugin: Sequence[str]) -> Iterator[str]:
+def _surroundings(
+    record: Mapping[str, Any], plugin: Sequence[str], devices: Sequence[Device]
+) -> Iterator[str]:
     """What is not as it was when the merge was made."""
     if record["meldkit"] != __version__:
         yield f"meldkit is {__version__}, it was {record['meldkit']}"
@@ -215,8 +220,8 @@ def _surroundings(record: Mapping[str, Any], plugin: Sequence[str]) -> Iterator[
             f"meldkit's arithmetic is of version {NUMERIC_VERSION}, it was {record['numeric_version']}: "
             "other bytes are to be expected"
         )
-    now = surroundings()
-    for key, before in record["made_with"].items():
+    now = {"device": "none", **surroundings(devices)}
+    for key, before in {"device": "none", **record["made_with"]}.items():
         if now.get(key) != before:
             yield f"{_SURROUNDINGS.get(key, key)}: {now.get(key)}, it was {before}"
     for entry, file in zip(record["options"].get("plugin", ()), plugin, strict=True):

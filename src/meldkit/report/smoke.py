@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from meldkit.api import devices_of
 from meldkit.errors import InputError, MeldError
 from meldkit.options import MergeOptions
 from meldkit.recipe import ModelRef
@@ -106,10 +107,11 @@ def smoke(
         progress: called with how many models are done, of how many, and which is next.
 
     Raises:
+        RecipeError: there is no such device.
         InputError: an input cannot be opened. What cannot be run is part of the answer.
     """
     options = options or MergeOptions()
-    device = options.device or ("cuda" if options.cuda else "cpu")
+    device = devices_of(options)[0].name
     settings = MergeOptions(
         transformers_cache=options.transformers_cache,
         trust_remote_code=options.trust_remote_code,

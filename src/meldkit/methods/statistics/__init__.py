@@ -8,12 +8,13 @@ formed per chunk and added exactly, and order statistics are exact.
 
 from __future__ import annotations
 
-from meldkit.methods.statistics.base import CHUNK, Chain, Derived, Known, Range, Statistic
+from meldkit.methods.statistics.base import CHUNK, Bits, Chain, Derived, Known, Range, Statistic
 from meldkit.methods.statistics.order import KthMagnitude
 from meldkit.methods.statistics.sums import ColumnGram, Gram, L1Ratio, Sums, exact_sum, l1_ratio
 
 __all__ = [
     "CHUNK",
+    "Bits",
     "Chain",
     "ColumnGram",
     "Derived",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
 from meldkit.shapes import Float32, Tensor
 
 #: Elements over which sums are formed before they are added exactly. Tile sizes are multiples of it.
@@ -162,3 +164,30 @@ class Derived:
     @property
     def result(self) -> Any:
         return self._inner.result
+
+
+class Bits:
+    """A bit per element of a tensor, remembered by those who measure for those who apply.
+
+    They usually see the same tiles. Where an accelerator's memory was too small for them, they see others.
+    """
+
+    def __init__(self) -> None:
+        self._tiles: dict[int, tuple[int, np.ndarray]] = {}
+
+    def remember(self, start: int, n: int, bits: np.ndarray) -> None:
+        """The bits of elements [start, start + n): uint8 `[…, n / 8]`, the highest bit of a byte first."""
+        self._tiles[start] = n, bits
+
+    def of(self, start: int, n: int) -> np.ndarray:
+        """The bits of elements [start, start + n), each of which has been remembered."""
+        known = self._tiles.get(start)
+        if known is not None and known[0] == n:
+            return known[1]
+        parts: list[np.ndarray] = []
+        for first, (length, bits) in sorted(self._tiles.items(), key=lambda tile: tile[0]):
+            low, high = max(start, first), min(start + n, first + length)
+            if low < high:
+                flags = np.unpackbits(bits, axis=-1, count=length)
+                parts.append(flags[..., low - first : high - first])
+        return np.packbits(np.concatenate(parts, axis=-1), axis=-1)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from meldkit import kernels
+from meldkit.kernels.elsewhere import numbers
 from meldkit.methods.statistics.base import CHUNK, Range
 from meldkit.shapes import Float32, Tensor
 
@@ -73,10 +74,10 @@ class KthMagnitude:
     def update(self, x: Float32[Tensor, "m n"], start: int) -> Any:
         del start
         if self._sampling:
-            return np.abs(x.numpy())
+            return np.abs(x.cpu().numpy())
         return [
             [s.update(row) if s.value is None else None for s in selections]
-            for selections, row in zip(self._selections, x.numpy(), strict=True)
+            for selections, row in zip(self._selections, numbers(x), strict=True)
         ]
 
     def absorb(self, partial: Any) -> None:
@@ -149,7 +150,7 @@ class _Selection:
         if self._low > self._high:  # the sample says nothing about this side
             self._low, self._high = self._floor, self._ceiling
 
-    def update(self, row: np.ndarray) -> tuple[list[int], np.ndarray]:
+    def update(self, row: np.ndarray | Tensor) -> tuple[list[int], np.ndarray]:
         return kernels.count_magnitudes(row, float(self._low), float(self._high))
 
     def absorb(self, part: tuple[list[int], np.ndarray]) -> None:

@@ -7,8 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from meldkit import kernels
+from meldkit.kernels import elsewhere
+from meldkit.kernels.elsewhere import in_memory
 from meldkit.methods.statistics.base import CHUNK, Range
 from meldkit.shapes import Float32, Tensor
 
@@ -57,11 +60,21 @@ class Sums:
     def ranges(self) -> Sequence[Range]:
         return [] if self._done else [(0, self._numel)]
 
-    def update(self, x: Float32[Tensor, "m n"], start: int) -> list[Sequence[float]]:
+    def update(self, x: Float32[Tensor, "m n"], start: int) -> Sequence[Sequence[float]]:
+        if not in_memory(x):
+            return self.all_terms(x, start)
         chunks = range(0, x.shape[1], self._grain)
         return [self._terms(x[:, i : i + self._grain], start + i) for i in chunks]
 
-    def absorb(self, partial: list[Sequence[float]]) -> None:
+    def all_terms(self, x: Float32[Tensor, "m n"], start: int) -> Sequence[Sequence[float]]:
+        """The numbers of a tile on an accelerator, where a call for each chunk takes longer than its work.
+
+        Those of all chunks at once, unless another class does better: right for whole numbers only, of which
+        sums are exact however they are cut.
+        """
+        return [self._terms(x, start)]
+
+    def absorb(self, partial: Sequence[Sequence[float]]) -> None:
         self._parts.extend(partial)
 
     def finish_pass(self) -> None:
@@ -92,9 +105,11 @@ class Gram(Sums):
         self._num_models = num_models
         self._then = then
 
-    def update(self, x: Float32[Tensor, "m n"] | np.ndarray, start: int) -> list[Sequence[float]]:
+    def update(self, x: Float32[Tensor, "m n"] | np.ndarray, start: int) -> Sequence[Sequence[float]]:
         """Measure one tile, which may also be an array."""
         del start
+        if not in_memory(x):
+            return elsewhere.products(torch.as_tensor(x), CHUNK)
         return [kernels.products(x[:, i : i + CHUNK]) for i in range(0, x.shape[1], CHUNK)]
 
     @property
@@ -126,6 +141,11 @@ class L1Ratio(Sums):
         before = [row.sum().item() for row in chunk.abs_()]
         self._trim(chunk, start)
         return before + [row.sum().item() for row in chunk]
+
+    def all_terms(self, x: Float32[Tensor, "m n"], start: int) -> Sequence[Sequence[float]]:
+        before = elsewhere.chunk_sums(x.abs_(), self._grain)
+        self._trim(x, start)
+        return elsewhere.lists(torch.cat([before, elsewhere.chunk_sums(x, self._grain)]).T)
 
     @property
     def result(self) -> list[float]:
@@ -169,8 +189,12 @@ class ColumnGram:
         return [] if self._done else [(0, self._numel)]
 
     def update(self, x: Float32[Tensor, "m n"], start: int) -> tuple[int, list[np.ndarray]]:
-        rows = x.numpy().reshape(self._num_models, -1, self._num_columns)
-        products = [np.multiply(rows[i], rows[j], dtype=np.float64) for i, j in self._pairs]
+        if in_memory(x):
+            rows = x.numpy().reshape(self._num_models, -1, self._num_columns)
+            products = [np.multiply(rows[i], rows[j], dtype=np.float64) for i, j in self._pairs]
+        else:
+            there = x.view(self._num_models, -1, self._num_columns).double()
+            products = [(there[i] * there[j]).cpu().numpy() for i, j in self._pairs]
         return start // self._num_columns, products
 
     def absorb(self, partial: tuple[int, list[np.ndarray]]) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from meldkit import kernels
 from meldkit.checkpoint import DTYPES, OpenFiles, StoredTensor, TensorInfo
-from meldkit.engine.tensor_run import Buffers, cut
+from meldkit.engine.buffers import Buffers, cut
 from meldkit.methods.statistics import KthMagnitude, exact_sum
 from meldkit.plan import Input, TensorJob
 from meldkit.report.diff.difference import ONE_IN, Difference, Spectrum, TaskDifference

@@ -22,7 +22,7 @@ import torch
 
 from meldkit import kernels
 from meldkit.checkpoint import TileSource
-from meldkit.engine.tensor_run import Buffers
+from meldkit.engine.buffers import Buffers
 from meldkit.methods.statistics import exact_sum
 from meldkit.report.diff.difference import Spectrum
 from meldkit.shapes import Float32
