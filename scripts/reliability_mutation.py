@@ -66,7 +66,8 @@ def section(result: Mapping[str, Any]) -> str:
     }
     rows["in all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
     table = "".join(
-        f"| {area} | {' | '.join(f'{n:,}' for n in row)} | {(row[2] + row[3]) / max(1, row[1] - row[4]):.1%} |\n"
+        f"| {area} | {' | '.join(f'{n:,}' for n in row)} "
+        f"| {(row[2] + row[3]) / max(1, row[1] - row[4]):.1%} |\n"
         for area, row in rows.items()
     )
     same = "".join(f"- {reason}: {'; '.join(names)}\n" for reason, names in equivalent.items())
