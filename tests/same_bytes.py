@@ -14,7 +14,7 @@ import shutil
 import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -47,6 +47,20 @@ CONFIG: dict[str, object] = {
     "model_type": "llama",
     "num_hidden_layers": 2,
     "tie_word_embeddings": False,
+}
+#: Parameters that make a method do something else than with its usual ones, by method and in words.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "passthrough, scaled": {"scale": 0.5},
+    "ties, all kept": {"density": 1},
+    "ties, rescaled": {"rescale": True},
+    "ties, of the model": {"trim_scope": "model"},
+    "dare_linear, by density": {"rescale": "inverse_density"},
+    "della, by probability": {"rescale": "keep_probability"},
+    "breadcrumbs, rescaled": {"rescale": True},
+    "sce, selected": {"select_topk": 0.1},
+    "nuslerp, rows": {"nuslerp_flatten": False},
+    "nuslerp, columns": {"nuslerp_flatten": False, "nuslerp_row_wise": True},
+    "model_stock, rows": {"filter_wise": True},
 }
 #: Name of a tensor → sum of its bytes.
 Sums = Mapping[str, str]
@@ -125,6 +139,12 @@ def usual(name: str) -> Merge:
         value: Any = (0.5 if p.required else p.default) if p.default is not None else 1.0
         parameters[p.name] = 0.4 if p.name == "density" else value
     return Merge(name, base, NAMES[1 : 1 + num], parameters)
+
+
+def case_of(name: str) -> Merge:
+    """The usual merge of a method, or one of the variants."""
+    case = usual(name.partition(",")[0])
+    return replace(case, parameters={**case.parameters, **VARIANTS.get(name, {})})
 
 
 def recorded(folder: Path) -> Sums:

@@ -21,6 +21,7 @@ import command
 import killed
 import tiny
 from meldkit import kernels, merge, plan
+from meldkit.checkpoint import Scratch
 from meldkit.errors import CheckpointError, MeldError, OutputError, RunError, out_of_memory
 from meldkit.options import MergeOptions
 from meldkit.output import PARTIAL, OutputFolder, folder, journal, replace, weight_file
@@ -439,9 +440,9 @@ def test_memory_that_ends_while_merging(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def no_memory() -> None:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+        raise MemoryError("Unable to allocate 8 bytes for an array")
 
-    with after(monkeypatch, torch, "empty", 3, no_memory):
+    with after(monkeypatch, Scratch, "array", 3, no_memory):
         done = command.run(capsys, "merge", "recipe.yml", "out", "-j", "1", "--out-shard-size", "600")
     assert (done.status, done.out) == (4, "")
     assert done.err.startswith("error: the system gives no more memory\n")
@@ -451,6 +452,7 @@ def test_memory_that_ends_while_merging(
 
 def test_only_errors_about_memory_are_taken_for_such() -> None:
     assert out_of_memory(MemoryError()) is not None
+    assert out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to")) is not None
     assert str(out_of_memory(RuntimeError("can't start new thread"))).startswith(
         "the system gives no thread\n"
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Event, Lock, Thread
+from threading import Event, Lock, Thread, local
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from meldkit.shapes import Float32, Tensor
 
 #: Bytes that the system is told of at a time, before they are asked for.
 _AHEAD = 4 * 2**20
+_DIRECT: int = getattr(os, "O_DIRECT", 0)
 
 
 class OpenFiles:
@@ -28,6 +30,7 @@ class OpenFiles:
 
     def __init__(self) -> None:
         self._descriptors: dict[Path, int] = {}
+        self._direct: dict[Path, int | None] = {}
         self._lock = Lock()
         self._begun = Event()
         self._ahead: Thread | None = None
@@ -45,7 +48,7 @@ class OpenFiles:
     def _advise(self, paths: Sequence[Path]) -> None:
         # What cannot be read is said by whoever reads it.
         with suppress(OSError):
-            sizes = {self.descriptor(path): path.stat().st_size for path in paths}
+            sizes = {self._descriptor(path): path.stat().st_size for path in paths}
             for offset in range(0, max(sizes.values(), default=0), _AHEAD):
                 for fd, size in sizes.items():
                     if self._begun.is_set():
@@ -61,10 +64,47 @@ class OpenFiles:
         """
         done = 0
         with self._failures(path, offset):
-            fd = self.descriptor(path)
+            fd = self._descriptor(path)
             while done < len(buffer) and (got := os.preadv(fd, [buffer[done:]], offset + done)):
                 done += got
         self._account(path, offset, done, len(buffer))
+
+    def read_once(self, path: Path, offset: int, buffer: memoryview) -> None:
+        """As `read_into`, for bytes that nobody will read again.
+
+        What is not in the system's page cache is read past it where that can be done: it takes half the time,
+        and does not push out what others will want.
+        """
+        with self._failures(path, offset):
+            cached = kernels.cached(self._descriptor(path), offset, len(buffer))
+        if cached or not self._read_past_cache(path, offset, buffer):
+            self.read_into(path, offset, buffer)
+        else:
+            self._account(path, offset, len(buffer), len(buffer))
+
+    def _read_past_cache(self, path: Path, offset: int, buffer: memoryview) -> bool:
+        """Whole pages to page-aligned memory, as such reads must be; whether that could be done."""
+        descriptor = self._direct_descriptor(path)
+        if descriptor is None:
+            return False
+        skip = offset % mmap.PAGESIZE
+        wanted = skip + len(buffer)
+        room = _aligned.take(-(-wanted // mmap.PAGESIZE) * mmap.PAGESIZE)
+        with suppress(OSError):  # the file system will not; or shows again in what follows
+            if os.preadv(descriptor, [room], offset - skip) >= wanted:
+                buffer[:] = room[skip:wanted]
+                return True
+        return False
+
+    def _direct_descriptor(self, path: Path) -> int | None:
+        """The file opened for reading past the page cache; None where that is not known to be good.
+
+        Disks gain by it. What network file systems make of it is another matter.
+        """
+        with self._lock:
+            if path not in self._direct:
+                self._direct[path] = _open_direct(path)
+            return self._direct[path]
 
     def read_bfloat16(self, path: Path, offset: int, out: Float32[Tensor, " n"]) -> None:
         """Fill `out` with the bfloat16 numbers that lie in `path` from `offset` on.
@@ -73,7 +113,7 @@ class OpenFiles:
             CheckpointError: the file ends early or cannot be read.
         """
         with self._failures(path, offset):
-            done = kernels.read_bfloat16(self.descriptor(path), offset, out)
+            done = kernels.read_bfloat16(self._descriptor(path), offset, out)
         self._account(path, offset, done, 2 * len(out))
 
     def read_floats(self, path: Path, offset: int, dtype: str, out: np.ndarray) -> None:
@@ -83,7 +123,7 @@ class OpenFiles:
             CheckpointError: the file ends early or cannot be read.
         """
         with self._failures(path, offset):
-            done = kernels.read_floats(self.descriptor(path), offset, dtype, out)
+            done = kernels.read_floats(self._descriptor(path), offset, dtype, out)
         self._account(path, offset, done, DTYPES[dtype].itemsize * len(out))
 
     def read_runs(self, path: Path, offsets: np.ndarray, out: Tensor) -> None:
@@ -94,7 +134,7 @@ class OpenFiles:
         """
         first = int(offsets[0])
         with self._failures(path, first):
-            done = kernels.read_runs(self.descriptor(path), offsets, out)
+            done = kernels.read_runs(self._descriptor(path), offsets, out)
         self._account(path, first, done, out.numel())
 
     @contextmanager
@@ -114,20 +154,11 @@ class OpenFiles:
                 f"{path} ends at byte {offset + done:,}, {wanted - done:,} bytes too early",
                 hint="the file changed after it was opened; make it whole and run the command again",
             )
-        self.account(done)
-
-    def account(self, nbytes: int) -> None:
-        """Count bytes that were read through a descriptor."""
         self._begun.set()
         with self._lock:
-            self.bytes_read += nbytes
+            self.bytes_read += done
 
-    def descriptor(self, path: Path) -> int:
-        """The open file; for reading only.
-
-        Raises:
-            OSError: it cannot be opened.
-        """
+    def _descriptor(self, path: Path) -> int:
         with self._lock:
             fd = self._descriptors.get(path)
             if fd is None:
@@ -143,6 +174,36 @@ class OpenFiles:
             for fd in self._descriptors.values():
                 os.close(fd)
             self._descriptors.clear()
+            for fd in self._direct.values():
+                if fd is not None:
+                    os.close(fd)
+            self._direct.clear()
+
+
+def _open_direct(path: Path) -> int | None:
+    device = path.stat().st_dev
+    if not _DIRECT or not Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").exists():
+        return None
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | _DIRECT)
+    except OSError:
+        return None  # what is wrong with the file shows when it is read the usual way
+
+
+class _Aligned(local):
+    """A thread's memory for such reads."""
+
+    def __init__(self) -> None:
+        self._room = mmap.mmap(-1, mmap.PAGESIZE)
+
+    def take(self, nbytes: int) -> memoryview:
+        """Some that begins at a page."""
+        if len(self._room) < nbytes:
+            self._room = mmap.mmap(-1, nbytes)
+        return memoryview(self._room)[:nbytes]
+
+
+_aligned = _Aligned()
 
 
 @contextmanager

@@ -144,14 +144,6 @@ class StoredTensor:
     def _torch_dtype(self) -> torch.dtype:
         return getattr(torch, DTYPES[self.dtype].torch)
 
-    def place(self, start: int) -> tuple[int, int]:
-        """The open file, and the byte at which an element begins."""
-        return self._files.descriptor(self._info.file), self._info.offset + start * self._itemsize
-
-    def account(self, numel: int) -> None:
-        """Count elements that were read at their place."""
-        self._files.account(numel * self._itemsize)
-
     def read(self, start: int, stop: int, out: Float32[Tensor, " n"], scratch: Scratch) -> None:
         if self.dtype == "F32":
             self.read_bytes(start, out.view(torch.uint8).numpy().data)
@@ -177,10 +169,17 @@ class StoredTensor:
         if not exact:
             out.copy_(raw.view(self._torch_dtype))
 
-    def read_bytes(self, start: int, buffer: memoryview) -> None:
-        """Fill `buffer` with the stored bytes from element `start` on."""
+    def read_bytes(self, start: int, buffer: memoryview, *, once: bool = False) -> None:
+        """Fill `buffer` with the stored bytes from element `start` on.
+
+        Args:
+            start: the first element.
+            buffer: room for bytes.
+            once: nobody will read them again.
+        """
         offset = self._info.offset + start * self._itemsize
-        self._files.read_into(self._info.file, offset, buffer)
+        read = self._files.read_once if once else self._files.read_into
+        read(self._info.file, offset, buffer)
 
 
 class HeldTensor:

@@ -38,6 +38,7 @@ class Buffers:
     ) -> None:
         self._values = Scratch()
         self._held = Scratch()
+        self._sources: list[Scratch] = []
         self._scales = Scratch()
         self.scratch = Scratch()
         self._writer = writer
@@ -87,6 +88,12 @@ class Buffers:
 
     def land(self) -> None:
         """Wait until the part that was filled last is in main memory."""
+
+    def source(self, index: int, nbytes: int) -> np.ndarray:
+        """Room for bytes of one of a job's inputs, uint8."""
+        while len(self._sources) <= index:
+            self._sources.append(Scratch())
+        return self._sources[index].array(nbytes)
 
     def output(self, job: TensorJob, start: int, stop: int) -> np.ndarray:
         """Room for the bytes of elements [start, stop), which lies within a page as they do in the file."""

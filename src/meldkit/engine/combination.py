@@ -1,14 +1,13 @@
 """Linear combinations, carried out by compiled kernels from files' bytes to the output's, without PyTorch.
 
-Most merges are nothing else, and importing PyTorch takes longer than a small one. Whatever is out of the
-ordinary, such as NaN or a file that ends too early, is left to `TensorRun`, which says what is wrong.
+Most merges are nothing else, and importing PyTorch takes longer than a small one. NaN, Inf, and what is too
+large for the output's type are left to `TensorRun`, which says what is wrong.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -89,15 +88,11 @@ class CombinationRun(TensorRun):
         if job.method is not None:
             with self._method_failures():
                 combination = job.method.combined(job.values, self._measured, len(job.inputs))
-        done = False
-        # Nothing can be read where no more files can be opened; TensorRun says so.
-        with suppress(OSError):
-            sources = [(*source.place(start), source.dtype) for source in self._stored]
-            c = combination
-            has_base = job.base is not None
-            done = kernels.combine(sources, c.coefficients, c.factor, job.dtype, raw, has_base=has_base)
-        if done:
-            for source in self._stored:
-                source.account(stop - start)
-        else:
+        sources: list[tuple[np.ndarray, str]] = []
+        for i, source in enumerate(self._stored):
+            room = buffers.source(i, (stop - start) * DTYPES[source.dtype].itemsize)
+            source.read_bytes(start, room.data, once=True)
+            sources.append((room, source.dtype))
+        c, has_base = combination, job.base is not None
+        if not kernels.combine(sources, c.coefficients, c.factor, job.dtype, raw, has_base=has_base):
             super()._make_tile(start, stop, raw, buffers)

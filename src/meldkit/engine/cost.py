@@ -7,7 +7,6 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from meldkit import kernels
 from meldkit.checkpoint import DTYPES, TensorInfo
 from meldkit.engine.blocks import elements_of_row
 from meldkit.engine.buffers import PAGE, SPAN, TILE
@@ -114,7 +113,7 @@ def _work(job: TensorJob, infos: Sequence[TensorInfo], large: int | None, *, in_
     torch = not in_memory or takes_torch(job, [*map(stored_dtype, infos)])
     if not torch:
         rows = len(infos) * n * _FLOAT * (statistic is not None)
-        decoding = kernels.combining(len(infos))
+        decoding = sum(n * (info.nbytes // max(1, info.numel)) for info in infos)
     elif job.method is not None or job.scales is not None or infos[0].encoding is not None:
         rows = len(infos) * n * _FLOAT
         decoding = max(n * (i.nbytes // max(1, i.numel) if i.encoding is None else _DECODING) for i in infos)

@@ -132,7 +132,7 @@ class TensorRun:
         """Work on elements [start, stop), a span of the current pass."""
         if self._raw is not None:
             raw = buffers.output(self.job, start, stop)
-            self._raw.read_bytes(start, raw.data)
+            self._raw.read_bytes(start, raw.data, once=True)
             self._check_copy(start, raw)
             self._observe(self.job, start, raw)
             return buffers.write(self._sink, self.job, start, raw)
@@ -242,7 +242,7 @@ class TensorRun:
             self._check_inputs(start, models, base)
         with self._method_failures():
             merged = method.apply(models, self.job.values, self._measured, self._whole, start)
-            if merged.shape != models[0].shape:
+            if merged.shape != models.shape[1:]:
                 raise ValueError(f"it returned {list(merged.shape)} for a tile of {list(models[0].shape)}")
         return merged if base is None else merged.add_(base)
 

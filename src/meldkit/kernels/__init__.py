@@ -61,8 +61,11 @@ TYPES: dict[str, int] = (
     {} if _LIBRARY is None else {"F32": 0, "BF16": 1, **({"F16": 2} if _LIBRARY.has_half() else {})}
 )
 _SIZES = {"F32": 4, "BF16": 2, "F16": 2}
-#: Elements that `combine` reads of each input at a time.
-_PIECE = 16 * _BLOCK
+
+
+def cached(descriptor: int, offset: int, length: int) -> bool:
+    """Whether bytes of a file are in the system's page cache; also where that is not known."""
+    return _LIBRARY is None or bool(_LIBRARY.cached(descriptor, offset, length))
 
 
 def read_bfloat16(descriptor: int, offset: int, out: Float32[Tensor, " n"]) -> int:
@@ -155,7 +158,7 @@ def products(x: Float32[Tensor, "m n"] | np.ndarray) -> list[float]:
 
 
 def combine(
-    sources: Sequence[tuple[int, int, str]],
+    sources: Sequence[tuple[np.ndarray, str]],
     coefficients: Sequence[float],
     factor: float,
     dtype: str,
@@ -163,12 +166,12 @@ def combine(
     *,
     has_base: bool,
 ) -> bool:
-    """factor · Σ c_i x_i, or base + factor · Σ c_i (x_i − base), of numbers in files; needs the library.
+    """factor · Σ c_i x_i, or base + factor · Σ c_i (x_i − base); needs the library.
 
     In float32, in the order of the models; each product but the first is added unrounded.
 
     Args:
-        sources: descriptor, first byte, and one of `TYPES`, of the base if there is one and of each model.
+        sources: bytes and one of `TYPES`, of the base if there is one and of each model.
         coefficients: c.
         factor: on the sum.
         dtype: one of `TYPES`, to which results are rounded.
@@ -176,21 +179,22 @@ def combine(
         has_base: whether there is a base.
 
     Returns:
-        Whether all could be read, and all results are finite; if not, `out` holds nothing of use.
+        Whether all results are finite; if not, `out` holds nothing of use.
     """
-    places = np.array([(file, offset, TYPES[kind]) for file, offset, kind in sources], np.int64)
-    room = _rooms.take("pieces", np.float32, len(sources) * _PIECE)
     m = len(coefficients)
-    factors, n = (ctypes.c_float * m)(*coefficients), out.nbytes // _SIZES[dtype]
-    type_ = TYPES[dtype]
     return bool(
-        _LIBRARY.combine(address(places), m, has_base, factors, factor, type_, n, address(room), address(out))
+        _LIBRARY.combine(
+            (ctypes.c_void_p * len(sources))(*(address(raw) for raw, _ in sources)),
+            (ctypes.c_int * len(sources))(*(TYPES[kind] for _, kind in sources)),
+            m,
+            has_base,
+            (ctypes.c_float * m)(*coefficients),
+            factor,
+            TYPES[dtype],
+            out.nbytes // _SIZES[dtype],
+            address(out),
+        )
     )
-
-
-def combining(num_sources: int) -> int:
-    """Bytes that `combine` sets aside, once per thread."""
-    return num_sources * _PIECE * 4
 
 
 def finite(dtype: str, raw: np.ndarray) -> bool:
@@ -373,9 +377,13 @@ def at_least(values: Float32[Tensor, " n"], threshold: float) -> np.ndarray:
 def sum_changed(
     x: Float32[Tensor, "m n"], epsilon: float
 ) -> tuple[Float32[Tensor, " n"], Float32[Tensor, " n"]]:
-    """Σ of |x_i| > epsilon, and how many those are, at each position; in `x`, the others become 0."""
+    """Σ of |x_i| > epsilon, and how many those are, at each position; in `x`, the others become 0.
+
+    Both are the caller's until this thread asks for others.
+    """
     if _LIBRARY is not None and fits(x):
-        total, count = torch.empty(2, x.shape[1])
+        n = x.shape[1]
+        total, count = torch.from_numpy(_rooms.take("sums", np.float32, 2 * n)[: 2 * n]).view(2, n)
         _LIBRARY.changed(x.data_ptr(), x.stride(0), *x.shape, epsilon, total.data_ptr(), count.data_ptr())
         return total, count
     total, count = torch.zeros_like(x[0]), torch.zeros_like(x[0])

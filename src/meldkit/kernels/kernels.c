@@ -14,6 +14,7 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
@@ -59,6 +60,24 @@ static long read_bytes(int file, long offset, long wanted, char *out) {
         got += count;
     }
     return got;
+}
+
+/* Whether bytes of a file are in the page cache; also if the system does not tell. To ask by RWF_NOWAIT would
+ * begin to read them. */
+int meldkit_cached(int file, long offset, long length) {
+    unsigned char pages[1024];
+    long page = sysconf(_SC_PAGESIZE), end = offset + length;
+    for (long start = offset / page * page; start < end; start += page * (long)sizeof pages) {
+        long size = smaller(end - start, page * (long)sizeof pages), others = 0;
+        void *mapped = mmap(NULL, size, PROT_READ, MAP_SHARED, file, start);
+        if (mapped == MAP_FAILED) return 1;
+        int known = mincore(mapped, size, (void *)pages) == 0;
+        munmap(mapped, size);
+        if (!known) return 1;
+        for (long i = 0; i < (size + page - 1) / page; i++) others += !(pages[i] & 1);
+        if (others) return 0;
+    }
+    return 1;
 }
 
 /* Types of numbers in files. */
@@ -202,43 +221,31 @@ int meldkit_finite(int type, const void *x, long n) {
     return finite_halves(x, type == BF16 ? 0x7f80 : 0x7c00, n);
 }
 
-/* factor (c_0 x_0 + c_1 x_1 + ...), or with a base b + factor (c_0 (x_0 - b) + ...), of numbers in files, rounded
- * to a type. `sources` has file, first byte and type of each x, the base before them. Each product but the first
- * is added unrounded. `room` has place for 16 BLOCK float32 per source. Returns whether all could be read, and
- * all results are finite. */
-int meldkit_combine(const int64_t *sources, long m, int has_base, const float *factors, float factor, int type,
-                    long n, float *room, char *out) {
-    const long piece = 16 * BLOCK;
+/* factor (c_0 x_0 + c_1 x_1 + ...), or with a base b + factor (c_0 (x_0 - b) + ...), rounded to a type. `sources`
+ * are the numbers of each x, the base before them, and `types` how they are stored. Each product but the first is
+ * added unrounded. Returns whether all results are finite. */
+int meldkit_combine(const char *const *sources, const int *types, long m, int has_base, const float *factors,
+                    float factor, int type, long n, char *out) {
     long num_sources = m + has_base;
-    for (long start = 0; start < n; start += piece) {
-        long length = smaller(n - start, piece);
+    for (long start = 0; start < n; start += BLOCK) {
+        long count = smaller(n - start, BLOCK);
+        float base[BLOCK], row[BLOCK], total[BLOCK];
         for (long k = 0; k < num_sources; k++) {
-            const int64_t *source = sources + 3 * k;
-            long size = size_of((int)source[2]), wanted = size * length;
-            char *raw = (char *)(room + k * piece);
-            if (read_bytes((int)source[0], source[1] + size * start, wanted, raw) < wanted) return 0;
+            float *to = has_base && k == 0 ? base : k == has_base ? total : row;
+            to_floats(types[k], sources[k] + size_of(types[k]) * start, to, count);
+            if (to == base) continue;
+            if (has_base) subtract(to, base, count);
+            if (to == total) scale(total, factors[0], count);
+            else add_multiple(total, row, factors[k - has_base], count);
         }
-        for (long first = 0; first < length; first += BLOCK) {
-            long count = smaller(length - first, BLOCK);
-            float base[BLOCK], row[BLOCK], total[BLOCK];
-            for (long k = 0; k < num_sources; k++) {
-                int kind = (int)sources[3 * k + 2];
-                float *to = has_base && k == 0 ? base : k == has_base ? total : row;
-                to_floats(kind, (const char *)(room + k * piece) + size_of(kind) * first, to, count);
-                if (to == base) continue;
-                if (has_base) subtract(to, base, count);
-                if (to == total) scale(total, factors[0], count);
-                else add_multiple(total, row, factors[k - has_base], count);
-            }
-            scale(total, factor, count);
-            if (has_base) add(total, base, count);
-            char *place = out + size_of(type) * (start + first);
-            if (type == BF16) narrow(total, (uint16_t *)place, count);
-            if (type == F16) narrow_half(total, (uint16_t *)place, count);
-            if (type == F32) memcpy(place, total, 4 * count);
-            /* Only then: what is finite in float32 may not be in a narrower type. */
-            if (!meldkit_finite(F32, total, count) || !meldkit_finite(type, place, count)) return 0;
-        }
+        scale(total, factor, count);
+        if (has_base) add(total, base, count);
+        char *place = out + size_of(type) * start;
+        if (type == BF16) narrow(total, (uint16_t *)place, count);
+        if (type == F16) narrow_half(total, (uint16_t *)place, count);
+        if (type == F32) memcpy(place, total, 4 * count);
+        /* Of both: rounding may hide NaN, and what float32 holds a narrower type may not. */
+        if (!meldkit_finite(F32, total, count) || !meldkit_finite(type, place, count)) return 0;
     }
     return 1;
 }

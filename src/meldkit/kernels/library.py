@@ -18,19 +18,20 @@ PATH = Path(__file__).with_name("kernels.so")
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "level": (c_int, []),
     "has_half": (c_int, []),
+    "cached": (c_int, [c_int, c_long, c_long]),
     "read": (c_long, [c_int, c_long, c_int, c_long, c_void_p]),
     "finite": (c_int, [c_int, c_void_p, c_long]),
     "combine": (
         c_int,
         [
-            c_void_p,
+            POINTER(c_void_p),
+            POINTER(c_int),
             c_long,
             c_int,
             POINTER(c_float),
             c_float,
             c_int,
             c_long,
-            c_void_p,
             c_void_p,
         ],
     ),

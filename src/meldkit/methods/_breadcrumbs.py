@@ -58,7 +58,7 @@ def measure(
             L1Ratio(lambda x, _: keep_between(x, bounds), whole.num_models, whole.numel) if rescale else None
         )
 
-    return Chain(KthMagnitude(wanted, whole.numel), ratios)
+    return Chain(KthMagnitude(wanted, whole.numel), ratios, passes=int(rescale))
 
 
 def keep_between(x: Float32[Tensor, "m n"], bounds: Sequence[tuple[float, ...]]) -> None:

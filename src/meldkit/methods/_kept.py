@@ -45,6 +45,8 @@ class KeptL1:
         grain: elements over which sums are formed before they are added exactly.
     """
 
+    passes = 1
+
     def __init__(
         self,
         draw: Callable[[Tensor, int], np.ndarray],

@@ -35,7 +35,7 @@ def measure(whole: Whole, *, select_topk: float, fuse: str, **_: object) -> Stat
         )
     # Bits of what is selected.
     held = whole.numel // 8 if select_topk < 1 else 0
-    return Chain(selection, energies, lambda _, measured: measured, held=held)
+    return Chain(selection, energies, lambda _, measured: measured, passes=1, held=held)
 
 
 class _Energies(Sums):

@@ -34,7 +34,7 @@ def measure(
         return L1Ratio(lambda x, _: trim(x, kept), whole.num_models, whole.numel) if rescale else None
 
     kth = Known(whole.of_model) if trim_scope == "model" else KthMagnitude(ranks, whole.numel)
-    return Chain(kth, ratios)
+    return Chain(kth, ratios, passes=int(rescale))
 
 
 def measure_model(

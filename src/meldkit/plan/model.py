@@ -90,7 +90,7 @@ class TensorJob:
             self.method.statistic(self.whole, self.values),
             self.method.model_statistic(self.whole, self.values),
         ]
-        return 1 + sum(statistic is not None for statistic in measured)
+        return 1 + sum(statistic.passes for statistic in measured if statistic is not None)
 
 
 @dataclass(frozen=True, slots=True)

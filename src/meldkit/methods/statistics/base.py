@@ -39,6 +39,11 @@ class Statistic(Protocol):
         ...
 
     @property
+    def passes(self) -> int:
+        """How often it has the tensor read, in the usual case; before any pass."""
+        ...
+
+    @property
     def held(self) -> int:
         """Bytes that it holds at most while it measures, and after: an estimate, before any pass."""
         ...
@@ -52,6 +57,7 @@ class Statistic(Protocol):
 class Known:
     """A result that needs no measuring."""
 
+    passes = 0
     held = 0
 
     def __init__(self, result: Any) -> None:
@@ -82,6 +88,7 @@ class Chain:
         first: measured first.
         then: makes the second one from the first one's result; None if there is none.
         result: from both results to the chain's; the second is None if there was none.
+        passes: of the second one.
         held: bytes that the second one holds, where that is much.
     """
 
@@ -91,8 +98,10 @@ class Chain:
         then: Callable[[Any], Statistic | None],
         result: Callable[[Any, Any], Any] = pair,
         *,
+        passes: int = 0,
         held: int = 0,
     ) -> None:
+        self.passes = first.passes + passes
         self.held = first.held + held
         self._first = first
         self._then = then
@@ -135,6 +144,7 @@ class Derived:
     def __init__(
         self, derive: Callable[[Float32[Tensor, "m n"], int], Float32[Tensor, "r n"]], inner: Statistic
     ) -> None:
+        self.passes = inner.passes
         self.held = inner.held
         self._derive = derive
         self._inner = inner

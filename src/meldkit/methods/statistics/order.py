@@ -57,6 +57,7 @@ class KthMagnitude:
         self._sampling = numel >= num_blocks * max(CHUNK, grain)
         self._samples: list[np.ndarray] = []
         wanted = sum(map(len, self._selections))
+        self.passes = int(wanted > 0)
         # What lies inside the brackets; to select among it, it is joined and then ordered, one row at a time.
         inside = round(2 * _RANK_MARGIN * numel) if self._sampling else numel
         self.held = 4 * ((wanted + 2 * (wanted > 0)) * inside + 2 * len(ranks) * _SAMPLE * self._sampling)

@@ -46,6 +46,8 @@ class Sums:
         grain: elements of a chunk: `CHUNK`, or a row where terms belong to rows.
     """
 
+    passes = 1
+
     def __init__(self, terms: Terms, num_sums: int, numel: int, grain: int = CHUNK) -> None:
         self._terms = terms
         self._num_sums = num_sums
@@ -168,12 +170,15 @@ class ColumnGram:
         num_columns: elements of a row.
     """
 
+    passes = 1
+
     def __init__(self, num_models: int, numel: int, num_columns: int) -> None:
         self._pairs = [(i, j) for i in range(num_models) for j in range(i, num_models)]
         self._num_models = num_models
         self._numel = numel
         self._num_columns = num_columns
         self._totals = [np.zeros(num_columns) for _ in self._pairs]
+        # By first row: products of a tile's rows, of each pair `[rows, columns]`.
         self._waiting: dict[int, list[np.ndarray]] = {}
         self._next = 0
         self._done = False
@@ -183,23 +188,22 @@ class ColumnGram:
     def ranges(self) -> Sequence[Range]:
         return [] if self._done else [(0, self._numel)]
 
-    def update(self, x: Float32[Tensor, "m n"], start: int) -> list[tuple[int, list[np.ndarray]]]:
-        rows = x.view(self._num_models, -1, self._num_columns).double()
-        first = start // self._num_columns
+    def update(self, x: Float32[Tensor, "m n"], start: int) -> tuple[int, list[np.ndarray]]:
+        first, shape = start // self._num_columns, (self._num_models, -1, self._num_columns)
         if not in_memory(x):
-            products = [(rows[i] * rows[j]).cpu().numpy() for i, j in self._pairs]
-            return [(first + r, [product[r] for product in products]) for r in range(rows.shape[1])]
-        return [
-            (first + r, [(rows[i, r] * rows[j, r]).numpy() for i, j in self._pairs])
-            for r in range(rows.shape[1])
-        ]
+            there = x.view(shape).double()
+            return first, [(there[i] * there[j]).cpu().numpy() for i, j in self._pairs]
+        rows = x.numpy().reshape(shape)
+        return first, [np.multiply(rows[i], rows[j], dtype=np.float64) for i, j in self._pairs]
 
-    def absorb(self, partial: list[tuple[int, list[np.ndarray]]]) -> None:
-        self._waiting.update(partial)
-        while self._next in self._waiting:
-            for total, products in zip(self._totals, self._waiting.pop(self._next), strict=True):
-                total += products
-            self._next += 1
+    def absorb(self, partial: tuple[int, list[np.ndarray]]) -> None:
+        first, products = partial
+        self._waiting[first] = products
+        while (products := self._waiting.pop(self._next, None)) is not None:
+            for total, of_pair in zip(self._totals, products, strict=True):
+                for row in of_pair:
+                    total += row
+            self._next += len(products[0])
 
     def finish_pass(self) -> None:
         self._done = True
