@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup test test-all fuzz demo bench check clean
+.PHONY: setup test test-all coverage fuzz mutation demo bench check clean
 
 setup: .venv/ready
 
@@ -19,14 +19,24 @@ test: setup
 test-all: setup
 	$(BIN)/python -m pytest -n auto -m ""
 
+# Lines and branches that the tests run, for docs/reliability.md; fails under 90 %.
+coverage: setup
+	$(BIN)/python scripts/reliability_coverage.py
+	$(BIN)/python scripts/reliability.py
+
 # Minutes in all: make fuzz MINUTES=60
 MINUTES ?= 10
 fuzz: setup
 	$(BIN)/python scripts/fuzz.py --minutes $(MINUTES)
 
+# An hour or two: make mutation ARGS="--area journal"
+mutation: setup
+	$(BIN)/python scripts/mutation.py $(ARGS)
+
 demo: setup
 	$(BIN)/python examples/demo.py
 
+# Hours, and 75 GB of disk. Parts of it: see benchmarks/bench.py.
 bench: setup
 	$(BIN)/python benchmarks/bench.py
 

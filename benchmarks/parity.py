@@ -28,8 +28,8 @@ from typing import Any, cast
 
 import torch
 import yaml
-from bench import OFFLINE, ROOT, console, mergekit_program
 from checkpoints import tokenizer_files
+from contestants import OFFLINE, PEERS, ROOT, console
 from measure import package_version
 from parity_recipes import CASES, FOLDER, Case
 from safetensors import safe_open
@@ -445,8 +445,8 @@ differences are explained in [differences.md](differences.md).
 def main() -> None:
     args = parse_args()
     cases = [case for case in CASES if case.name.startswith(args.only)]
-    mergekit = mergekit_program(needed=True)
-    assert mergekit is not None
+    PEERS["mergekit"].install()
+    mergekit = PEERS["mergekit"].python.with_name("mergekit-yaml")
     shutil.rmtree(CACHE / "outputs", ignore_errors=True)
     rows = compare(cases, mergekit)
     for row in rows:

@@ -1,209 +1,325 @@
-"""Turns measurements into medians, verdicts and tables."""
+"""Writes the page from what has been measured."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cases import MAX_HELP_SECONDS, MIN_MEAN_GAIN, START_UP_SECONDS, Case
-from measure import Cost
+from cases import CASES, COLD_CASES, LINEAR, START_UP_SECONDS, Case
+from contestants import FLOOR, MELDKIT, NOT_MEASURED, PEERS
+from parts import PARTS, explain, parts
+from race import NOISY_CORES, Race
+from targets import Data, Target, all_targets, billions, by_inputs, by_size, races
 
-NOISY_CORES = 0.2  # a run during which more cores than this worked for others is marked
+Rows = list[list[str]]
 
 INTRODUCTION = """
-Written by `make bench`; the raw numbers are in the JSON file beside this page.
+Written by `make bench`; everything that was measured is in the [JSON file](benchmarks.json) beside this page.
 
-Models of {billions:.2f} B parameters (Llama-shaped, bf16, one file of {gigabytes:.2f} GB each), inputs in
-the page cache. Each number is the median over the runs that the tables count, of the whole process, start-up
-included, after {warm_up}.
-The contestants take turns on the same recipe: `meldkit merge RECIPE OUT`, `mergekit-yaml RECIPE OUT
---lazy-unpickle --copy-tokenizer`, and the floor, which is what moving the bytes costs: `cat` of all inputs
-to /dev/null, then `cp` of one of them to the output's folder.
+Models are Llama-shaped, of random bf16 weights, with siblings that differ by 1 %. Each number is the median
+over the runs that the tables count, of the whole process, start-up included. Contestants take turns. meldkit
+and the floor have a run before, which is not counted; other programs are run again as long as their runs have
+not taken {peer_seconds:g} s together, so that slow ones are run once. MB are 10⁶ bytes.
+
+The **floor** is what moving the bytes costs: `cat` of all inputs to /dev/null, then `cp` of one of them to
+the output's folder. It does not wait until the disk has them; meldkit does, within its time.
 """
-TIMING_LEGEND = """
+PEAK_RSS = """
 *Spread* is the fastest and the slowest run. *Then sync* is how long the kernel took afterwards to bring to
-the disk what the program had left in memory; it is no part of the time. Neither the floor nor mergekit waits
-for the disk; meldkit does, within its time. *Peak RSS* is the kernel's `ru_maxrss`, which counts mapped pages
-of the input files too; the *anonymous* part, sampled every 50 ms, does not. MB are 10⁶ bytes.
+the disk what the program had left in memory; it is no part of the time. *Peak RSS* is the kernel's
+`ru_maxrss`, which counts mapped pages of the input files too; the *anonymous* part, sampled every 50 ms, does
+not.
 """
-NOISY = "†"
-NOISE_LEGEND = f"{NOISY} During a run, more than {NOISY_CORES:g} cores were busy with something else."
-CHECK_LEGEND = """
+COLD = """
+Before each run, the inputs' pages were dropped from the page cache (`posix_fadvise`, and `fincore` said that
+they were gone); the programs and their libraries stay there. The floor reads and copies the models file by
+file, so that each byte comes from the disk once; where a method has to read its inputs twice (ties), the
+floor reads each file twice, the second time from the page cache.
+"""
+INPUTS = """
+Each model is a file of its own, none a link or a copy of another, so that all of them take room in the page
+cache. Inputs in the page cache.
+"""
+GOES = f"""
+From one run of each method with timers around meldkit's functions, put there from outside
+(`benchmarks/timers.py`); they make it a little slower. Seconds; while tiles are worked on, a part's time is
+what all threads together used of the processors, over the number of processors, so that the parts add up.
+
+{chr(10).join(f"- *{name}*: {text}" for name, text in PARTS.items())}
+"""
+CHECK = """
 Elements *disagree* when they differ by more than one bf16 spacing of the operands (the largest of inputs and
 outputs, plus the deltas). *Tied* are larger differences where trimming or the sign election is undecided up
 to one bf16 rounding, so that either outcome is right. The largest difference is relative to the largest
-element of its tensor.
+element of its tensor. Methods that draw random masks are left out.
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    limit: str
-    measured: str
-    met: bool
-
-    @property
-    def verdict(self) -> str:
-        return f"{'met' if self.met else '**missed**'} ({self.limit})"
-
-
-@dataclass(slots=True)
-class Result:
-    """All counted runs of one method, by contestant, and how the two outputs compare (None: not checked)."""
-
-    case: Case
-    runs: dict[str, list[Cost]] = field(default_factory=dict[str, list[Cost]])
-    check: Mapping[str, Any] | None = None
-
-    def median(self, contestant: str, what: str) -> float | None:
-        costs = self.runs.get(contestant)
-        return statistics.median(getattr(cost, what) for cost in costs) if costs else None
-
-    def ratio(self, slow: str, fast: str) -> float | None:
-        above, below = self.median(slow, "seconds"), self.median(fast, "seconds")
-        return above / below if above is not None and below is not None else None
-
-    def is_noisy(self, contestant: str) -> bool:
-        return any(cost.other_cores > NOISY_CORES for cost in self.runs[contestant])
-
-    def goals(self) -> dict[str, Goal]:
-        """What was asked of meldkit and what came out; a goal that was not measured is left out."""
-        found: dict[str, Goal] = {}
-        seconds, floor = self.median("meldkit", "seconds"), self.median("floor", "seconds")
-        if seconds is not None and floor is not None:
-            limit = self.case.floor_goal * floor + START_UP_SECONDS
-            text = f"≤ {limit:.2f} s = {self.case.floor_goal:g} × floor + {START_UP_SECONDS:g} s"
-            found["time"] = Goal(text, f"{seconds:.2f} s", seconds <= limit)
-        if (gain := self.ratio("mergekit", "meldkit")) is not None:
-            text = f"≥ {self.case.mergekit_goal:g} ×"
-            found["against mergekit"] = Goal(text, f"{gain:.1f} × faster", gain >= self.case.mergekit_goal)
-        if (rss := self.median("meldkit", "rss_mb")) is not None:
-            found["peak RSS"] = Goal(
-                f"≤ {self.case.max_rss_mb:g} MB", f"{rss:,.0f} MB", rss <= self.case.max_rss_mb
-            )
-        return found
-
-
-def help_goal(seconds: float) -> Goal:
-    return Goal(f"≤ {MAX_HELP_SECONDS:g} s", f"{seconds:.2f} s", seconds <= MAX_HELP_SECONDS)
-
-
-def mean_goal(gains: Sequence[float]) -> Goal:
-    mean = statistics.geometric_mean(gains)
-    return Goal(f"≥ {MIN_MEAN_GAIN:g} ×", f"{mean:.1f} × faster", mean >= MIN_MEAN_GAIN)
+#: What a mark of timers.py means.
+STAGES = {
+    "making the plan": "plan",
+    "merging": "merge",
+    "the first tile, with torch imported": "first tile",
+    "the end of the last tile": "last tile",
+    "the published folder": "published",
+    "its end": "left",
+}
+NOISY = "†"
+NOISE = f"{NOISY} During a run, more than {NOISY_CORES:g} cores were busy with something else."
 
 
 def number(value: float | None, digits: int = 2, unit: str = "") -> str:
     return "–" if value is None else f"{value:,.{digits}f}{unit}"
 
 
-def timing_rows(results: Sequence[Result]) -> list[list[str]]:
-    head = "method,inputs,contestant,runs,time,spread,then sync,÷ floor,mergekit ÷ it,peak RSS,anonymous"
-    rows: list[list[str]] = [[*head.split(",")]]
-    for result in results:
-        for contestant, costs in result.runs.items():
+def table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
+
+
+def time_cell(race: Race, contestant: str) -> str:
+    if not race.runs.get(contestant):
+        return "failed" if contestant in race.failures else "–"
+    mark = f" {NOISY}" if race.is_noisy(contestant) else ""
+    return f"{number(race.median(contestant), unit=' s')}{mark}"
+
+
+def target_rows(targets: Sequence[Target]) -> Rows:
+    head = ["where", "what", "target", "measured", ""]
+    return [head, *([t.where, t.what, t.limit, t.measured, t.verdict] for t in targets)]
+
+
+def missed(targets: Sequence[Target], data: Data) -> list[str]:
+    """One line per missed target of time that a run with timers explains."""
+    lines = list[str]()
+    for target in targets:
+        if target.met or target.profile is None:
+            continue
+        section, key, name = target.profile
+        profile = data.get(section, {}).get(key, {}).get(name)
+        reason = explain(profile) if profile else "not run with timers yet"
+        lines.append(f"- **{target.where}, {target.what}** ({target.measured}, {target.limit}): {reason}")
+    return lines
+
+
+def method_rows(results: Mapping[str, Race]) -> Rows:
+    """Who took how long for each method, and how many times as long as meldkit."""
+    present = [c for c in (FLOOR, MELDKIT, *PEERS) if any(race.runs.get(c) for race in results.values())]
+    head = [
+        "method",
+        "inputs",
+        *present,
+        *(f"{c} ÷ meldkit" for c in present if c in PEERS),
+        "meldkit ÷ floor",
+    ]
+    rows: Rows = [head]
+    for name, race in results.items():
+        ratios = [number(race.ratio(c, MELDKIT), 1) for c in present if c in PEERS]
+        rows.append(
+            [
+                name,
+                str(len(race.case.inputs)),
+                *(time_cell(race, c) for c in present),
+                *ratios,
+                number(race.ratio(MELDKIT, FLOOR)),
+            ]
+        )
+    return rows
+
+
+def run_rows(results: Mapping[str, Race]) -> Rows:
+    head = "method,contestant,runs,time,spread,processor,then sync,÷ floor,peak RSS,anonymous"
+    rows: Rows = [[*head.split(",")]]
+    for label, race in results.items():
+        for contestant, costs in race.runs.items():
+            if not costs:
+                continue
             times = [cost.seconds for cost in costs]
-            anonymous = None if contestant == "floor" else result.median(contestant, "anonymous_mb")
+            anonymous = None if contestant == FLOOR else race.median(contestant, "anonymous_mb")
             rows.append(
                 [
-                    result.case.name,
-                    str(len(result.case.inputs)),
+                    label,
                     contestant,
                     str(len(costs)),
-                    f"{statistics.median(times):.2f} s"
-                    + (f" {NOISY}" if result.is_noisy(contestant) else ""),
+                    time_cell(race, contestant),
                     f"{min(times):.2f}–{max(times):.2f}",
-                    number(result.median(contestant, "sync_seconds"), unit=" s"),
-                    number(result.ratio(contestant, "floor")),
-                    number(result.ratio("mergekit", contestant), 1),
-                    number(result.median(contestant, "rss_mb"), 0, " MB"),
+                    number(race.median(contestant, "cpu_seconds"), unit=" s"),
+                    number(race.median(contestant, "sync_seconds"), unit=" s"),
+                    number(race.ratio(contestant, FLOOR)),
+                    number(race.median(contestant, "rss_mb"), 0, " MB"),
                     number(anonymous, 0, " MB"),
                 ]
             )
     return rows
 
 
-def goal_rows(results: Sequence[Result], help_seconds: float | None) -> list[list[str]]:
-    """One row for what was measured, with each goal's verdict beside it."""
-    kinds = ("time", "against mergekit", "peak RSS")
-    rows = [["meldkit", *(cell for kind in kinds for cell in (kind, "goal"))]]
-    for result in results:
-        goals = result.goals()
-        cells = [
-            (goals[kind].measured, goals[kind].verdict) if kind in goals else ("–", "–") for kind in kinds
-        ]
-        rows.append([result.case.name, *(text for pair in cells for text in pair)])
-    gains = [gain for result in results if (gain := result.ratio("mergekit", "meldkit")) is not None]
-    if gains:
-        goal = mean_goal(gains)
-        rows.append(["geometric mean", "–", "–", goal.measured, goal.verdict, "–", "–"])
-    if help_seconds is not None:
-        goal = help_goal(help_seconds)
-        rows.append(["--help", goal.measured, goal.verdict, *["–"] * 4])
+def growth_rows(data: Data) -> Rows:
+    """meldkit by size, all with a cold cache."""
+    rows: Rows = [
+        ["parameters", "method", "bytes", "floor", "meldkit", "÷ floor", "meldkit per GB", "peak RSS"]
+    ]
+    for section in by_size(data).values():
+        for name, race in races(section, COLD_CASES).items():
+            seconds, gigabytes = race.median(MELDKIT), race.bytes_moved / 1e9
+            rows.append(
+                [
+                    billions(section),
+                    name,
+                    f"{gigabytes:.2f} GB",
+                    time_cell(race, FLOOR),
+                    time_cell(race, MELDKIT),
+                    number(race.ratio(MELDKIT, FLOOR)),
+                    number(None if seconds is None else seconds / gigabytes, unit=" s"),
+                    number(race.median(MELDKIT, "rss_mb"), 0, " MB"),
+                ]
+            )
     return rows
 
 
-def check_rows(results: Sequence[Result]) -> list[list[str]]:
-    rows = [["method", "elements", "bit-equal", "tied", "disagree", "largest relative difference"]]
-    for result in results:
-        if (found := result.check) is not None:
+def part_rows(profiles: Mapping[str, Any], cases: Sequence[Case]) -> Rows:
+    rows: Rows = [["method", *PARTS, "in all"]]
+    for case in cases:
+        if case.name in profiles:
+            found = parts(profiles[case.name])
+            cells = [f"{found[name]:.2f}" for name in PARTS]
+            rows.append([case.name, *cells, f"{sum(found.values()):.2f}"])
+    return rows
+
+
+def check_rows(results: Mapping[str, Race]) -> Rows:
+    rows: Rows = [
+        ["method", "with", "elements", "bit-equal", "tied", "disagree", "largest relative difference"]
+    ]
+    for name, race in results.items():
+        for peer, found in race.checks.items():
             shares = [f"{found[key] / found['elements']:.4%}" for key in ("bit_equal", "tied", "disagree")]
             worst = f"{found['largest_relative_difference']:.1e}"
             if found["largest_in"]:
                 worst += f" in {found['largest_in']}"
-            rows.append([result.case.name, f"{found['elements']:,}", *shares, worst])
+            rows.append([name, peer, f"{found['elements']:,}", *shares, worst])
     return rows
 
 
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = (f"| {' | '.join(row)} |" for row in rows)
-    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
+def machine_rows(data: Data) -> Rows:
+    """What each section was measured on; one row where all agree."""
+    machines = {name: section["machine"] for name, section in data.items() if "machine" in section}
+    sizes = data.get("growth", {}).get("sizes", {})
+    machines |= {f"growth, {size}": section["machine"] for size, section in sizes.items()}
+    rows: Rows = [["", ""]]
+    for fact in dict.fromkeys(fact for machine in machines.values() for fact in machine):
+        said = {name: machine[fact] for name, machine in machines.items() if fact in machine}
+        for value in dict.fromkeys(said.values()):
+            where = [name for name, other in said.items() if other == value]
+            rows.append([fact if len(where) == len(said) else f"{fact} ({', '.join(where)})", value])
+    return rows
 
 
-def markdown(results: Sequence[Result], data: Mapping[str, Any]) -> str:
-    """The page that a complete run writes."""
-    once = [result.case.name for result in results if not result.case.quick_mergekit]
-    introduction = INTRODUCTION.format(
-        billions=data["parameters"] / 1e9,
-        gigabytes=data["model_bytes"] / 1e9,
-        warm_up="a warm-up"
-        + (f" (mergekit: without one where it takes minutes: {', '.join(once)})" if once else ""),
-    )
-    noisy = any(result.is_noisy(contestant) for result in results for contestant in result.runs)
-    parts = [
-        "# Benchmarks",
-        introduction,
-        "## Goals",
-        markdown_table(goal_rows(results, data["help_seconds"])),
-        "## Times and memory",
-        markdown_table(timing_rows(results)),
-        *([NOISE_LEGEND] if noisy else []),
-        TIMING_LEGEND,
+def _peers(data: Data) -> list[str]:
+    section = data["peers"]
+    results = races(section, CASES)
+    taking = [p for p in PEERS.values() if any(race.runs.get(p.name) for race in results.values())]
+    texts = [
+        "## Against other programs",
+        f"{billions(section)} parameters, {section['model_bytes'] / 1e9:.2f} GB a model, inputs in the page "
+        "cache.",
+        "![Time of each method](images/bench-methods.svg)",
+        table(method_rows(results)),
+        "\n".join(f"- {p.name} {p.version}: {p.note}" for p in taking),
+        "Not measured: " + "; ".join(f"{name} ({why})" for name, why in NOT_MEASURED.items()) + ".",
     ]
+    failed = [f"- {n}, {c}: {why}" for n, race in results.items() for c, why in race.failures.items()]
+    if failed:
+        texts += ["Failed:", "\n".join(failed)]
     if len(rows := check_rows(results)) > 1:
-        parts += ["## Agreement with mergekit", markdown_table(rows), CHECK_LEGEND]
-    parts += ["## Machine", markdown_table([["", ""], *map(list, data["machine"].items())])]
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+        texts += ["### Do they agree?", table(rows), CHECK]
+    return [*texts, "### All runs", table(run_rows(results)), PEAK_RSS]
 
 
-def from_json(case: Case, data: Mapping[str, Any]) -> Result:
-    """A method's measurements as `as_json` wrote them."""
-    runs = {name: [Cost(**cost) for cost in costs] for name, costs in data["runs"].items()}
-    return Result(case, runs, data["check"])
+def _growth(data: Data) -> list[str]:
+    texts = [
+        "## From small models to large ones",
+        COLD,
+        "![Time by size](images/bench-time.svg)",
+        "![Memory by size](images/bench-memory.svg)",
+        table(growth_rows(data)),
+    ]
+    if "cold" in data:
+        section = data["cold"]
+        results, files = races(section, COLD_CASES), section["files"]
+        texts += [
+            f"### {billions(section)}, all runs",
+            f"{section['model_bytes'] / 1e9:.1f} GB a model, in {files} file{'s' * (files > 1)}."
+            + " The disk had no room for models of 8 B parameters." * (section["size"] != "large"),
+            table(run_rows(results)),
+        ]
+    return texts
 
 
-def as_json(results: Sequence[Result], data: Mapping[str, Any]) -> dict[str, Any]:
-    def plain(cost: Cost) -> dict[str, float]:
-        return {item.name: round(getattr(cost, item.name), 4) for item in fields(cost)}
+def _inputs(data: Data) -> list[str]:
+    rows: Rows = [["models", "bytes", "floor", "meldkit", "peak RSS"]]
+    for num, race in by_inputs(data).items():
+        moved, rss = f"{race.bytes_moved / 1e9:.2f} GB", number(race.median(MELDKIT, "rss_mb"), 0, " MB")
+        rows.append([str(num), moved, time_cell(race, FLOOR), time_cell(race, MELDKIT), rss])
+    introduction = f"`linear` of models of {billions(data['inputs'])} parameters. {INPUTS.strip()}"
+    plot = "![Time by number of models](images/bench-inputs.svg)"
+    return ["## From 2 models to 16", introduction, plot, table(rows)]
 
-    def one(result: Result) -> dict[str, Any]:
-        return {
-            "inputs": len(result.case.inputs),
-            "runs": {name: [plain(cost) for cost in costs] for name, costs in result.runs.items()},
-            "goals": {kind: asdict(goal) for kind, goal in result.goals().items()},
-            "check": result.check,
-        }
 
-    return {**data, "methods": {result.case.name: one(result) for result in results}}
+def _startup(data: Data) -> list[str]:
+    race = races(data["startup"], [LINEAR])["linear"]
+    names = {MELDKIT: "meldkit", **{name: f"{name} {peer.version}" for name, peer in PEERS.items()}}
+    rows: Rows = [["program", "merge of two models of 1 MB", "peak RSS"]]
+    for contestant, name in names.items():
+        if race.runs.get(contestant):
+            rss = number(race.median(contestant, "rss_mb"), 0, " MB")
+            rows.append([name, time_cell(race, contestant), rss])
+    texts = ["## Start-up", table(rows)]
+    if profile := data["startup"].get("profiles", {}).get("linear"):
+        stages: Rows = [["meldkit has come to", "after"]]
+        stages += [[name, f"{profile['at'][mark]:.2f} s"] for name, mark in STAGES.items()]
+        texts += ["With timers, once:", table(stages)]
+    return texts
+
+
+def _goes(data: Data) -> list[str]:
+    texts = ["## Where the time goes", GOES]
+    if "profile" in data:
+        section = data["profile"]
+        texts += [
+            f"{billions(section)} parameters, inputs in the page cache:",
+            "![Where the time goes](images/bench-parts.svg)",
+            table(part_rows(section["cases"], CASES)),
+        ]
+    if profiles := data.get("cold", {}).get("profiles"):
+        texts += [
+            f"{billions(data['cold'])} parameters, cold cache:",
+            table(part_rows(profiles, COLD_CASES)),
+        ]
+    return texts
+
+
+def markdown(data: Data, peer_seconds: float) -> str:
+    """The page, of the sections that have been measured."""
+    targets = all_targets(data)
+    num_met = sum(target.met for target in targets)
+    texts = ["# Benchmarks", INTRODUCTION.format(peer_seconds=peer_seconds)]
+    if targets:
+        texts += [
+            "## Targets",
+            f"{num_met} of {len(targets)} met. {START_UP_SECONDS:g} s is for starting Python and torch.",
+            table(target_rows(targets)),
+        ]
+    if lines := missed(targets, data):
+        texts += ["Where the time goes that the missed ones take too long:", "\n".join(lines)]
+    shown: list[tuple[bool, Callable[[Data], list[str]]]] = [
+        ("peers" in data, _peers),
+        (bool(by_size(data)), _growth),
+        ("inputs" in data, _inputs),
+        ("startup" in data, _startup),
+        ("profile" in data or "cold" in data, _goes),
+    ]
+    for measured, section in shown:
+        if measured:
+            texts += section(data)
+    if any(NOISY in text for text in texts):
+        texts.append(NOISE)
+    texts += ["## Machine", table(machine_rows(data))]
+    return "\n\n".join(text.strip() for text in texts) + "\n"

@@ -3,6 +3,8 @@
 python scripts/faults.py                        kills merges, and lets the system fail under them
 make fuzz MINUTES=10                            damages everything that is read of strangers
 python scripts/reliability_determinism.py       runs every method in every way that must not change a byte
+make mutation                                   puts faults into the code, which tests must notice
+make coverage                                   counts what the tests run of the code
 python scripts/reliability.py                   writes the page; with --check, only compares it
 """
 
@@ -12,9 +14,11 @@ import json
 import sys
 from pathlib import Path
 
+import reliability_coverage
 import reliability_determinism
 import reliability_faults
 import reliability_fuzz
+import reliability_mutation
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "reliability.md"
@@ -33,6 +37,8 @@ def main() -> None:
         reliability_faults.section(results["faults"]),
         reliability_fuzz.section(results["fuzz"]),
         reliability_determinism.section(results["determinism"]),
+        reliability_mutation.section(results["mutation"]),
+        reliability_coverage.section(results["coverage"]),
     ]
     text = "\n".join([_HEAD, *(section.strip() + "\n" for section in sections)])
     if "--check" not in sys.argv[1:]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -99,8 +99,7 @@ def counted() -> Generator[Costs]:
             process = partial(_process, costs, cls.process, num_threads, num_descriptors)
             # A function, so that it becomes a method.
             patches.enter_context(mock.patch.object(cls, "process", lambda *a, _p=process: _p(*a)))
-        for name, nbytes in (("read_into", len), ("read_bfloat16", lambda out: 2 * len(out))):
-            patches.enter_context(mock.patch.object(OpenFiles, name, _reader(costs, name, nbytes)))
+        patches.enter_context(mock.patch.object(OpenFiles, "_account", _reader(costs)))
         for name, function in _writer(costs).items():
             patches.enter_context(mock.patch.object(WeightFile, name, function))
         if kernels._LIBRARY is not None:
@@ -136,14 +135,14 @@ def _process(
     return rest
 
 
-def _reader(costs: Costs, name: str, nbytes: Callable[[Any], int]) -> Any:
-    real = getattr(OpenFiles, name)
+def _reader(costs: Costs) -> Any:
+    real = OpenFiles._account
 
-    def read(self: OpenFiles, path: Path, offset: int, room: Any) -> None:
-        real(self, path, offset, room)
-        costs.touched(costs.reads, path, offset, offset + nbytes(room))
+    def account(self: OpenFiles, path: Path, offset: int, done: int, wanted: int) -> None:
+        real(self, path, offset, done, wanted)
+        costs.touched(costs.reads, path, offset, offset + done)
 
-    return read
+    return account
 
 
 def _writer(costs: Costs) -> Mapping[str, Any]:

@@ -47,6 +47,7 @@ class Hub:
         cut: connections to break off in the middle of the next weight files.
         whole: take no heed of ranges.
         down: answer everything with an internal error.
+        busy: requests for parts of weights to answer with that they come too often.
         tokens: Authorization headers that came with requests to another host than the hub's.
     """
 
@@ -58,6 +59,7 @@ class Hub:
     cut: int = 0
     whole: bool = False
     down: bool = False
+    busy: int = 0
     url: str = ""
 
     def fetched(self) -> set[str]:
@@ -127,6 +129,9 @@ class _Handler(BaseHTTPRequestHandler):
         headers = headers or {}
         asked = self.headers["range"]
         status, body = 200, content
+        if asked and self.hub.busy:
+            self.hub.busy -= 1
+            return self._send(429, b"", headers)
         if asked and not self.hub.whole:
             self.hub.ranges.append(asked)
             first, _, last = asked.removeprefix("bytes=").partition("-")

@@ -540,6 +540,25 @@ def test_links_that_lead_nowhere_and_pointers(tmp_path: Path, monkeypatch: pytes
     assert refusal(Path("n"), "n") == (
         "n/model.safetensors is a pointer of Git LFS, not the file itself\n  run 'git lfs pull' in its folder"
     )
+    make(Path("o"))
+    save_file({"x": torch.zeros(1)}, "o/model.safetensors")
+    Path("o/config.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    assert refusal(Path("o"), "o") == (
+        "o/config.json is a pointer of Git LFS, not the file itself\n  run 'git lfs pull' in its folder"
+    )
+
+
+def test_links_in_a_circle_are_for_whoever_needs_them(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    make(folder)
+    save_file({"x": torch.zeros(1)}, folder / "model.safetensors")
+    whole = open_checkpoint("m", folder).fingerprint
+    (folder / "notes.txt").symlink_to("more.txt")
+    (folder / "more.txt").symlink_to("notes.txt")
+    assert open_checkpoint("m", folder).fingerprint == whole
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("model.safetensors")
+    assert "model.safetensors" in refusal(folder)
 
 
 @pytest.mark.parametrize("cached", [True, False])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,17 +12,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import tiny
 from command import run
-from meldkit.api import merge, plan
+from meldkit.api import MergeOptions, merge, plan
 from meldkit.errors import NotSupportedError, OutputError
 from meldkit.report import ModelRun, SmokeTest, diff, summarise_plan
 from meldkit.report.html import check_html, diff_page, merge_page, plan_page, write_html
 from meldkit.report.html.figures import colours, distribution
 from meldkit.report.html.grid import gather, grids_of
 from meldkit.report.html.page import Cards, Code, Items, Page, Section, Table, Words, plotly_js, render
+from meldkit.report.html.plan import time_text
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>&amp;%{x}"
 #: Elements that have no end.
@@ -202,6 +205,46 @@ def test_a_plan_shows_the_values_of_its_tensors(models: list[Path]) -> None:
     assert not any("density" in figure.title for figure in page.figures)
 
 
+def test_a_plan_shows_where_layers_come_from(models: list[Path]) -> None:
+    _, a, b = map(str, models)
+    slices = [
+        {"sources": [{"model": a, "layer_range": [0, 2]}]},
+        {"sources": [{"model": b, "layer_range": [1, 3]}]},
+    ]
+    page = plan_page(summarise_plan(plan({"merge_method": "passthrough", "slices": slices})))
+    (drawn,) = (f for f in page.figures if f.title == "Where the layers of model.layers.* come from")
+    assert {line["name"]: line["y"] for line in drawn.traces} == {
+        "a": [0, 1, None, None],
+        "b": [None, None, 1, 2],
+    }
+    assert [list(row) for row in drawn.table.rows] == [
+        [0, 0, None],
+        [1, 1, None],
+        [2, None, 1],
+        [3, None, 2],
+    ]
+    # Where every layer stays in its place there is nothing to draw.
+    page = plan_page(summarise_plan(plan(recipe_of(models))))
+    assert not any(figure.title.startswith("Where") for figure in page.figures)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.01234, "0.012 s"),
+        (9.49, "9.5 s"),
+        (9.5, "10 s"),
+        (99.4, "99 s"),
+        (99.5, "2 min"),
+        (5969, "99 min"),
+        (5970, "1.7 h"),
+        (36000, "10.0 h"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert time_text(seconds) == text
+
+
 def test_a_comparison_shows_its_numbers(models: list[Path]) -> None:
     comparison = diff(models[1:], models[0])
     page = diff_page(comparison)
@@ -324,6 +367,46 @@ def test_only_html_is_written_over(models: list[Path], tmp_path: Path) -> None:
     assert not link.is_symlink()
     assert sorted(p.name for p in tmp_path.glob(".*")) == []
     check_html(tmp_path / "out" / "report.html", created=tmp_path / "out")
+
+
+def test_a_report_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    """The system refuses files of more than some bytes, as a disk that is full would."""
+    report = tmp_path / "report.html"
+    report.write_text("<html>an older report")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"cannot write '.*report.html': File too large"):
+            write_html(report, Page("a", "b"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert report.read_text() == "<html>an older report"
+
+
+def test_a_report_among_the_files_of_the_model(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(OutputError, match="may become a file of the model") as refused:
+        check_html(out / "config.json", created=out)
+    assert refused.value.hint == "there the report's name must end in .html"
+    with pytest.raises(OutputError, match="is a folder"):
+        check_html(out, created=out)
+    assert not out.exists()
+
+
+def test_a_merge_tells_of_values_that_were_let_through(tmp_path: Path) -> None:
+    models = [
+        tiny.decoder(tmp_path / name, seed, extra={"odd": torch.tensor([1.0, value])})
+        for seed, (name, value) in enumerate((("a", 1.0), ("b", float("nan"))))
+    ]
+    recipe = {
+        "merge_method": "linear",
+        "models": [{"model": str(m), "parameters": {"weight": 1}} for m in models],
+    }
+    result = merge(recipe, tmp_path / "out", MergeOptions(allow_nonfinite=True))
+    text = render(merge_page(result, 10**9))
+    assert "odd holds NaN or Inf, which was let through" in text
+    assert "norm.weight holds NaN" not in text
 
 
 def test_without_plotly_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

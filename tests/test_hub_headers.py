@@ -238,6 +238,22 @@ def test_heads_that_break_off(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None
     same(looked_at("org/other"), found)
 
 
+def test_a_server_that_is_busy_is_asked_again(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    import meldkit.checkpoint.ranges as ranges
+
+    monkeypatch.setattr(ranges, "_WAIT", 0)
+    put(hub, wide())
+    hub.busy = 2
+    found = looked_at()
+    assert hub.busy == 0
+    put(hub, wide(), "org/other")
+    same(looked_at("org/other"), found)
+    put(hub, wide(), "org/third")
+    hub.busy = 1000
+    with pytest.raises(CheckpointError, match="429"):
+        looked_at("org/third")
+
+
 def test_many_at_the_same_time(hub: Hub) -> None:
     put(hub, wide())
     found: list[Checkpoint] = []

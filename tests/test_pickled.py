@@ -481,28 +481,33 @@ NAMES = [
 ]
 
 
+_WATCHERS: list[list[str]] = []
+_EVENTS = ("os.system", "subprocess.Popen", "exec", "socket.connect", "pickle.find_class")
+
+
+@functools.cache
+def _watch() -> None:
+    """Once in a process: a hook stays to its end, is asked about everything, and lets other threads in."""
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if _WATCHERS and event in _EVENTS:
+            for seen in _WATCHERS:
+                seen.append(f"{event} {arguments}")
+
+    sys.addaudithook(hook)
+
+
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the process imports, opens or starts while a file is read; the file itself left out."""
+    _watch()
     seen: list[str] = []
-    active = [True]
-
-    def hook(event: str, arguments: tuple[object, ...]) -> None:
-        if active[0] and event in (
-            "os.system",
-            "subprocess.Popen",
-            "exec",
-            "socket.connect",
-            "pickle.find_class",
-        ):
-            seen.append(f"{event} {arguments}")
-
-    sys.addaudithook(hook)
+    _WATCHERS.append(seen)
     monkeypatch.setattr(os, "system", lambda command: seen.append(command))
     monkeypatch.setattr("builtins.eval", lambda text: seen.append(text))
     monkeypatch.setattr(torch, "load", lambda *_, **__: seen.append("torch.load"))
     yield seen  # type: ignore[misc]
-    active[0] = False
+    _WATCHERS.remove(seen)
 
 
 @pytest.mark.parametrize("wrap", [zipped, legacy])

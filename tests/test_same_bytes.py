@@ -20,10 +20,12 @@ from hypothesis import strategies as st
 import command
 import same_bytes
 import tiny
-from meldkit import kernels, merge
+from meldkit import kernels, merge, plan
+from meldkit.errors import RunError
 from meldkit.methods import METHODS
 from meldkit.options import MergeOptions
 from meldkit.output import Sum, sum_of
+from meldkit.output.sums import Sums
 from meldkit.report import reproduce, verify_output
 
 #: Surroundings that must not matter.
@@ -291,6 +293,29 @@ def test_sum_of_pieces(data: bytes, cuts: list[int], compiled: bool) -> None:
         for start, stop in pairwise(sorted({0, len(data), *(min(c, len(data)) for c in cuts)})):
             total += sum_of(data[start:stop], start)
     assert total == by_definition(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda path: os.truncate(path, path.stat().st_size - 1), "it ends too early"),
+        (lambda path: path.unlink(), "No such file or directory"),
+    ],
+)
+def test_earlier_work_that_cannot_be_read_again(
+    out: Path, damage: Callable[[Path], object], reason: str
+) -> None:
+    chosen = plan(RECIPE, MergeOptions(out_shard_size="400"))
+    sums = Sums().complete(out, chosen)
+    record = json.loads((out / "meldkit.json").read_text())
+    assert {name: str(s) for name, s in sums.items()} == {
+        name: text for file in record["weights"].values() for name, text in file["sums"].items()
+    }
+    path = sorted(out.glob("*.safetensors"))[-1]
+    damage(path)
+    with pytest.raises(RunError) as refused:
+        Sums().complete(out, chosen)
+    assert refused.value.message == f"cannot read {path} again: {reason}"
 
 
 def test_sums_of_many_words() -> None:

@@ -358,6 +358,19 @@ def test_what_does_not_end_or_fit_is_refused(text: str) -> None:
     assert sys.gettrace() is tracer
 
 
+def test_where_python_cannot_be_started_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in programs that hold Python inside; markers are then those that the text shows."""
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    text = "{{ '<|nowhere|>' ~ messages[0].content }}"
+    with pytest.raises(RecipeError) as refused:
+        check_template(text, "recipe.yml:3")
+    assert refused.value.message == (
+        "recipe.yml:3: the chat_template: it cannot be tried, because /nowhere/python cannot be started: "
+        "No such file or directory"
+    )
+    assert missing_tokens(text, []) == ["<|nowhere|>"]
+
+
 #: Texts that show what a template finds in transformers, and what it does not.
 WORKING = [
     "{% generation %}{% set x = 1 %}{{ messages | tojson(indent=2) }}{% endgeneration %}{{ x }}",

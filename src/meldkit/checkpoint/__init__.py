@@ -10,7 +10,7 @@ from meldkit.checkpoint.json_file import read_json, write_json
 from meldkit.checkpoint.links import check_links
 from meldkit.checkpoint.models import may_be_on_hub, open_as_stored, open_model
 from meldkit.checkpoint.renamed import as_named_by
-from meldkit.checkpoint.safetensors import read_header
+from meldkit.checkpoint.safetensors import parse_header, read_header
 from meldkit.checkpoint.stored import quantisation_method, stored_entries
 from meldkit.checkpoint.tensor import (
     Encoding,
@@ -22,6 +22,7 @@ from meldkit.checkpoint.tensor import (
     TileSource,
     read_all,
 )
+from meldkit.checkpoint.weights import stays_inside
 
 __all__ = [
     "BY_TORCH_NAME",
@@ -44,10 +45,12 @@ __all__ = [
     "open_checkpoint",
     "open_files",
     "open_model",
+    "parse_header",
     "quantisation_method",
     "read_all",
     "read_header",
     "read_json",
+    "stays_inside",
     "stored_entries",
     "write_json",
 ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,19 +59,41 @@ def read_header(path: Path) -> Header:
         raise CheckpointError(
             f"cannot read {path}: {e.strerror}", hint="check the path, or download the file again"
         ) from e
-    entries = parse_mapping(f"the header of {path}", raw, _DOWNLOAD_HINT, unique=True)
+    entries = _entries(path, raw)
     metadata = _metadata(path, entries.pop("__metadata__", None))
-    _check_names(path, entries)
-    start = _LENGTH_BYTES + length
-    infos = sorted(
-        (_tensor(path, name, entry, start) for name, entry in entries.items()),
-        key=lambda info: (info.offset, info.offset + info.nbytes),
-    )
-    _check_coverage(path, infos, start, size)
+    infos = _infos(path, entries, _LENGTH_BYTES + length)
+    _check_coverage(path, infos, _LENGTH_BYTES + length, size)
     return Header(
         tensors={info.name: info for info in infos},
         metadata=metadata,
         digest=hashlib.sha256(raw + size.to_bytes(8, "little")).hexdigest(),
+    )
+
+
+def parse_header(path: Path, raw: bytes) -> list[TensorInfo]:
+    """The tensors that a header speaks of, in the order of their bytes, which need not be there.
+
+    Args:
+        path: of the file.
+        raw: its header, without the length before it.
+
+    Raises:
+        CheckpointError: the header lies about types, shapes or names.
+    """
+    entries = _entries(path, raw)
+    _metadata(path, entries.pop("__metadata__", None))
+    return _infos(path, entries, _LENGTH_BYTES + len(raw))
+
+
+def _entries(path: Path, raw: bytes) -> dict[str, Any]:
+    return parse_mapping(f"the header of {path}", raw, _DOWNLOAD_HINT, unique=True)
+
+
+def _infos(path: Path, entries: Mapping[str, Any], start: int) -> list[TensorInfo]:
+    _check_names(path, entries)
+    return sorted(
+        (_tensor(path, name, entry, start) for name, entry in entries.items()),
+        key=lambda info: (info.offset, info.offset + info.nbytes),
     )
 
 

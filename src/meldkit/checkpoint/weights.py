@@ -136,7 +136,7 @@ def _listed_parts(folder: Path) -> list[tuple[str, str]]:
     entries = cast("list[object]", listed) if isinstance(listed, list) else []
     found = [cast("dict[str, object]", entry) for entry in entries if isinstance(entry, dict)]
     pairs = [(entry.get("path"), str(entry.get("type"))) for entry in found]
-    return [(path.rstrip("/"), kind) for path, kind in pairs if isinstance(path, str) and _stays_inside(path)]
+    return [(path.rstrip("/"), kind) for path, kind in pairs if isinstance(path, str) and stays_inside(path)]
 
 
 def _has_weights(folder: Path) -> bool:
@@ -159,7 +159,7 @@ def _indexed(label: str, folder: Path, name_of_index: str) -> list[Header]:
         raise CheckpointError(f"{index} has no weight_map", hint="download the index again")
     files: dict[str, Header] = {}
     for name, file in cast("dict[str, object]", weight_map).items():
-        if not isinstance(file, str) or (file not in files and not _stays_inside(file)):
+        if not isinstance(file, str) or (file not in files and not stays_inside(file)):
             raise CheckpointError(
                 f"{index} places tensor {shown(name)} in {shown(file)}",
                 hint="only files of the model's own folder are read",
@@ -179,7 +179,7 @@ def _indexed(label: str, folder: Path, name_of_index: str) -> list[Header]:
     return [files[file] for file in sorted(files)]
 
 
-def _stays_inside(file: str) -> bool:
+def stays_inside(file: str) -> bool:
     """Whether it is the path of a file below the folder, on every system: no root, `..`, drive or NUL."""
     path = PurePosixPath(file)
     return (

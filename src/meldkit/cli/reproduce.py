@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 )
 @click.option("--plugin", multiple=True, help="Python file that declares a merge method; may be repeated.")
 @click.option(
+    "--trust-remote-code", is_flag=True, help="Let models' own code read tokenizers, as the merge did."
+)
+@click.option(
     "--num-threads", "-j", type=int, default=None, help="Worker threads; one per processor if not given."
 )
 @click.option("--device", default=None, help="Where to compute, such as cuda; on the CPU if not given.")
@@ -44,6 +47,7 @@ def command(
     models: tuple[Path, ...],
     moved: tuple[str, ...],
     plugin: tuple[str, ...],
+    trust_remote_code: bool,
     num_threads: int | None,
     device: str | None,
     transformers_cache: str | None,
@@ -69,6 +73,7 @@ def command(
             models=models,
             moved=pairs,
             plugin=plugin,
+            trust_remote_code=trust_remote_code,
             threads=num_threads,
             device=device,
             cache=transformers_cache,

@@ -55,6 +55,12 @@ class Buffers:
         room = self._values.array(num_rows * stride * 4).view(np.float32)
         return room.reshape(num_rows, stride)[:, :n]
 
+    def source(self, index: int, nbytes: int) -> np.ndarray:
+        """Room for bytes of one of a job's inputs, uint8."""
+        while len(self._sources) <= index:
+            self._sources.append(Scratch())
+        return self._sources[index].array(nbytes)
+
     @property
     def measuring(self) -> Buffers:
         """Where tiles lie that are only measured."""
@@ -88,12 +94,6 @@ class Buffers:
 
     def land(self) -> None:
         """Wait until the part that was filled last is in main memory."""
-
-    def source(self, index: int, nbytes: int) -> np.ndarray:
-        """Room for bytes of one of a job's inputs, uint8."""
-        while len(self._sources) <= index:
-            self._sources.append(Scratch())
-        return self._sources[index].array(nbytes)
 
     def output(self, job: TensorJob, start: int, stop: int) -> np.ndarray:
         """Room for the bytes of elements [start, stop), which lies within a page as they do in the file."""

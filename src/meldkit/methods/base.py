@@ -186,7 +186,7 @@ class Parameter:
             value = cast("object", value.item())  # pyright: ignore[reportUnknownMemberType]
         if isinstance(value, bool | float | str) and value in self.aliases:
             return self.aliases[value]
-        if self.kind is bool and value in (0, 1, True, False):
+        if self.kind is bool and value in (0, 1):
             return bool(value)
         if self.kind is str and isinstance(value, str) and (not self.choices or value in self.choices):
             return value

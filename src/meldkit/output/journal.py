@@ -51,8 +51,9 @@ def read_journal(path: Path) -> Entries:
     plan, done, nonfinite, publish, length = "", set[str](), set[str](), (), 0
     for line in raw.split(b"\n")[:-1]:
         match _parse(line):
-            case {"plan": str(plan)} if length == 0:
-                pass
+            # A name in a pattern is bound even when the condition then fails.
+            case {"plan": str(first)} if length == 0:
+                plan = first
             case {"done": str(name), **more} if plan:
                 done.add(name)
                 if more == {"finite": False}:

@@ -28,9 +28,10 @@ class WeightFile:
     """
 
     def __init__(self, path: Path, size: int) -> None:
-        self._direct = _open_direct(path)
+        self._direct: int | None = None
         self._buffered = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
+            self._direct = _open_direct(path)
             os.ftruncate(self._buffered, size)
             # Elsewhere glibc would write zeros instead.
             if self._direct is not None and size:

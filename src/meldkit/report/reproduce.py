@@ -18,7 +18,8 @@ from meldkit.options import MergeOptions
 from meldkit.output import RECIPE, RECORD, commit_of, surroundings, write_side_files
 from meldkit.plan import NUMERIC_VERSION, Plan
 from meldkit.recipe import ModelRef
-from meldkit.report.verify import Damage, read_record
+from meldkit.report.record import read_record
+from meldkit.report.verify import Damage
 
 if TYPE_CHECKING:
     from meldkit.api import Status
@@ -75,6 +76,7 @@ def reproduce(
     models: Sequence[Path] = (),
     moved: Mapping[str, str] | None = None,
     plugin: Sequence[str] = (),
+    trust_remote_code: bool = False,
     threads: int | None = None,
     cache: str | None = None,
     device: str | None = None,
@@ -87,6 +89,7 @@ def reproduce(
         models: folders in which to look for models that are not where the recipe says.
         moved: where single models are now, by what the recipe calls them.
         plugin: files of the methods that the merge needed.
+        trust_remote_code: let code in the models' folders read tokenizers, if the merge did.
         threads, cache, device: as in `MergeOptions`.
         progress: as for `merge`.
 
@@ -107,7 +110,7 @@ def reproduce(
             f"{recipe} is not the recipe of the merge",
             hint=f"'meldkit verify {path}' says what else was changed",
         )
-    options = replace(_options(record, plugin, threads, cache), device=device)
+    options = replace(_options(record, plugin, trust_remote_code, threads, cache), device=device)
     try:
         chosen = plan(recipe, options, locate=_Search(record, models, moved or {}))
     except CheckpointError as e:
@@ -123,25 +126,32 @@ def reproduce(
 
 
 def _options(
-    record: Mapping[str, Any], plugin: Sequence[str], threads: int | None, cache: str | None
+    record: Mapping[str, Any],
+    plugin: Sequence[str],
+    trust_remote_code: bool,
+    threads: int | None,
+    cache: str | None,
 ) -> MergeOptions:
     recorded = dict(record["options"])
+    # A record comes with a model, and does not say what is trusted here.
+    if recorded["trust_remote_code"] and not trust_remote_code:
+        raise RecipeError(
+            "the merge let code in the models' folders read their tokenizers",
+            hint="if you trust that code, allow it with --trust-remote-code",
+        )
     needed = [str(entry["name"]) for entry in recorded.pop("plugin", ())]
     if len(needed) != len(plugin):
         plugins = f"{len(needed)} plugin{'s' * (len(needed) != 1)}"
         names = " ".join(f"--plugin {name}" for name in needed)
         hint = f"name {'it' if len(needed) == 1 else 'them'}: {names}" if needed else "leave them out"
         raise RecipeError(f"the merge used {plugins}, {len(plugin)} are given", hint=hint)
-    try:
-        return MergeOptions(
-            **recorded,
-            random_seed=int(record["seed"]),
-            plugin=tuple(plugin),
-            num_threads=threads,
-            transformers_cache=cache,
-        )
-    except TypeError as e:
-        raise CheckpointError(f"{RECORD} has options that are not known: {e}", hint="it was edited") from e
+    return MergeOptions(
+        **recorded,
+        random_seed=record["seed"],
+        plugin=tuple(plugin),
+        num_threads=threads,
+        transformers_cache=cache,
+    )
 
 
 class _Search:

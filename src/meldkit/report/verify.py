@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from meldkit.checkpoint import DTYPES, TensorInfo, open_model, read_json
+from meldkit.checkpoint import DTYPES, TensorInfo, open_model, parse_header
 from meldkit.engine import default_threads
 from meldkit.errors import CheckpointError
-from meldkit.output import CARD, FORMAT, PARTIAL, RECORD, describes_model, facts, tensor_sum
+from meldkit.output import CARD, PARTIAL, RECORD, describes_model, facts, tensor_sum
 from meldkit.recipe import ModelRef
+from meldkit.report.record import read_record
 
 #: Bytes of a safetensors file before its header, which say how long that is.
 _LENGTH = 8
@@ -77,44 +77,6 @@ class OutputCheck:
         }
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record of the merge that has written a folder; None if there is none.
-
-    Raises:
-        CheckpointError: it cannot be read, or is of a version of meldkit that this one does not know.
-    """
-    path = folder / RECORD
-    if not path.is_file():
-        return None
-    found = read_json(path)
-    if found.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} has the format {found.get('format')!r}, this version of meldkit reads {FORMAT}",
-            hint="use the version of meldkit that made the model",
-        )
-    try:
-        _check(found)
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
-        raise CheckpointError(
-            f"{path} is not a whole record: {type(e).__name__} {e}",
-            hint="it was damaged or edited; get it again from where the model came from",
-        ) from e
-    return found
-
-
-def _check(record: Mapping[str, Any]) -> None:
-    """Raise whatever comes of it if something that is needed is not in a record."""
-    for file in record["weights"].values():
-        _ = (int(file["size"]), str(file["header_sha256"]), dict(file["sums"]))
-    for file in record["files"].values():
-        _ = (int(file["size"]), str(file["sha256"]))
-    for model in record["models"]:
-        _ = (str(model["model"]), str(model["fingerprint"]))
-        _ = [(str(file["name"]), int(file["size"])) for file in model["files"]]
-    _ = (dict(record["made_with"]), dict(record["options"]), int(record["seed"]), str(record["plan"]))
-    _ = (str(record["meldkit"]), int(record["numeric_version"]))
-
-
 def verify_output(folder: str | os.PathLike[str], *, progress: Progress | None = None) -> OutputCheck:
     """Compare the files of an output with what its merge recorded, byte by byte.
 
@@ -125,7 +87,8 @@ def verify_output(folder: str | os.PathLike[str], *, progress: Progress | None =
         progress: called now and then.
 
     Raises:
-        CheckpointError: there is no model, or its headers are damaged and there is no record.
+        CheckpointError: there is no model, its headers are damaged and there is no record, or the record
+            is not of these files.
     """
     path = Path(folder)
     record = read_record(path)
@@ -223,11 +186,14 @@ def _weights(folder: Path, name: str, file: Mapping[str, Any]) -> tuple[list[Dam
     if hashlib.sha256(raw).hexdigest() != file["header_sha256"]:
         return [*damage, Damage("header", name, "", f"{name} has another header than was written")], []
     tensors: list[TensorInfo] = []
-    entries = cast("dict[str, Any]", json.loads(raw[_LENGTH:]))
+    found = {info.name: info for info in parse_header(path, raw[_LENGTH:])}
     for tensor in file["sums"]:
-        entry = entries[tensor]
-        begin, end = entry["data_offsets"]
-        info = TensorInfo(tensor, entry["dtype"], tuple(entry["shape"]), path, len(raw) + begin, end - begin)
+        info = found.get(tensor)
+        if info is None:
+            raise CheckpointError(
+                f"{folder / RECORD} speaks of tensor {tensor!r} in {name}, which has none of that name",
+                hint="the record was edited; get it again from where the model came from",
+            )
         if info.offset + info.nbytes > size:
             damage.append(Damage("bytes", name, tensor, f"{name}: tensor '{tensor}' is cut off"))
         else:

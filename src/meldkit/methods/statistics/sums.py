@@ -189,12 +189,13 @@ class ColumnGram:
         return [] if self._done else [(0, self._numel)]
 
     def update(self, x: Float32[Tensor, "m n"], start: int) -> tuple[int, list[np.ndarray]]:
-        first, shape = start // self._num_columns, (self._num_models, -1, self._num_columns)
-        if not in_memory(x):
-            there = x.view(shape).double()
-            return first, [(there[i] * there[j]).cpu().numpy() for i, j in self._pairs]
-        rows = x.numpy().reshape(shape)
-        return first, [np.multiply(rows[i], rows[j], dtype=np.float64) for i, j in self._pairs]
+        if in_memory(x):
+            rows = x.numpy().reshape(self._num_models, -1, self._num_columns)
+            products = [np.multiply(rows[i], rows[j], dtype=np.float64) for i, j in self._pairs]
+        else:
+            there = x.view(self._num_models, -1, self._num_columns).double()
+            products = [(there[i] * there[j]).cpu().numpy() for i, j in self._pairs]
+        return start // self._num_columns, products
 
     def absorb(self, partial: tuple[int, list[np.ndarray]]) -> None:
         first, products = partial

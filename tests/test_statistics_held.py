@@ -1,0 +1,157 @@
+"""What statistics say of their memory and passes is what they take, for every method that measures."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from meldkit.methods import METHODS, Method, Noise, Whole
+from meldkit.methods.statistics import CHUNK, Chain, ColumnGram, Derived, Gram, Known, KthMagnitude, Statistic
+
+#: A tensor large enough that what does not grow with it is little: rows of 1024.
+SHAPE = (1 << 11, 1 << 10)
+NUMEL = SHAPE[0] * SHAPE[1]
+#: Of which parts an estimate may consist.
+PARTS = 0.2
+
+#: Parameters with which a method measures most.
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("slerp", {"t": 0.5}),
+    ("karcher", {}),
+    ("multislerp", {}),
+    ("nuslerp", {}),
+    ("nuslerp", {"nuslerp_flatten": False, "nuslerp_row_wise": True}),
+    ("ties", {"density": 0.5}),
+    ("ties", {"density": 0.5, "rescale": True}),
+    ("breadcrumbs", {"density": 0.5, "gamma": 0.1}),
+    ("breadcrumbs_ties", {"density": 0.5, "gamma": 0.1, "rescale": True}),
+    ("dare_ties", {"density": 0.5}),
+    ("della", {"density": 0.5}),
+    ("sce", {"select_topk": 0.3}),
+    ("sce", {}),
+    ("ramplus_tl", {}),
+    ("model_stock", {}),
+    ("arcee_fusion", {}),
+]
+
+
+def values_of(method: Method, m: int, given: dict[str, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for p in method.parameters:
+        value = given.get(p.name, 1.0 if p.required else p.default)
+        values[p.name] = (value,) * m if p.per_model else value
+    return values
+
+
+def size(thing: Any, seen: set[int]) -> int:
+    """Bytes of the numbers that an object of ours leads to, each once."""
+    if id(thing) in seen:
+        return 0
+    seen.add(id(thing))
+    if isinstance(thing, np.ndarray):
+        return size(thing.base, seen) if isinstance(thing.base, np.ndarray) else thing.nbytes
+    if isinstance(thing, float | int):
+        return sys.getsizeof(thing)
+    if isinstance(thing, list | tuple):
+        return sys.getsizeof(thing) + sum(size(x, seen) for x in thing)
+    if isinstance(thing, dict):
+        return sys.getsizeof(thing) + sum(size(x, seen) for x in thing.values())
+    if type(thing).__module__.startswith("meldkit.methods") and hasattr(thing, "__dict__"):
+        return sum(size(x, seen) for x in vars(thing).values())
+    return 0
+
+
+def most_held(statistic: Statistic, x: torch.Tensor, grain: int) -> tuple[int, int]:
+    """Bytes that a statistic holds at most, carried through its passes; and how many of these read all."""
+    tile = 4 * max(grain, CHUNK // grain * grain)
+    most = passes = 0
+    for _ in range(20):
+        ranges = statistic.ranges()
+        if not ranges:
+            return most, passes
+        passes += list(ranges) == [(0, x.shape[1])]
+        cuts = [(a, min(a + tile, stop)) for start, stop in ranges for a in range(start, stop, tile)]
+        for start, stop in cuts:
+            statistic.absorb(statistic.update(x[:, start:stop].clone(), start))
+            if (start, stop) in (cuts[0], cuts[-1]):
+                most = max(most, size(statistic, set()))
+        statistic.finish_pass()
+    raise AssertionError("not finished")
+
+
+@pytest.mark.parametrize(("name", "given"), CASES, ids=[f"{n}-{i}" for i, (n, _) in enumerate(CASES)])
+def test_a_method_holds_and_reads_what_its_statistic_says(name: str, given: dict[str, Any]) -> None:
+    method = METHODS[name]
+    low, high = method.num_models
+    m = min(max(low, 3), high or 3)
+    x = torch.randn(m, NUMEL, generator=torch.Generator().manual_seed(0))
+    whole = Whole(m, SHAPE, Noise(0, "w"))
+    values = values_of(method, m, given)
+    statistic = method.statistic(whole, values)
+    assert statistic is not None
+    held = statistic.held
+    expected = statistic.passes
+    most, passes = most_held(statistic, x, method.grain(whole, values))
+    assert passes == expected
+    # A few lists and numbers that do not grow with the tensor are not counted.
+    assert PARTS * held <= most + 4096
+    assert most <= 1.02 * held + 16384
+
+
+def test_rows_that_wait_for_their_turn_are_counted_once() -> None:
+    columns = 1 << 14
+    statistic = ColumnGram(2, 4 * columns, columns)
+    x = torch.randn(2, 4 * columns)
+    held = statistic.held
+    assert held == 2 * 3 * columns * 8
+    statistic.absorb(statistic.update(x[:, columns : 2 * columns], columns))
+    assert 0.9 * held <= size(statistic, set()) <= 1.02 * held
+    statistic.absorb(statistic.update(x[:, :columns], 0))
+    assert size(statistic, set()) <= 0.55 * held
+
+
+def test_what_is_put_together_holds_its_parts() -> None:
+    gram = Gram(3, NUMEL)
+    kth = KthMagnitude([[1]], NUMEL)
+    assert Known(3).held == 0
+    assert Derived(lambda x, _: x, kth).held == kth.held
+    assert Chain(gram, lambda _: None).held == gram.held
+    assert Chain(gram, lambda _: None, held=7).held == gram.held + 7
+
+
+def test_nothing_to_select_holds_next_to_nothing() -> None:
+    assert KthMagnitude([[], []], CHUNK).held == 0
+    assert KthMagnitude([[1], []], CHUNK).held == 4 * 3 * CHUNK
+
+
+def few(n: int) -> torch.Tensor:
+    return torch.arange(n).remainder(7).float() - 3
+
+
+@pytest.mark.parametrize("numbers", [torch.ones, few, torch.zeros], ids=["constant", "few", "zeros"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
+def test_numbers_that_are_often_the_same_are_counted_and_not_kept(numbers: Any, share: float) -> None:
+    """What lies on the ends of the bracket needs no place: far less is held than was said."""
+    statistic = KthMagnitude([[int(share * NUMEL)]], NUMEL)
+    sampled = 4 * (1 << 15)
+    most, _ = most_held(statistic, numbers(NUMEL)[None], CHUNK)
+    assert most <= 2 * sampled + 16384
+
+
+@pytest.mark.parametrize("kind", ["beyond the sample", "within the sample"])
+def test_bracket_that_misses_by_one(kind: str) -> None:
+    """A sample of zeros puts all that is not 0 above its bracket: its last one, and the first of the rest."""
+    x = torch.randn(NUMEL, generator=torch.Generator().manual_seed(1))
+    x[torch.arange(NUMEL) % (NUMEL // 8) < 9000] = 0
+    if kind == "within the sample":
+        x[::2] = 0
+    num_varied = int(x.count_nonzero())
+    ordered = x.abs().sort(descending=True).values
+    for k in (num_varied - 1, num_varied, num_varied + 1):
+        statistic = KthMagnitude([[k]], NUMEL)
+        most_held(statistic, x[None], CHUNK)
+        assert statistic.result == [(ordered[k - 1].item(),)]
