@@ -59,7 +59,8 @@ class Values32:
         raw.copy_(self.flat[start:stop].view(torch.uint8))
         out.copy_(raw.view(self.flat.dtype))
 
-    def read_bytes(self, start: int, buffer: memoryview) -> None:
+    def read_bytes(self, start: int, buffer: memoryview, *, once: bool = False) -> None:
+        del once
         data = self.flat.view(torch.uint8).numpy().data
         first = start * self.flat.element_size()
         buffer[:] = data[first : first + len(buffer)]

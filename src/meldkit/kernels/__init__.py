@@ -295,12 +295,20 @@ def keep_bits(row: Float32[Tensor, " n"], bits: np.ndarray) -> None:
     row.mul_(torch.from_numpy(np.unpackbits(bits, count=len(row))).to(row.device))
 
 
-def keep(row: Float32[Tensor, " n"], kept: np.ndarray) -> None:
-    """Multiply, in place, by flags: bool `[n]`."""
-    if in_memory(row):
-        np.multiply(row.numpy(), kept, out=row.numpy())
+def keep(x: np.ndarray | Tensor, kept: np.ndarray) -> None:
+    """Multiply, in place, by flags of the same shape; `x` is an array if it is in main memory."""
+    if isinstance(x, np.ndarray):
+        np.multiply(x, kept, out=x)
     else:
-        row.mul_(torch.from_numpy(kept).to(row.device))
+        x.mul_(torch.from_numpy(kept).to(x.device))
+
+
+def divide(x: np.ndarray | Tensor, divisors: np.ndarray) -> None:
+    """Divide, in place, by float32 numbers of the same shape; `x` is an array if it is in main memory."""
+    if isinstance(x, np.ndarray):
+        np.divide(x, divisors, out=x)
+    else:
+        x.div_(torch.from_numpy(divisors).to(x.device))
 
 
 def norms(row: Float32[Tensor, " n"], kept: np.ndarray, grain: int) -> np.ndarray:

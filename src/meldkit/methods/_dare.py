@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from meldkit import kernels
+from meldkit.kernels.elsewhere import numbers
 from meldkit.methods._kept import Kept, KeptL1
 from meldkit.methods._task_vectors import DENSITY, merge_task_vectors
 from meldkit.methods.base import Parameter, TileNoise, Whole
@@ -45,7 +46,7 @@ def drop(x: Float32[Tensor, "m n"], noise: TileNoise, density: Sequence[float]) 
     """Zero, in place, each element with probability 1 − density."""
     for model, (row, d) in enumerate(zip(x, density, strict=True)):
         if d < 1:
-            kernels.keep(row, noise.keep(model, d))
+            kernels.keep(numbers(row), noise.keep(model, d))
 
 
 def dare(

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from meldkit import kernels
 from meldkit.kernels.elsewhere import numbers
@@ -127,19 +126,19 @@ def merge_della(
     num_columns: int,
 ) -> Float32[Tensor, " n"]:
     """Drop, rescale, and merge with or without sign election."""
+    values = numbers(x)
     if rescale == "keep_probability":
-        for model, (row, d, e) in enumerate(zip(x, density, epsilon, strict=True)):
+        for model, (row, d, e) in enumerate(zip(values, density, epsilon, strict=True)):
             if 0 < d < 1:
-                levels = keep_levels(numbers(row).reshape(-1, num_columns), d, e)
+                levels = keep_levels(row.reshape(-1, num_columns), d, e)
                 kernels.keep(row, noise.noise.uniform(model, noise.start, noise.n) < levels)
-                row.div_(torch.from_numpy(levels.astype(np.float32) / _LEVELS).to(row.device))
+                kernels.divide(row, levels.astype(np.float32) / _LEVELS)
             elif d <= 0:
-                row.zero_()
+                row[:] = 0
     elif kept is not None:
         kept.drop(x, noise.start)
     elif min(density) < 1:
-        for row, kept_row in zip(x, draw(x, noise, density, epsilon, num_columns), strict=True):
-            kernels.keep(row, kept_row)
+        kernels.keep(values, draw(x, noise, density, epsilon, num_columns))
     ratios = None if kept is None else kept.ratios
     return merge_task_vectors(x, weight, ratios, elect=elect, normalize=normalize, lambda_=lambda_)
 
