@@ -103,7 +103,7 @@ COSTS: dict[str, Cost] = {
     "ties, of the model": Cost(passes=2, calls=(39, 104), kernels={"count": 3, "elect": 1}, tensors=(0, 3)),
     "dare_linear, by density": Cost(passes=1, calls=(41, 57), room=4),
     "della, by probability": Cost(
-        passes=1, calls=(40, 89), kernels={"by_rank": 3, "elect": 1}, tensors=(0, 3), room=11
+        passes=1, calls=(33, 82), kernels={"by_rank": 3, "elect": 1}, tensors=(0, 3), room=11
     ),
     "breadcrumbs, rescaled": Cost(
         passes=3, calls=(105, 153), kernels={"count": 6}, tensors=(6, 6), sampled=True
