@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from meldkit import merge_tensors
 from meldkit.methods import METHODS, Method, Noise, Whole, get_method
 from meldkit.methods._della import keep_levels
+from meldkit.methods._task_vectors import weighted_sum
+from meldkit.methods.base import Combination
 from meldkit.methods.linear import normalized
 from meldkit.methods.slerp import COLLINEAR, slerp
 from meldkit.methods.statistics import CHUNK, Sums, l1_ratio
@@ -135,14 +137,60 @@ def test_karcher_begins_with_the_first_direction_where_the_sum_is_shorter_than_t
         np.testing.assert_allclose(merged.numpy(), want, rtol=1e-6, atol=1e-12)
 
 
-@pytest.mark.parametrize("scale", [None, 1.0, 0.0, 2.0, -0.5])
-def test_linear_combinations_are_what_the_methods_do(scale: float | None) -> None:
+@pytest.mark.parametrize(
+    ("name", "given", "combines"),
+    [
+        ("linear", {"weight": (0.7, 0.4)}, True),
+        ("linear", {"weight": (0.7, 0.4), "normalize": False}, True),
+        ("task_arithmetic", {"weight": (0.7, -0.4), "lambda": 0.5}, True),
+        ("task_arithmetic", {"weight": (0.7, 0.4), "normalize": True}, True),
+        ("slerp", {"t": 0.3}, True),
+        ("karcher", {}, True),
+        ("multislerp", {"weight": (1.0, 3.0)}, True),
+        ("nuslerp", {"weight": (1.0, 3.0)}, True),
+        ("nuslerp", {"weight": (1.0, 3.0), "nuslerp_flatten": False}, False),
+        ("model_stock", {}, True),
+        ("model_stock", {"filter_wise": True}, False),
+        ("passthrough", {"scale": (None,)}, True),
+        ("passthrough", {"scale": (2.0,)}, True),
+        ("ties", {}, False),
+        ("ram", {}, False),
+    ],
+)
+def test_linear_combinations_are_what_the_methods_do(
+    name: str, given: dict[str, Any], combines: bool
+) -> None:
     """The engine may carry them out in another way."""
-    method = METHODS["passthrough"]
-    found = method.combined({"scale": (scale,)}, None, 1)
-    x = torch.tensor([1.5, -2.0])
-    merged = merge_tensors([x], "passthrough", **({} if scale is None else {"scale": scale}))
-    assert torch.equal(merged, found.factor * found.coefficients[0] * x)
+    method, values = values_of(name, **given)
+    assert method.combines(values) is combines
+    if not combines:
+        return
+    m = min(2, method.num_models[1] or 2)
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(m, 64, generator=generator)
+    whole = Whole(m, (64,), Noise(0, "w"))
+    statistic = method.statistic(whole, values)
+    if statistic is not None and statistic.ranges():
+        statistic.absorb(statistic.update(x.clone(), 0))
+        statistic.finish_pass()
+    measured = None if statistic is None else statistic.result
+    found = method.combined(values, measured, m)
+    want = found.factor * sum(c * row for c, row in zip(found.coefficients, x, strict=True))
+    torch.testing.assert_close(method.apply(x.clone(), values, measured, whole, 0), want)
+
+
+def test_multislerp_shortens_directions_by_eps() -> None:
+    merged = merge_tensors(
+        [torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])], "multislerp", weight=1, eps=0.5
+    )
+    direction = np.array([1 / 1.5, 2 / 2.5])
+    np.testing.assert_allclose(merged.numpy(), 1.5 * direction / np.linalg.norm(direction), rtol=1e-6)
+
+
+def test_a_sum_of_weights_that_is_0_is_never_divided_by() -> None:
+    with pytest.raises(ValueError, match="sum to 0"):
+        weighted_sum([1.0, -1.0], [1.0, -1.0], normalize=True, lambda_=1)
+    assert weighted_sum([1.0, -1.0], [1.0, -1.0], normalize=False, lambda_=2) == Combination([2.0, -2.0])
 
 
 def test_opposite_models_have_no_mean_and_the_first_one_gives_the_direction() -> None:
