@@ -55,6 +55,8 @@ def found(recipe: Recipe, kind: Callable[[Any], Any]) -> object:
         *((ranged, raw, (0, 8)) for raw in ([0, 8], (0, 8), ["0", "8"], [0.0, 8.0])),
         *((ranged, raw, tuple(raw)) for raw in ([0, 0], [3, 3], [3, 4])),
         (token, "a", A),
+        (token, "mankind", ModelRef.parse("mankind")),
+        (token, {"model": {"path": "a"}}, A),
         (token, {"kind": "zero"}, "zero"),
         (token, {"kind": "model_token", "model": "a", "token": "y"}, ModelToken(A, token="y")),
         (token, {"kind": "model_token", "model": "a", "token_id": 0}, ModelToken(A, token_id=0)),
