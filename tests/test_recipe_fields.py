@@ -64,6 +64,7 @@ def found(recipe: Recipe, kind: Callable[[Any], Any]) -> object:
         (vocabulary, "union", "union"),
         (vocabulary, "base", "base"),
         (vocabulary, "a", A),
+        (vocabulary, {"model": {"path": "a"}}, A),
         (vocabulary, "model:base", ModelRef.parse("base")),
         (vocabulary, "model:union", ModelRef.parse("union")),
     ],
