@@ -28,10 +28,11 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
+SOURCE = "src/meldkit/"
 #: Tests that take longer are left out: mutants are many.
 LONGEST = 5.0
 #: Seconds of tests for one mutant, as measured; the rest is left out, which can only make more survive.
-BUDGET = 6.0
+BUDGET = 8.0
 KILLED, SURVIVED, TIMEOUT, UNFIT, BROKEN = 1, 0, -signal.SIGPROF, 4, 5
 OUTCOMES = {KILLED: "killed", SURVIVED: "survived", TIMEOUT: "timed out"}
 ARGUMENTS = [
@@ -178,13 +179,13 @@ class Worker:
         for job in self.jobs:
             if time.time() > self.end:
                 return
-            path = "src/meldkit/" + job["file"]
+            path = SOURCE + job["file"]
             here = functions[path, job["function"]]
             self.judge(job, lambda job=job, here=here: self._in_place(job, here))
 
     def _in_place(self, job: Job, functions: Sequence[FunctionType]) -> int:
         codes = [c for q, c in _codes(compile(job["text"], job["file"], "exec")) if q == job["function"]]
-        if not job["function"] or not functions or not codes:
+        if not self._that_run(job) or not functions or not codes:
             return UNFIT
         for f in functions:
             same = [c for c in codes if c.co_firstlineno == f.__code__.co_firstlineno] or codes
@@ -196,15 +197,18 @@ class Worker:
                 return UNFIT
         return run([self.items[test] for test in self.tests(job)], self.seconds)
 
+    def _that_run(self, job: Job) -> set[str]:
+        """The tests that run the lines of a mutant; none if these are run on import."""
+        lines = self.lines[SOURCE + job["file"]]
+        first, last = job["lines"]
+        return {t for n in range(first, last + 1) for t in lines[str(n)]} if job["function"] else set()
+
     def tests(self, job: Job) -> list[str]:
         """The tests for a mutant, the most promising first."""
-        lines = self.lines.get("src/meldkit/" + job["file"], {})
-        first, last = job["lines"]
-        chosen = {t for n in range(first, last + 1) for t in lines.get(str(n), ())}
         deadly = self.deadly[job["file"]]
-        order = sorted(chosen, key=lambda t: (-deadly[t], self.seconds[t], t))
-        if not job["function"]:  # those that look at declarations, those that run something of the file, all
-            here = {t for tests in lines.values() for t in tests}
+        order = sorted(self._that_run(job), key=lambda t: (self.seconds[t] / (1 + deadly[t]), t))
+        if not order:  # on import: those that look at declarations, those that run something of the file, all
+            here = {t for tests in self.lines[SOURCE + job["file"]].values() for t in tests}
             order = sorted(
                 self.seconds,
                 key=lambda t: (-deadly[t], not t.startswith(self.first), t not in here, self.seconds[t], t),

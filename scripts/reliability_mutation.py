@@ -65,11 +65,10 @@ def section(result: Mapping[str, Any]) -> str:
         for area, row in result["areas"].items()
     }
     rows["in all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
-    table = "".join(
-        f"| {area} | {' | '.join(f'{n:,}' for n in row)} "
-        f"| {(row[2] + row[3]) / max(1, row[1] - row[4]):.1%} |\n"
-        for area, row in rows.items()
-    )
+    table = ""
+    for area, row in rows.items():
+        noticed = (row[2] + row[3]) / max(1, row[1] - row[4])
+        table += f"| {area} | {' | '.join(f'{n:,}' for n in row)} | {noticed:.1%} |\n"
     same = "".join(f"- {reason}: {'; '.join(names)}\n" for reason, names in equivalent.items())
     found = "".join(f"- {text}\n" for text in FOUND)
     return f"""\

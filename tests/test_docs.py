@@ -48,7 +48,7 @@ def test_the_example_of_a_method_is_a_plugin(
     assert "clip(Σ w_i τ_i" in command.run(capsys, "methods", "pull", "--plugin", "pull.py").out
 
 
-def test_plugins_that_are_none_are_errors(
+def test_plugins_that_are_none_are_errors_and_those_without_a_word_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -57,6 +57,11 @@ def test_plugins_that_are_none_are_errors(
     Path("empty.py").touch()
     done = command.run(capsys, "methods", "--plugin", "empty.py")
     assert done.err == "error: plugin empty.py has no METHOD\n  see docs/extending.md\n"
+    Path("silent.py").write_text(
+        "from meldkit.methods.base import Elementwise\n"
+        "METHOD = Elementwise(name='silent', function=lambda x: x[0])\n"
+    )
+    assert "silent" in command.run(capsys, "methods", "--plugin", "silent.py").out
     Path("double.py").write_text(
         "from meldkit.methods.base import Elementwise\n"
         "METHOD = Elementwise(name='linear', function=lambda x: x[0])\n"

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from meldkit import merge_tensors
 from meldkit.methods import METHODS, Method, Noise, Whole, get_method
 from meldkit.methods._della import keep_levels
+from meldkit.methods._task_vectors import weighted_sum
+from meldkit.methods.base import Combination
 from meldkit.methods.linear import normalized
 from meldkit.methods.slerp import COLLINEAR, slerp
-from meldkit.methods.statistics import CHUNK, Sums
+from meldkit.methods.statistics import CHUNK, Sums, l1_ratio
 from meldkit.recipe import parse_recipe
 
 #: Methods that add task vectors up, without an election of signs.
@@ -128,6 +130,69 @@ def test_karcher_of_models_without_direction(
     np.testing.assert_allclose(merged.numpy(), result, rtol=1e-5, atol=1e-12)
 
 
+def test_karcher_begins_with_the_first_direction_where_the_sum_is_shorter_than_tol() -> None:
+    models = [torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 0.0])]
+    for tol, want in ((0.01, [1, 0]), (0.001, [-1, 0])):
+        merged = merge_tensors(models, "karcher", weight=[0.499, 0.501], tol=tol, max_iter=0)
+        np.testing.assert_allclose(merged.numpy(), want, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "combines"),
+    [
+        ("linear", {"weight": (0.7, 0.4)}, True),
+        ("linear", {"weight": (0.7, 0.4), "normalize": False}, True),
+        ("task_arithmetic", {"weight": (0.7, -0.4), "lambda": 0.5}, True),
+        ("task_arithmetic", {"weight": (0.7, 0.4), "normalize": True}, True),
+        ("slerp", {"t": 0.3}, True),
+        ("karcher", {}, True),
+        ("multislerp", {"weight": (1.0, 3.0)}, True),
+        ("nuslerp", {"weight": (1.0, 3.0)}, True),
+        ("nuslerp", {"weight": (1.0, 3.0), "nuslerp_flatten": False}, False),
+        ("model_stock", {}, True),
+        ("model_stock", {"filter_wise": True}, False),
+        ("passthrough", {"scale": (None,)}, True),
+        ("passthrough", {"scale": (2.0,)}, True),
+        ("ties", {}, False),
+        ("ram", {}, False),
+    ],
+)
+def test_linear_combinations_are_what_the_methods_do(
+    name: str, given: dict[str, Any], combines: bool
+) -> None:
+    """The engine may carry them out in another way."""
+    method, values = values_of(name, **given)
+    assert method.combines(values) is combines
+    if not combines:
+        return
+    m = min(2, method.num_models[1] or 2)
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(m, 64, generator=generator)
+    whole = Whole(m, (64,), Noise(0, "w"))
+    statistic = method.statistic(whole, values)
+    if statistic is not None and statistic.ranges():
+        statistic.absorb(statistic.update(x.clone(), 0))
+        statistic.finish_pass()
+    measured = None if statistic is None else statistic.result
+    found = method.combined(values, measured, m)
+    want = found.factor * sum(c * row for c, row in zip(found.coefficients, x, strict=True))
+    torch.testing.assert_close(method.apply(x.clone(), values, measured, whole, 0), want)
+
+
+def test_multislerp_shortens_directions_by_eps() -> None:
+    merged = merge_tensors(
+        [torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])], "multislerp", weight=1, eps=0.5
+    )
+    direction = np.array([1 / 1.5, 2 / 2.5])
+    np.testing.assert_allclose(merged.numpy(), 1.5 * direction / np.linalg.norm(direction), rtol=1e-6)
+
+
+def test_a_sum_of_weights_that_is_0_is_never_divided_by() -> None:
+    with pytest.raises(ValueError, match="sum to 0"):
+        weighted_sum([1.0, -1.0], [1.0, -1.0], normalize=True, lambda_=1)
+    assert weighted_sum([1.0, -1.0], [1.0, -1.0], normalize=False, lambda_=2) == Combination([2.0, -2.0])
+
+
 def test_opposite_models_have_no_mean_and_the_first_one_gives_the_direction() -> None:
     merged = merge_tensors([torch.tensor([1.0, 0.0]), torch.tensor([-3.0, 0.0])], "karcher")
     np.testing.assert_allclose(merged.numpy(), [2, 0])
@@ -213,6 +278,39 @@ def test_what_is_kept_does_not_depend_on_how_the_rest_is_made_up_for(name: str) 
     }
     assert torch.equal(kept["none"], kept["l1"])
     assert torch.equal(kept["none"], kept["keep_probability"])
+
+
+@pytest.mark.parametrize("name", ["dare_linear", "dare_ties", "della", "della_linear"])
+def test_all_is_kept_of_a_density_of_1(name: str) -> None:
+    """Also of so many elements that a probability next to 1 would drop some, beside one that is thinned."""
+    base = torch.zeros(16, 1 << 14)
+    (rescale,) = (p for p in METHODS[name].parameters if p.name == "rescale")
+    for word in rescale.choices:
+        parameters = {"weight": [1, 0], "normalize": False, "density": [1, 0.5], "rescale": word}
+        merged = merge_tensors([torch.ones_like(base), torch.ones_like(base)], name, base=base, **parameters)
+        assert torch.equal(merged, torch.ones_like(base)), word
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "ratio"),
+    [
+        (2e-7, 1e-7, 2.0),
+        (2e-7, 0.9e-7, 1.0),
+        (1e-7, 1e-7, 1.0),
+        (0.5e-7, 1e-6, 1.0),
+        (6.0, 3.0, 2.0),
+        (1.0, 0.0, 1.0),
+    ],
+)
+def test_a_norm_is_restored_where_there_is_one(before: float, after: float, ratio: float) -> None:
+    assert l1_ratio(before, after) == ratio
+
+
+def test_ramplus_amplifies_by_what_is_shared_of_what_is_own() -> None:
+    """The first model changes three elements, one of them with the second: f = 1 + r · 1/2."""
+    models = [torch.tensor([1.0, 1.0, 1.0, 0.0]), torch.tensor([0.0, 0.0, 2.0, 0.0])]
+    merged = merge_tensors(models, "ramplus_tl", base=torch.zeros(4), r=1, alpha=3)
+    torch.testing.assert_close(merged, torch.tensor([1.5, 1.5, 1.5, 0.0]))
 
 
 # nothing to do

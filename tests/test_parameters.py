@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meldkit.methods import METHODS, Base, Parameter
+from meldkit.methods.base import Elementwise
 from meldkit.methods.describe import (
     data,
     default_text,
@@ -278,3 +279,9 @@ def test_everything_about_a_method_as_json(name: str) -> None:
             "start": p.start,
             "reason": p.reason,
         }
+
+
+def test_a_method_without_documentation_has_an_empty_one() -> None:
+    method = Elementwise(name="mine", function=lambda x: x[0])
+    assert (method.summary, data(method)["summary"], data(method)["documentation"]) == ("", "", "")
+    assert explain(method).startswith("mine\n\n\n\nModels: 1 or more.  ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -195,6 +196,13 @@ MISSING = "merge_method: {}\nbase_model: z\nmodels:\n- model: a\n{}- model: b\n{
             "'parameters:'",
         ),
         (
+            MISSING.format("slerp", "  parameters: {t: 0.5}\n", "  parameters: {t: 0.5}\n"),
+            "t",
+            "r:1: parameter 't' is missing for tensor 'lm_head.weight'\n"
+            "  r:5: it stands under a model, where it has no effect; move it to the slice's or the recipe's "
+            "'parameters:'",
+        ),
+        (
             MISSING.format("slerp", "", "t: 0.5\n"),
             "t",
             "r:1: parameter 't' is missing for tensor 'lm_head.weight'\n"
@@ -336,6 +344,15 @@ def test_filter_that_is_never_looked_at() -> None:
 def test_filters_of_parameters_that_the_method_does_not_know_are_others_business() -> None:
     text = filtered("mlp").replace("weight:", "density:")
     assert odd(text, "linear") == []
+    both = text + "  weight: [{filter: nowhere, value: 1}, {value: 1}]\n"
+    assert odd(both, "linear") == [f"r:9: filter 'nowhere' of 'weight' matches no tensor; {DEEPEST}"]
+
+
+def test_filter_where_no_tensor_is_merged_matches_nothing() -> None:
+    recipe = parse_recipe(filtered("mlp"), "r")
+    slots = [replace(slot, entries=()) for slot in slots_of(recipe)]
+    (warning,) = lint_values(METHODS["linear"], slots)
+    assert warning.startswith("r:6: filter 'mlp' of 'weight' matches no tensor; ")
 
 
 GRADIENT = "merge_method: {}\nmodels:\n- model: a\n- model: b\nparameters:\n  {}: [0, 1]\n"

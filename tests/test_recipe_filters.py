@@ -154,3 +154,14 @@ def test_filters_may_be_nested_16_deep() -> None:
     assert evaluate(parse_value(value), "a", 0) == 1
     with pytest.raises(RecipeError, match="more than 16 deep"):
         parse_value({"filter": "a", "value": value})
+
+
+@pytest.mark.parametrize("text", ["mlp(", "re", "x[", "glob", "*a", "(?P<"])
+def test_signs_of_patterns_are_text_without_re(text: str) -> None:
+    value = parse_value({"filter": text, "value": 1})
+    assert evaluate(value, f"model.{text}.weight", 0) == 1
+    assert evaluate(value, "model.other.weight", 0) is None
+
+
+def test_expression_that_python_may_read_differently_one_day_is_no_warning() -> None:
+    assert evaluate(parse_value({"filter": "re:[[]a", "value": 1}), "[a", 0) == 1

@@ -10,7 +10,18 @@ import pytest
 import torch
 
 from meldkit.methods import METHODS, Method, Noise, Whole
-from meldkit.methods.statistics import CHUNK, Chain, ColumnGram, Derived, Gram, Known, KthMagnitude, Statistic
+from meldkit.methods._kept import KeptL1
+from meldkit.methods.statistics import (
+    CHUNK,
+    Chain,
+    ColumnGram,
+    Derived,
+    Gram,
+    Known,
+    KthMagnitude,
+    Statistic,
+    Sums,
+)
 
 #: A tensor large enough that what does not grow with it is little: rows of 1024.
 SHAPE = (1 << 11, 1 << 10)
@@ -155,3 +166,20 @@ def test_bracket_that_misses_by_one(kind: str) -> None:
         statistic = KthMagnitude([[k]], NUMEL)
         most_held(statistic, x[None], CHUNK)
         assert statistic.result == [(ordered[k - 1].item(),)]
+
+
+@pytest.mark.parametrize("numel", [1 << 14, (1 << 14) - 3])
+def test_many_short_chunks(numel: int) -> None:
+    """Where a number is kept for every few elements, the numbers are what counts."""
+    x = torch.randn(2, numel)
+    sums = Sums(lambda chunk, start: [float(start), float(chunk[0, 0]), 0.5], 3, numel, 8)
+    held = sums.held
+    most, _ = most_held(sums, x, 8)
+    assert 0.8 * held <= most <= 1.1 * held
+    kept = KeptL1(lambda x, _: np.ones(x.shape, bool), 2, numel, 8)
+    held = kept.held
+    # At the end they are joined, and become lists for one model at a time.
+    arrays = 2 * numel // 8 * 2 * 8 + 2 * numel // 8
+    lists = numel // 8 * (sys.getsizeof([1.0, 2.0]) + 2 * sys.getsizeof(1.0))
+    assert 0.9 * (arrays + lists) <= held <= 1.2 * (arrays + lists)
+    assert most_held(kept, x, 8)[0] <= held

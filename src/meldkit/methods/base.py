@@ -262,8 +262,8 @@ class Method:
 
     @property
     def summary(self) -> str:
-        """First line of the documentation."""
-        return inspect.getdoc(self.function).split("\n", 1)[0]  # type: ignore[union-attr]
+        """First line of the documentation; "" if there is none, as methods of others may have it."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
     def arguments(self, values: Values) -> dict[str, Any]:
         """The resolved parameters by the names of the Python arguments."""
