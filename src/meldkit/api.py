@@ -170,7 +170,46 @@ def merge(
     )
     if chosen.config is not None:
         check_fit(chosen, chosen.config, {job.name: job.shape for job in chosen.jobs})
+
+    def publish(folder: OutputFolder, sums: Sums) -> Verification:
+        write_side_files(
+            folder.partial,
+            chosen,
+            with_tokenizer=options.copy_tokenizer,
+            card=options.write_model_card,
+            name=folder.path.resolve().name,
+            version=__version__,
+        )
+        write_record(
+            folder.partial, chosen, __version__, _recorded(options), sums.complete(folder.partial, chosen)
+        )
+        return folder.publish()
+
     folder = OutputFolder(Path(out), chosen, overwrite=options.overwrite)
+    return merge_into(folder, chosen, options, publish, progress=progress, started=started)
+
+
+def merge_into(
+    folder: OutputFolder,
+    chosen: Plan,
+    options: MergeOptions,
+    publish: Callable[[OutputFolder, Sums], Verification],
+    *,
+    progress: Callable[[Status], None] | None,
+    started: float,
+) -> MergeResult:
+    """Fill an output folder with merged weights, or go on with that, and publish it.
+
+    Args:
+        folder: of the weight files; it is closed in the end.
+        chosen: the plan, whose models are downloaded.
+        options, progress: as for `merge`.
+        publish: called when all weights are on the disk, with their sums; it checks them.
+        started: when the work began, by `time.perf_counter`.
+
+    Raises:
+        MeldError: as for `merge`.
+    """
     try:
         with open_files() as files:
             files.read_ahead(dict.fromkeys(path for c in chosen.checkpoints for path in c.files()))
@@ -181,22 +220,7 @@ def merge(
             bytes_read = files.bytes_read
         folder.settle()
         folder.check_inputs()
-        write_side_files(
-            folder.partial,
-            chosen,
-            with_tokenizer=options.copy_tokenizer,
-            card=options.write_model_card,
-            name=folder.path.resolve().name,
-            version=__version__,
-        )
-        write_record(
-            folder.partial,
-            chosen,
-            __version__,
-            _recorded(options),
-            sums.complete(folder.partial, chosen),
-        )
-        verification = folder.publish()
+        verification = publish(folder, sums)
     finally:
         folder.close()
     return MergeResult(
