@@ -59,15 +59,30 @@ def read_header(path: Path) -> Header:
         raise CheckpointError(
             f"cannot read {path}: {e.strerror}", hint="check the path, or download the file again"
         ) from e
+    header = parse_header(path, raw, size)
+    _check_coverage(path, list(header.tensors.values()), _LENGTH_BYTES + length, size)
+    return header
+
+
+def parse_header(path: Path, raw: bytes, size: int) -> Header:
+    """Check what a header says, but not whether the file is as long as that.
+
+    Args:
+        path: of the file, for messages and tensors.
+        raw: the header, without the length before it.
+        size: of the file in bytes.
+
+    Raises:
+        CheckpointError: it lies about types, names or sizes.
+    """
     entries = parse_mapping(f"the header of {path}", raw, _DOWNLOAD_HINT, unique=True)
     metadata = _metadata(path, entries.pop("__metadata__", None))
     _check_names(path, entries)
-    start = _LENGTH_BYTES + length
+    start = _LENGTH_BYTES + len(raw)
     infos = sorted(
         (_tensor(path, name, entry, start) for name, entry in entries.items()),
         key=lambda info: (info.offset, info.offset + info.nbytes),
     )
-    _check_coverage(path, infos, start, size)
     return Header(
         tensors={info.name: info for info in infos},
         metadata=metadata,

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     "--num-threads", "-j", type=int, default=None, help="Worker threads; one per processor if not given."
 )
 @click.option("--transformers-cache", default=None, help="Folder for downloaded models.")
+@click.option(
+    "--trust-remote-code", is_flag=True, help="Let a model's own code read its tokenizer, as `merge` does."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else there.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @click.pass_context
@@ -45,6 +48,7 @@ def command(
     plugin: tuple[str, ...],
     num_threads: int | None,
     transformers_cache: str | None,
+    trust_remote_code: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -69,6 +73,7 @@ def command(
             plugin=plugin,
             threads=num_threads,
             cache=transformers_cache,
+            trust_remote_code=trust_remote_code,
             progress=progress,
         )
     if as_json:
@@ -88,7 +93,8 @@ def describe(result: Reproduction) -> Iterator[str]:
         yield f"{result.path} does not come out the same:"
         for difference in result.differences:
             yield from wrapped(difference.text)
-        yield from wrapped("headers of the inputs are as they were; their values may be others", indent=0)
+        told = "headers and samples of the inputs are as they were; values between the samples may not be"
+        yield from wrapped(told, indent=0)
     else:
         yield f"{result.path} comes out the same: {count(result.num_tensors, 'tensor')}, every byte"
     if result.surroundings:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from meldkit.checkpoint import DTYPES, TensorInfo, open_model, read_json
+from meldkit.checkpoint import (
+    DTYPES,
+    MAX_HEADER_BYTES,
+    TensorInfo,
+    open_model,
+    parse_header,
+)
 from meldkit.engine import default_threads
 from meldkit.errors import CheckpointError
-from meldkit.output import CARD, FORMAT, PARTIAL, RECORD, describes_model, facts, tensor_sum
+from meldkit.output import CARD, PARTIAL, RECORD, describes_model, facts, tensor_sum
 from meldkit.recipe import ModelRef
+from meldkit.report.record import read_record
 
 #: Bytes of a safetensors file before its header, which say how long that is.
 _LENGTH = 8
@@ -75,44 +81,6 @@ class OutputCheck:
             "damage": [asdict(damage) for damage in self.damage],
             "extra": list(self.extra),
         }
-
-
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record of the merge that has written a folder; None if there is none.
-
-    Raises:
-        CheckpointError: it cannot be read, or is of a version of meldkit that this one does not know.
-    """
-    path = folder / RECORD
-    if not path.is_file():
-        return None
-    found = read_json(path)
-    if found.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} has the format {found.get('format')!r}, this version of meldkit reads {FORMAT}",
-            hint="use the version of meldkit that made the model",
-        )
-    try:
-        _check(found)
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
-        raise CheckpointError(
-            f"{path} is not a whole record: {type(e).__name__} {e}",
-            hint="it was damaged or edited; get it again from where the model came from",
-        ) from e
-    return found
-
-
-def _check(record: Mapping[str, Any]) -> None:
-    """Raise whatever comes of it if something that is needed is not in a record."""
-    for file in record["weights"].values():
-        _ = (int(file["size"]), str(file["header_sha256"]), dict(file["sums"]))
-    for file in record["files"].values():
-        _ = (int(file["size"]), str(file["sha256"]))
-    for model in record["models"]:
-        _ = (str(model["model"]), str(model["fingerprint"]))
-        _ = [(str(file["name"]), int(file["size"])) for file in model["files"]]
-    _ = (dict(record["made_with"]), dict(record["options"]), int(record["seed"]), str(record["plan"]))
-    _ = (str(record["meldkit"]), int(record["numeric_version"]))
 
 
 def verify_output(folder: str | os.PathLike[str], *, progress: Progress | None = None) -> OutputCheck:
@@ -217,18 +185,18 @@ def _weights(folder: Path, name: str, file: Mapping[str, Any]) -> tuple[list[Dam
         with path.open("rb") as stream:
             prefix = stream.read(_LENGTH)
             length = int.from_bytes(prefix, "little")
-            raw = prefix + stream.read(min(length, size))
+            raw = prefix + stream.read(min(length, MAX_HEADER_BYTES))
     except OSError as e:
         raise _unreadable(path, e) from e
     if hashlib.sha256(raw).hexdigest() != file["header_sha256"]:
         return [*damage, Damage("header", name, "", f"{name} has another header than was written")], []
     tensors: list[TensorInfo] = []
-    entries = cast("dict[str, Any]", json.loads(raw[_LENGTH:]))
+    found = parse_header(path, raw[_LENGTH:], size).tensors
     for tensor in file["sums"]:
-        entry = entries[tensor]
-        begin, end = entry["data_offsets"]
-        info = TensorInfo(tensor, entry["dtype"], tuple(entry["shape"]), path, len(raw) + begin, end - begin)
-        if info.offset + info.nbytes > size:
+        info = found.get(tensor)
+        if info is None:
+            damage.append(Damage("missing", name, tensor, f"{name} has no tensor '{tensor}'"))
+        elif info.offset + info.nbytes > size:
             damage.append(Damage("bytes", name, tensor, f"{name}: tensor '{tensor}' is cut off"))
         else:
             tensors.append(info)
