@@ -67,6 +67,12 @@ RECIPES: dict[str, dict[str, Any]] = {
         "models": [{"model": "whole"}, {"model": "parts"}],
         "parameters": {"weight": 1},
     },
+    "quantised": {
+        "merge_method": "linear",
+        "models": [{"model": "codes"}, {"model": "a"}],
+        "parameters": {"weight": 1},
+        "dtype": "float32",
+    },
     "8-bit floats": {
         "merge_method": "slerp",
         "base_model": "wide",
@@ -98,10 +104,30 @@ def make_models(folder: Path, *, hidden: int = 192, layers: int = 6) -> None:
         (folder / name).mkdir()
         keys = {**LLAMA_KEYS, "embedding_length": 256, "feed_forward_length": 512}
         write_gguf(folder / name / "m.gguf", "llama", keys, llama_tensors(seed, 256), each=each)
+    quantised(tiny.decoder(folder / "codes", 3, vocab=500, **size))
     for seed, name in enumerate(("wide", "broad")):
         tiny.decoder(folder / name, seed, vocab=500, layers=layers, hidden=256)
     for name, recipe in RECIPES.items():
         (folder / f"{name}.yml").write_text(json.dumps(recipe))
+
+
+def quantised(folder: Path) -> None:
+    """Turn the matrices of a model's layers into 8-bit floats with a scale for each row."""
+    weights = tiny.tensors(folder)
+    for name in [name for name in weights if "_proj" in name]:
+        scale = weights[name].abs().amax(1, keepdim=True) / 448
+        weights[name + "_scale"] = scale
+        weights[name] = (weights[name] / scale).to(torch.float8_e4m3fn)
+    codes = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True, "dynamic": False}
+    group = {"targets": ["Linear"], "weights": codes, "input_activations": None}
+    settings = {
+        "quant_method": "compressed-tensors",
+        "format": "float-quantized",
+        "ignore": ["lm_head"],
+        "config_groups": {"group_0": group},
+    }
+    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": settings}
+    tiny.stored(folder, weights, config)
 
 
 def shim(folder: Path) -> Path:

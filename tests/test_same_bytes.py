@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import command
+import killed
 import same_bytes
 import tiny
 from meldkit import kernels, merge
@@ -63,6 +64,22 @@ def test_no_way_changes_a_byte(name: str, models: Path, tmp_path: Path) -> None:
     want = same_bytes.streamed(case, models / "whole", tmp_path / "out")
     assert len(set(want.values())) == len(same_bytes.SHAPES)
     got = {way: run(case, models, tmp_path / "out") for way, run in same_bytes.WAYS.items()}
+    assert {way: sums == want for way, sums in got.items()} == dict.fromkeys(got, True)
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kinds")
+    killed.make_models(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", killed.RECIPES)
+def test_no_way_changes_a_byte_of_any_kind_of_merge(name: str, kinds: Path, tmp_path: Path) -> None:
+    case = same_bytes.Kind(name)
+    want = same_bytes.streamed(case, kinds, tmp_path / "out")
+    assert len(want) > 5
+    got = {way: run(case, kinds, tmp_path / "out") for way, run in same_bytes.RUNS.items()}
     assert {way: sums == want for way, sums in got.items()} == dict.fromkeys(got, True)
 
 
