@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 import tiny
 from fuzz_damage import NAMES
 from fuzz_targets import TEMPLATE, gguf, inside, pair, parts, sharded, tokenizers
+from journals import lines
 from meldkit.output.journal import read_journal
 
 LINEAR: dict[str, Any] = {
@@ -246,7 +247,7 @@ def test_scaled_weights_are_read_where_no_test_looks_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../../secret", "/tmp/x", "..", ".", "", "a/b", 3, None, ["x"]])
 def test_a_journal_moves_files_of_its_own_folder_only(name: object, tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    path.write_text("".join(json.dumps(line) + "\n" for line in ({"plan": "p"}, {"publish": ["x", name]})))
+    path.write_bytes(lines({"plan": "p"}, {"publish": ["x", name]}))
     assert read_journal(path).publish == ()
-    path.write_text('{"plan": "p"}\n{"publish": ["x", "2_Dense"]}\n' + "[" * 100_000 + "\n")
+    path.write_bytes(lines({"plan": "p"}, {"publish": ["x", "2_Dense"]}, b"[" * 100_000))
     assert read_journal(path).publish == ("x", "2_Dense")

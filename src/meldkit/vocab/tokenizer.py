@@ -15,6 +15,7 @@ from typing import Any, cast
 from meldkit.checkpoint import Checkpoint, read_json
 from meldkit.checkpoint.gguf import write_tokenizer
 from meldkit.errors import CheckpointError
+from meldkit.vocab.paths import without_paths
 
 FAST = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
@@ -247,10 +248,12 @@ def _through_transformers(label: str, folder: Path, trust_remote_code: bool) -> 
     import transformers
 
     auto: Any = transformers.AutoTokenizer
+    settings = {} if trust_remote_code else {name: _json(folder / name) for name in (CONFIG, _SPECIAL)}
     try:
-        loaded: Any = auto.from_pretrained(
-            str(folder), trust_remote_code=trust_remote_code, local_files_only=True
-        )
+        with without_paths(folder, settings) as place:
+            loaded: Any = auto.from_pretrained(
+                str(place), trust_remote_code=trust_remote_code, local_files_only=True
+            )
         backend: Any = getattr(loaded, "backend_tokenizer", None)
         if backend is not None:
             return Tokenizer(label, json.loads(backend.to_str()))
