@@ -47,6 +47,10 @@ MENDED = (
 )
 
 
+#: Outcomes other than refusals: a merge that was interrupted goes on, or begins again.
+_READ = ("read", "continued", "started over")
+
+
 def section(fuzz: Mapping[str, Any]) -> str:
     """Markdown of the section.
 
@@ -55,7 +59,7 @@ def section(fuzz: Mapping[str, Any]) -> str:
     """
     targets: Mapping[str, Any] = fuzz["targets"]
     rows = [
-        f"| {name} | {each['cases']:,} | {each['outcomes'].get('read', 0):,} | {_refused(each):,} "
+        f"| {name} | {each['cases']:,} | {_read(each):,} | {_refused(each):,} "
         f"| {sum(len(f['cases']) for f in each['findings'])} | {each['slowest']} |"
         for name, each in targets.items()
     ]
@@ -86,5 +90,9 @@ def section(fuzz: Mapping[str, Any]) -> str:
     )
 
 
+def _read(target: Mapping[str, Any]) -> int:
+    return sum(target["outcomes"].get(kind, 0) for kind in _READ)
+
+
 def _refused(target: Mapping[str, Any]) -> int:
-    return sum(n for kind, n in target["outcomes"].items() if kind not in ("read", "finding"))
+    return sum(n for kind, n in target["outcomes"].items() if kind not in (*_READ, "finding"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -326,7 +327,9 @@ def test_killed_and_interrupted_merges_leave_no_model_and_continue(slow: Path) -
     known = len(read_journal(JOURNAL).done)
     process = command.start(slow, "merge", "recipe.yml", "out", *SLOW)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (0, "")
+    assert process.returncode == 0
+    # On a slow machine there are lines of progress.
+    assert all(re.match(r"[ \d]{3}%  .* s left  ", line) for line in err.splitlines())
     assert out.startswith(
         f"continued: {known} of 60 tensors were already done\nmerged 60 tensors, 31 MB, in "
     )

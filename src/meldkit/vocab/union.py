@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from meldkit.errors import MismatchError
-from meldkit.vocab.tokenizer import FAST, NO_FLAGS, Token, Tokenizer
+from meldkit.vocab.tokenizer import FAST, NO_FLAGS, Token, Tokenizer, of_library
 
 if TYPE_CHECKING:
     from tokenizers.models import BPE
@@ -307,8 +307,9 @@ def _loaded(label: str, content: Mapping[str, Any], model: Any) -> Any:
         shell = {**content, "model": _EMPTY, "added_tokens": [], "post_processor": None}
     try:
         loaded = tokenizers.Tokenizer.from_str(json.dumps(shell))
-    # The library raises nothing more special.
-    except Exception as e:
+    except BaseException as e:
+        if not of_library(e):
+            raise
         raise _refusal(label, str(e)) from e
     if model is not None and model is not _EMPTY:
         loaded.model = model
