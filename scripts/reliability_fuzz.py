@@ -40,6 +40,24 @@ MENDED = (
         "the message that such a path gets elsewhere",
     ),
     (
+        "`vocab` and other settings of a tokenizer that name files had any file of the system read into the "
+        "merged tokenizer, where transformers reads it",
+        "settings that name files are left out before",
+    ),
+    (
+        "a vocabulary with a token of the number 2³² took all memory, and ended the process",
+        "numbers from 2²⁴ on are refused",
+    ),
+    (
+        "a prefix of subwords that is longer than a token ended in a panic of the tokenizers library",
+        "a message that names the model",
+    ),
+    (
+        "the record of an output could tell `meldkit verify` of files elsewhere, and `meldkit reproduce` to "
+        "trust code of models",
+        "names lead within the folder, and trust is not recorded for others",
+    ),
+    (
         "a server of a hub that repeats the access token, or an address with a password, got "
         "it into a message",
         "left out of every message",
