@@ -200,9 +200,10 @@ def tokenizer_of_folder(label: str, folder: Path, trust_remote_code: bool = Fals
 
 def _check_numbers(label: str, tokens: Mapping[str, int]) -> None:
     """Refuse numbers that are no numbers of rows: what counts up to them would not come to an end."""
-    if (largest := max(tokens.values(), default=0)) >= _MOST:
+    token = max(tokens, key=tokens.__getitem__, default="")
+    if token and (number := tokens[token]) >= _MOST:
         raise CheckpointError(
-            f"the tokenizer of '{label}' gives a token the number {shown(largest)}", hint=_HINT
+            f"the tokenizer of '{label}' gives the number {number:,} to {shown(token)}", hint=_HINT
         )
 
 
