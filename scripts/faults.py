@@ -31,23 +31,28 @@ def main() -> None:
     for name, number in _NUMBERS.items():
         parser.add_argument(f"--{name}", type=int, default=number)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--minutes", type=float, default=60, help="begin no more merges to kill after that")
+    parser.add_argument(
+        "--minutes", type=float, default=60, help="of kills, and of the rest; nothing begins later"
+    )
+    parser.add_argument("--at-once", type=int, default=3, help="merges that run beside each other")
     parser.add_argument("--add", action="store_true", help="to what earlier runs with other seeds found")
     given = vars(parser.parse_args())
     seed, kills, minutes = given.pop("seed"), given.pop("kills"), given.pop("minutes")
-    add = given.pop("add")
+    add, at_once = given.pop("add"), given.pop("at_once")
     wrong: list[str] = []
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     faults = results.setdefault("faults", {})
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         if kills:
-            tally = killed.kill_merges(Path(folder, "kills"), kills, seed, minutes=minutes)
+            tally = killed.kill_merges(Path(folder, "kills"), kills, seed, at_once=at_once, minutes=minutes)
             made = {"seeds": [seed], "recipes": list(killed.RECIPES), "kills": tally.kills}
             new = {**made, **asdict(tally)}
             faults["kills"] = added(faults["kills"], new) if add and "kills" in faults else new
             wrong += tally.wrong
         if any(given.values()):
-            outcomes = attacked.Attack(Path(folder, "attacks"), seed).run(**given)
+            outcomes = attacked.Attack(Path(folder, "attacks"), seed).run(
+                **given, at_once=at_once, minutes=minutes
+            )
             new = {"seeds": [seed], **asdict(outcomes)}
             faults["attacks"] = added(faults["attacks"], new) if add and "attacks" in faults else new
             wrong += outcomes.wrong

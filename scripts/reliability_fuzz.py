@@ -91,14 +91,18 @@ def section(fuzz: Mapping[str, Any]) -> str:
             "Small real models are damaged on purpose: bytes, lengths, types, keys, names that "
             "lead elsewhere, "
             "deep nesting, huge numbers. Each case must end in a merge, a plan or a message, "
-            "within 5 seconds "
+            "within 5 seconds of the processor "
             "and without much memory; anything else is a finding. `make fuzz` runs them, `make test` a few.",
             "",
             f"{cases:,} cases, {open_} open findings.",
             "",
-            "| damaged | cases | still read | refused | findings | slowest, s |",
+            "| damaged | cases | still read | refused | findings | slowest, s of the clock |",
             "|---|---:|---:|---:|---:|---:|",
             *rows,
+            "",
+            "Journals that were still read led through a merge that went on, or began again, and ended in the "
+            f"bytes of an undisturbed one: {_count(targets, 'continued')} continued, "
+            f"{_count(targets, 'started over')} started over.",
             "",
             "Found by this and by attacks that were thought out, and mended:",
             "",
@@ -106,6 +110,10 @@ def section(fuzz: Mapping[str, Any]) -> str:
             "",
         )
     )
+
+
+def _count(targets: Mapping[str, Any], kind: str) -> int:
+    return sum(each["outcomes"].get(kind, 0) for each in targets.values())
 
 
 def _read(target: Mapping[str, Any]) -> int:
