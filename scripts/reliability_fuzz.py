@@ -100,7 +100,7 @@ def section(fuzz: Mapping[str, Any]) -> str:
             "|---|---:|---:|---:|---:|---:|",
             *rows,
             "",
-            "Journals that were still read led through a merge that went on, or began again, and ended in the "
+            "Journals that were read led through a merge that went on, or began again, and ended in the "
             f"bytes of an undisturbed one: {_count(targets, 'continued')} continued, "
             f"{_count(targets, 'started over')} started over.",
             "",
