@@ -168,7 +168,10 @@ class Attack:
         name, out = list(RECIPES)[number % len(RECIPES)], self.folder / f"signal{number}" / "out"
         self.undisturbed(name)
         process = self.merge(name, out)
-        time.sleep(chance.uniform(0.4, 2.5))
+        # Before that, Python has not read so much of the program that it knows of the signal.
+        while process.poll() is None and not (out / PARTIAL).exists():
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.7))
         sent = (signal.SIGINT, signal.SIGTERM)[number % 2]
         process.send_signal(sent)
         self.judge(sent.name, name, process, out, said="stopped")
