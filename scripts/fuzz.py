@@ -58,6 +58,7 @@ def again(target: str, case: int) -> None:
 
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     bench = Bench(target, folder)
+    bench.warm_up()
     print(f"files in {folder}")
     with bounded_memory():
         print(bench.run(case))
@@ -89,7 +90,8 @@ def fuzz(target: str, start: int, seconds: float, work: Path, report: Path) -> i
     counts: collections.Counter[str] = collections.Counter()
     findings: dict[str, list[int]] = {}
     bench = Bench(target, work)
-    for number in range(-20, 0):  # what is imported by them is not memory that a case takes
+    bench.warm_up()
+    for number in range(-20, 0):
         with suppress(Exception):
             bench.run(number)
     slowest, case, end = 0.0, start, time.monotonic() + seconds

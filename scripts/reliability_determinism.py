@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import torch  # noqa: E402
 
+import killed  # noqa: E402
 import same_bytes  # noqa: E402
 from meldkit.methods import METHODS  # noqa: E402
 from meldkit.output import surroundings  # noqa: E402
@@ -49,6 +50,16 @@ def measure(progress: bool = True) -> dict[str, Any]:
             if progress:
                 print(way, file=sys.stderr)
             sums[way] = {name: run(case, models, out) for name, case in cases.items()}
+        kinds = folder / "kinds"
+        killed.make_models(kinds)
+        same_kinds: dict[str, dict[str, bool]] = {way: {} for way in same_bytes.RUNS}
+        for name in killed.RECIPES:
+            if progress:
+                print(name, file=sys.stderr)
+            case = same_bytes.Kind(name)
+            want = same_bytes.streamed(case, kinds, out)
+            for way, run_kind in same_bytes.RUNS.items():
+                same_kinds[way][name] = run_kind(case, kinds, out) == want
         kernels: dict[str, str] = {}
         for way, variables in {**SURROUNDINGS, **OTHER}.items():
             if progress:
@@ -68,6 +79,7 @@ def measure(progress: bool = True) -> dict[str, Any]:
             }
             for way, got in sums.items()
         },
+        "same_kinds": same_kinds,
     }
 
 
@@ -102,6 +114,12 @@ def section(result: Mapping[str, Any]) -> str:
     must = "\n".join(map(row, result["must_be_same"]))
     may = "\n".join(map(row, result["may_differ"]))
     made = result["made_with"]
+    kinds = "\n".join(
+        f"| {way} | {sum(found.values())} of {len(found)} "
+        f"| {', '.join(name for name, same in found.items() if not same) or '–'} |"
+        for way, found in result["same_kinds"].items()
+    )
+    names = ", ".join(next(iter(result["same_kinds"].values())))
     return f"""\
 ## The same bytes
 
@@ -109,6 +127,12 @@ Every merge method, on models of {num} tensors, compared with a run on one threa
 (torch {made["torch"]}, numpy {made["numpy"]}, {made["machine"]}, kernels of torch: {made["torch_kernels"]}).
 
 {head}{must}
+
+The same for merges of these kinds, which are those that were killed: {names}.
+
+| run | kinds with the same bytes | others |
+|---|---|---|
+{kinds}
 
 What [may change bytes](reproduce.md#what-may-differ), and in which methods it did:
 

@@ -43,6 +43,14 @@ BUGS = (
         "exit 4, and how to continue",
     ),
     (
+        "a damaged line of a journal could name another tensor, which then counted as done",
+        "each line carries a sum of it and of all before it",
+    ),
+    (
+        "files of torch.save that were killed while they were written started over",
+        "the merged weights are kept until the file has its name",
+    ),
+    (
         "too little memory or too few threads ended in a traceback",
         "one message, exit 4",
     ),
@@ -68,7 +76,7 @@ def section(faults: Mapping[str, Any]) -> str:
     if kills := faults.get("kills"):
         lines += [
             f"{kills['kills']} real `meldkit merge` processes were killed (`kill -9`) at random moments "
-            f"(`scripts/faults.py`, seed {kills['seed']}), over merges of these kinds, in several files, "
+            f"(`scripts/faults.py`, {_seeds(kills)}), over merges of these kinds, in several files, "
             f"with one and two threads, every other one replacing a model: {', '.join(kills['recipes'])}.",
             "",
             "| killed while | times |",
@@ -84,9 +92,9 @@ def section(faults: Mapping[str, Any]) -> str:
     if attacks := faults.get("attacks"):
         endings = sorted({ending for found in attacks["faults"].values() for ending in found})
         lines += [
-            "Faults of the system, each at a random moment: calls that fail from then on (`LD_PRELOAD`), a "
-            "real disk (tmpfs) that is too small and then grows, limits, signals. 'Not met': the merge was "
-            "done before.",
+            f"Faults of the system, each at a random moment ({_seeds(attacks)}): calls that fail from then "
+            "on (`LD_PRELOAD`), a real disk (tmpfs) that is too small and then grows, limits, signals. "
+            "'Not met': the merge was done before.",
             "",
             f"| fault | {' | '.join(endings)} |",
             f"|---|{'---:|' * len(endings)}",
@@ -102,6 +110,10 @@ def section(faults: Mapping[str, Any]) -> str:
     lines += ["Found on the way, and mended:", ""]
     lines += [f"- {bug}: {mend}." for bug, mend in BUGS]
     return "\n".join(lines) + "\n"
+
+
+def _seeds(part: Mapping[str, Any]) -> str:
+    return f"seed{'s' * (len(part['seeds']) > 1)} {' and '.join(map(str, part['seeds']))}"
 
 
 def _wrong(part: Mapping[str, Any]) -> str:

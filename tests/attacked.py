@@ -168,13 +168,19 @@ class Attack:
         name, out = list(RECIPES)[number % len(RECIPES)], self.folder / f"signal{number}" / "out"
         self.undisturbed(name)
         process = self.merge(name, out)
-        time.sleep(chance.uniform(0.4, 2.5))
+        # Before that, Python has not read so much of the program that it knows of the signal.
+        while process.poll() is None and not (out / PARTIAL).exists():
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.7))
         sent = (signal.SIGINT, signal.SIGTERM)[number % 2]
         process.send_signal(sent)
         self.judge(sent.name, name, process, out, said="stopped")
 
-    def run(self, *, calls: int, disks: int, limits: int, signals: int, at_once: int = 2) -> Outcomes:
-        """All of them, as many of each kind."""
+    def run(
+        self, *, calls: int, disks: int, limits: int, signals: int, at_once: int = 2, minutes: float = 60
+    ) -> Outcomes:
+        """All of them, as many of each kind, in a random order; after so many minutes, no other is begun."""
+        until = time.monotonic() + 60 * minutes
         for name in RECIPES:
             self.undisturbed(name)
         work = [
@@ -183,8 +189,15 @@ class Attack:
             *((self.limits, i) for i in range(limits)),
             *((self.signals, i) for i in range(signals)),
         ]
+        random.Random(self._seed).shuffle(work)
+
+        def attack(task: tuple[Callable[[int], None], int]) -> None:
+            if time.monotonic() < until:
+                task[0](task[1])
+                print(self.outcomes.faults, flush=True)
+
         with ThreadPoolExecutor(at_once) as pool:
-            list(pool.map(lambda task: task[0](task[1]), work))
+            list(pool.map(attack, work))
         if hashes(self.models) != self._inputs:
             self.outcomes.wrong.append("inputs were changed")
         return self.outcomes

@@ -20,16 +20,17 @@ import torch
 import command
 import tiny
 import word_tokenizers
+from gguf_files import LLAMA_KEYS, llama_tensors, write_gguf
 from meldkit.output.journal import read_journal
 from meldkit.output.replace import JOURNAL, PARTIAL, aside
 
 HERE = Path(__file__).parent
 _TASK = {"base_model": "base", "models": [{"model": "a"}, {"model": "b"}]}
 _USUAL = {"weight": 0.6, "density": 0.5}
-#: Every speed class, adapters, other tokenizers, and a model that is put together from layers.
+#: Every speed class, adapters, other tokenizers, other formats, and a model that is put together from layers.
 RECIPES: dict[str, dict[str, Any]] = {
     "elementwise": {"merge_method": "task_arithmetic", **_TASK, "parameters": {"weight": 0.6}},
-    "elementwise, bfloat16": {
+    "elementwise in bfloat16": {
         "merge_method": "linear",
         "models": [{"model": "half"}, {"model": "a"}],
         "parameters": {"weight": 1},
@@ -61,6 +62,25 @@ RECIPES: dict[str, dict[str, Any]] = {
         "merge_method": "passthrough",
         "slices": [{"sources": [{"model": m, "layer_range": r}]} for m, r in (("a", [0, 5]), ("b", [2, 6]))],
     },
+    "GGUF": {
+        "merge_method": "linear",
+        "models": [{"model": "whole"}, {"model": "parts"}],
+        "parameters": {"weight": 1},
+    },
+    "quantised": {
+        "merge_method": "linear",
+        "models": [{"model": "codes"}, {"model": "a"}],
+        "parameters": {"weight": 1},
+        "dtype": "float32",
+    },
+    "8-bit floats": {
+        "merge_method": "slerp",
+        "base_model": "wide",
+        "models": [{"model": "wide"}, {"model": "broad"}],
+        "parameters": {"t": 0.3},
+        "dtype": "bfloat16",
+        "out_dtype": "float8_e4m3fn",
+    },
 }
 #: Where a merge was when it was killed, by what it left: nothing, no finished tensor, some, files on
 #: their way, or a folder beside the one that it replaces.
@@ -80,8 +100,34 @@ def make_models(folder: Path, *, hidden: int = 192, layers: int = 6) -> None:
         tokenizer = word_tokenizers.content(words)
         tiny.decoder(folder / name, seed, vocab=401, **size)
         (folder / name / "tokenizer.json").write_text(json.dumps(tokenizer))
+    for seed, (name, each) in enumerate((("whole", 0), ("parts", 3))):
+        (folder / name).mkdir()
+        keys = {**LLAMA_KEYS, "embedding_length": 256, "feed_forward_length": 512}
+        write_gguf(folder / name / "m.gguf", "llama", keys, llama_tensors(seed, 256), each=each)
+    quantised(tiny.decoder(folder / "codes", 3, vocab=500, **size))
+    for seed, name in enumerate(("wide", "broad")):
+        tiny.decoder(folder / name, seed, vocab=500, layers=layers, hidden=256)
     for name, recipe in RECIPES.items():
         (folder / f"{name}.yml").write_text(json.dumps(recipe))
+
+
+def quantised(folder: Path) -> None:
+    """Turn the matrices of a model's layers into 8-bit floats with a scale for each row."""
+    weights = tiny.tensors(folder)
+    for name in [name for name in weights if "_proj" in name]:
+        scale = weights[name].abs().amax(1, keepdim=True) / 448
+        weights[name + "_scale"] = scale
+        weights[name] = (weights[name] / scale).to(torch.float8_e4m3fn)
+    codes = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True, "dynamic": False}
+    group = {"targets": ["Linear"], "weights": codes, "input_activations": None}
+    settings = {
+        "quant_method": "compressed-tensors",
+        "format": "float-quantized",
+        "ignore": ["lm_head"],
+        "config_groups": {"group_0": group},
+    }
+    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": settings}
+    tiny.stored(folder, weights, config)
 
 
 def shim(folder: Path) -> Path:

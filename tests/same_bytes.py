@@ -1,4 +1,4 @@
-"""Merges of every method by every way that must not change a byte; `test_same_bytes.py` tries them.
+"""Merges of every method and kind, by every way that must not change a byte; `test_same_bytes.py` tries them.
 
 As a program it prints the sums of merges, for processes with other surroundings:
 
@@ -23,7 +23,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+import killed
 import tiny
+from gguf_files import write_gguf
 from meldkit import kernels, merge, merge_state_dicts, plan
 from meldkit.api import tensor_sums
 from meldkit.engine import TensorRun, run_jobs
@@ -62,26 +64,47 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "nuslerp, columns": {"nuslerp_flatten": False, "nuslerp_row_wise": True},
     "model_stock, rows": {"filter_wise": True},
 }
+#: The same names in llama.cpp, for an architecture that leaves the rows of matrices where they are.
+_GGUF = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    **{f"model.layers.{i}.self_attn.q_proj.weight": f"blk.{i}.attn_q.weight" for i in range(2)},
+    **{f"model.layers.{i}.input_layernorm.weight": f"blk.{i}.attn_norm.weight" for i in range(2)},
+}
+_KEYS: dict[str, Any] = {
+    "context_length": 64,
+    "embedding_length": 32,
+    "block_count": 2,
+    "feed_forward_length": 64,
+    "attention.head_count": 1,
+    "attention.layer_norm_rms_epsilon": 1e-5,
+}
 #: Name of a tensor → sum of its bytes.
 Sums = Mapping[str, str]
 
 
 def state_dicts() -> dict[str, dict[str, Tensor]]:
-    """The models. Their values are bfloat16 numbers, so that they can be stored in two types."""
+    """The models. Their values are numbers of bfloat16 and of float16, so that they can be stored in each."""
     generator = torch.Generator().manual_seed(3)
     base = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
     models = {"base": base}
     for name in NAMES[1:]:
         models[name] = {k: t + 0.05 * torch.randn(t.shape, generator=generator) for k, t in base.items()}
-    return {name: {k: t.bfloat16().float() for k, t in model.items()} for name, model in models.items()}
+    return {
+        name: {k: t.bfloat16().half().float() for k, t in model.items()} for name, model in models.items()
+    }
 
 
 def write_models(folder: Path) -> None:
-    """The models in every form: whole, in shards, pickled, in bfloat16."""
+    """The models in every form: whole, in shards, pickled, in other types, as GGUF."""
+    types = {"base": torch.float32, "x": torch.float16, "y": torch.bfloat16, "z": torch.float16}
     for name, weights in state_dicts().items():
         tiny.stored(folder / "whole" / name, weights, CONFIG)
-        half = {k: t.bfloat16() for k, t in weights.items()}
-        tiny.stored(folder / "bfloat16" / name, half, CONFIG)
+        for form, dtype in (("bfloat16", torch.bfloat16), ("types", types[name])):
+            tiny.stored(folder / form / name, {k: t.to(dtype) for k, t in weights.items()}, CONFIG)
+        for form, each in (("gguf", 0), ("gguf parts", 2)):
+            (folder / form / name).mkdir(parents=True)
+            arrays = {_GGUF[k]: t.numpy() for k, t in (weights if each else _reversed(weights)).items()}
+            write_gguf(folder / form / name / "m.gguf", "qwen2", _KEYS, arrays, each=each)
         pickled = folder / "pickled" / name
         pickled.mkdir(parents=True)
         torch.save(weights, pickled / "pytorch_model.bin")
@@ -96,6 +119,36 @@ def write_models(folder: Path) -> None:
         index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
         for other in (pickled, sharded):
             (other / "config.json").write_text(json.dumps(CONFIG))
+
+
+def _reversed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return dict(reversed(weights.items()))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is merged by a recipe of those that are killed.
+
+    Attributes:
+        name: of the recipe.
+    """
+
+    name: str
+
+    def recipe(self, folder: Path) -> dict[str, Any]:
+        """The recipe for models in a folder."""
+        return _below(killed.RECIPES[self.name], folder)
+
+
+def _below(value: Any, folder: Path, key: str = "") -> Any:
+    """The recipe with models of a folder."""
+    if isinstance(value, dict):
+        return {k: _below(v, folder, k) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_below(v, folder) for v in value]
+    return (
+        "+".join(f"{folder / name}" for name in value.split("+")) if key in ("model", "base_model") else value
+    )
 
 
 @dataclass(frozen=True)
@@ -173,7 +226,7 @@ def cut_into(tile: int, span: int) -> Generator[None]:
         yield
 
 
-def streamed(case: Merge, models: Path, out: Path, threads: int = 1) -> Sums:
+def streamed(case: Merge | Kind, models: Path, out: Path, threads: int = 1) -> Sums:
     """From files to files."""
     shutil.rmtree(out, ignore_errors=True)
     merge(case.recipe(models), out, MergeOptions(num_threads=threads, write_model_card=False))
@@ -182,7 +235,7 @@ def streamed(case: Merge, models: Path, out: Path, threads: int = 1) -> Sums:
     return sums
 
 
-def resumed(case: Merge, models: Path, out: Path) -> Sums:
+def resumed(case: Merge | Kind, models: Path, out: Path) -> Sums:
     """Stopped by a full disk after the second write, and continued."""
     shutil.rmtree(out, ignore_errors=True)
     options = MergeOptions(num_threads=1, write_model_card=False, out_shard_size="100K")
@@ -222,24 +275,26 @@ def in_memory(case: Merge, tile: int = 2 * CHUNK, threads: int = 1) -> Sums:
     return {name: _sum(tensor) for name, tensor in merged.items()}
 
 
-def unwritten(case: Merge, models: Path) -> Sums:
+def unwritten(case: Merge | Kind, models: Path) -> Sums:
     """From files to nowhere, as `meldkit reproduce` does."""
     return {n: str(s) for n, s in tensor_sums(plan(case.recipe(models))).items()}
 
 
 Way = Callable[[Merge, Path, Path], Sums]
+#: The same, given the folder of the models themselves.
+Run = Callable[[Merge | Kind, Path, Path], Sums]
 
 
-def _in(form: str) -> Way:
-    return lambda case, models, out: streamed(case, models / form, out)
+def _in(form: str, run: Run = streamed) -> Way:
+    return lambda case, models, out: run(case, models / form, out)
 
 
-def _cut(tile: int, span: int, threads: int) -> Way:
-    def way(case: Merge, models: Path, out: Path) -> Sums:
+def _cut(tile: int, span: int, threads: int) -> Run:
+    def run(case: Merge | Kind, models: Path, out: Path) -> Sums:
         with cut_into(tile, span):
-            return streamed(case, models / "whole", out, threads)
+            return streamed(case, models, out, threads)
 
-    return way
+    return run
 
 
 def without_kernels(case: Merge, models: Path, out: Path) -> Sums:
@@ -248,19 +303,26 @@ def without_kernels(case: Merge, models: Path, out: Path) -> Sums:
         return streamed(case, models / "whole", out)
 
 
-#: Ways that give the bytes of one thread and the usual tiles.
-WAYS: dict[str, Way] = {
-    "again": _in("whole"),
+#: Ways that give the bytes of one thread and the usual tiles, of whatever is merged.
+RUNS: dict[str, Run] = {
+    "again": streamed,
     "2 threads": _cut(CHUNK, CHUNK, 2),
     "4 threads": _cut(CHUNK, CHUNK, 4),
     "tiles of 64 Ki": _cut(CHUNK, 4 * CHUNK, 1),
     "tiles of 2 Mi": _cut(32 * CHUNK, 32 * CHUNK, 1),
-    "resumed": lambda case, models, out: resumed(case, models / "whole", out),
+    "resumed": resumed,
+    "not written": lambda case, models, _: unwritten(case, models),
+}
+#: These, models in other forms, and tensors in memory.
+WAYS: dict[str, Way] = {
+    **{name: _in("whole", run) for name, run in RUNS.items()},
     "in memory": lambda case, *_: in_memory(case),
-    "not written": lambda case, models, _: unwritten(case, models / "whole"),
     "inputs in shards": _in("sharded"),
     "inputs pickled": _in("pickled"),
     "inputs in bfloat16": _in("bfloat16"),
+    "inputs in float32, float16 and bfloat16": _in("types"),
+    "inputs as GGUF": _in("gguf"),
+    "inputs as GGUF in parts": _in("gguf parts"),
 }
 
 

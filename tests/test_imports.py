@@ -34,7 +34,7 @@ _TIERS = {
     "memory": "errors shapes methods checkpoint plan engine",
     "merge": "api config options output",
     "report": "errors recipe checkpoint layout vocab plan methods engine output shapes kernels api options",
-    "raw": "errors shapes recipe checkpoint plan options api",
+    "raw": "errors shapes recipe checkpoint plan options output api",
     "cli": "errors options api raw report",
     "__init__": "api memory",
 }

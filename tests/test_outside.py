@@ -19,10 +19,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import fuzz_vocabularies
 import tiny
+import word_tokenizers
 from fuzz_damage import NAMES
 from fuzz_targets import TEMPLATE, gguf, inside, pair, parts, sharded, tokenizers
+from journals import lines
+from meldkit import merge
+from meldkit.errors import CheckpointError, MeldError
 from meldkit.output.journal import read_journal
+from meldkit.report import reproduce, verify_output
+from meldkit.vocab.tokenizer import tokenizer_of_folder
 
 LINEAR: dict[str, Any] = {
     "merge_method": "linear",
@@ -188,6 +195,72 @@ def test_links_lead_nowhere(tmp_path: Path) -> None:
         assert not Path(folder, "out").exists()
 
 
+@pytest.mark.parametrize("tokenizer_class", ["GPT2Tokenizer", "BertTokenizer", "LlamaTokenizer"])
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_settings_of_a_tokenizer_read_nothing_into_it(
+    tokenizer_class: str, file: str, tmp_path: Path
+) -> None:
+    """Python's audit events do not see what the tokenizers library opens; what it read would be tokens."""
+    secrets = {"vocab.json": '{"SECRET": 0, "h": 1}', "merges.txt": "#version: 0.2\n", "key": "SECRET\nh\n"}
+    secrets["tokenizer.7.json"] = json.dumps(word_tokenizers.content({"SECRET": 0, "h": 1}))
+    (tmp_path / "secrets").mkdir()
+    for name, content in secrets.items():
+        (tmp_path / "secrets" / name).write_text(content)
+    places = {name: str(tmp_path / "secrets" / name) for name in secrets}
+    lists = {"vocab": places["vocab.json"], "merges": places["merges.txt"]}
+    for number, settings in enumerate(
+        (
+            lists,
+            {f"{key}_file": value for key, value in lists.items()},
+            {"vocab": places["key"]},
+            {"tokenizer_file": places["tokenizer.7.json"]},
+            {"fast_tokenizer_files": ["../../secrets/tokenizer.7.json"]},
+            {"sp_model_kwargs": {"model_file": places["key"]}},
+            {"name_or_path": str(tmp_path / "secrets")},
+        )
+    ):
+        (tmp_path / str(number)).mkdir()
+        with inside(tmp_path / str(number)):
+            fuzz_vocabularies.pairs(tokenizer_class)
+            own = set(tokenizer_of_folder("a", Path("a")).tokens)  # type: ignore[union-attr]
+            edit("a/tokenizer_config.json", lambda d, s=settings: d.update(s))
+            Path("a", file).write_text(Path("a/tokenizer_config.json").read_text())
+            assert set(tokenizer_of_folder("a", Path("a")).tokens) == own, settings  # type: ignore[union-attr]
+            assert {p.name for p in Path().iterdir()} == {"a", "b"}
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "..", ".", "", "a/../b", "a\0b", "./x"])
+@pytest.mark.parametrize("key", ["weights", "files"])
+def test_records_tell_of_files_of_their_own_folder_only(key: str, name: str, tmp_path: Path) -> None:
+    with inside(tmp_path):
+        pair()
+        merge(LINEAR, "out")
+        entry = {"size": 1, "sha256": "", "header_sha256": "", "sums": {}}
+        edit("out/meldkit.json", lambda d: d[key].update({name: entry}))
+        for check in (verify_output, reproduce):
+            with pytest.raises(CheckpointError, match="is not a whole record: it tells of a file "):
+                check("out")
+
+
+def test_a_record_does_not_say_whom_to_trust(tmp_path: Path) -> None:
+    """A stranger's record of a merge that trusted code does not make `reproduce` run any."""
+    mark = tmp_path / "mark"
+    with inside(tmp_path):
+        for model in "ab":
+            folder = word_tokenizers.model(Path(model), word_tokenizers.content({"u": 0, "v": 1}))
+            (folder / "tokenization_evil.py").write_text(MARK.format(path=str(mark)))
+        merge({**LINEAR, "tokenizer_source": "union"}, "out")
+        edit("out/meldkit.json", lambda d: d["options"].update(trust_remote_code=True))
+        assert reproduce("out").same
+        auto = {"auto_map": {"AutoTokenizer": ["tokenization_evil.Evil", None]}, "tokenizer_class": "Evil"}
+        for model in "ab":
+            edit(f"{model}/tokenizer_config.json", lambda d: d.update(auto))
+            Path(model, "tokenizer.json").rename(Path(model, "vocab.json"))
+        with pytest.raises(MeldError, match="--trust-remote-code"):
+            reproduce("out")
+    assert not mark.exists()
+
+
 MARK = "import pathlib; pathlib.Path({path!r}).write_text('was here')\n"
 
 
@@ -246,7 +319,7 @@ def test_scaled_weights_are_read_where_no_test_looks_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../../secret", "/tmp/x", "..", ".", "", "a/b", 3, None, ["x"]])
 def test_a_journal_moves_files_of_its_own_folder_only(name: object, tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    path.write_text("".join(json.dumps(line) + "\n" for line in ({"plan": "p"}, {"publish": ["x", name]})))
+    path.write_bytes(lines({"plan": "p"}, {"publish": ["x", name]}))
     assert read_journal(path).publish == ()
-    path.write_text('{"plan": "p"}\n{"publish": ["x", "2_Dense"]}\n' + "[" * 100_000 + "\n")
+    path.write_bytes(lines({"plan": "p"}, {"publish": ["x", "2_Dense"]}, b"[" * 100_000))
     assert read_journal(path).publish == ("x", "2_Dense")

@@ -18,6 +18,7 @@ import command
 import tiny
 from meldkit import merge_state_dicts
 from meldkit.errors import CheckpointError, MeldError, OutputError
+from meldkit.options import MergeOptions
 from meldkit.raw import merge_raw, plan_raw
 
 RECIPE = """\
@@ -395,6 +396,44 @@ def test_interrupted_merges_leave_nothing_and_continue(
         assert merge_raw("recipe.yml", out).num_resumed == 3
     same(load_file("out.safetensors"), expected(files))
     assert names() == INPUTS | {"out.pt", "out.safetensors"}
+
+
+class Killed(BaseException):
+    """Ends a run as a kill does."""
+
+
+@pytest.mark.parametrize("moment", ["while saving", "before the file has its name", "after that"])
+def test_killed_while_the_file_is_written(
+    moment: str, files: list[dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = torch.save, Path.replace
+
+    def half(content: object, target: Path) -> None:
+        real[0](content, target)
+        os.truncate(target, target.stat().st_size // 2)
+        raise Killed
+
+    def never(*_: object) -> None:
+        raise Killed
+
+    def late(path: Path, out: Path) -> None:
+        real[1](path, out)
+        raise Killed
+
+    owner, name, fault = {
+        "while saving": (torch, "save", half),
+        "before the file has its name": (Path, "replace", never),
+        "after that": (Path, "replace", late),
+    }[moment]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fault)
+        with pytest.raises(Killed):
+            merge_raw("recipe.yml", "out.pt")
+    assert Path("out.pt").exists() == (moment == "after that")
+    result = merge_raw("recipe.yml", "out.pt", MergeOptions(overwrite=True))
+    assert (result.num_resumed, result.bytes_read) == (len(result.plan.jobs), 0)
+    same(torch.load("out.pt", weights_only=True)["state_dict"], expected(files))
+    assert names() == INPUTS | {"out.pt"}
 
 
 def test_disk_that_fills_up_while_saving(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from unittest import mock
 
 import numpy as np
@@ -18,13 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import command
+import killed
 import same_bytes
 import tiny
 from meldkit import kernels, merge, plan
 from meldkit.errors import RunError
 from meldkit.methods import METHODS
 from meldkit.options import MergeOptions
-from meldkit.output import Sum, sum_of
+from meldkit.output import Sum, sample_of, sum_of
 from meldkit.output.sums import Sums
 from meldkit.report import reproduce, verify_output
 
@@ -64,6 +66,22 @@ def test_no_way_changes_a_byte(name: str, models: Path, tmp_path: Path) -> None:
     want = same_bytes.streamed(case, models / "whole", tmp_path / "out")
     assert len(set(want.values())) == len(same_bytes.SHAPES)
     got = {way: run(case, models, tmp_path / "out") for way, run in same_bytes.WAYS.items()}
+    assert {way: sums == want for way, sums in got.items()} == dict.fromkeys(got, True)
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kinds")
+    killed.make_models(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", killed.RECIPES)
+def test_no_way_changes_a_byte_of_any_kind_of_merge(name: str, kinds: Path, tmp_path: Path) -> None:
+    case = same_bytes.Kind(name)
+    want = same_bytes.streamed(case, kinds, tmp_path / "out")
+    assert len(want) > 5
+    got = {way: run(case, kinds, tmp_path / "out") for way, run in same_bytes.RUNS.items()}
     assert {way: sums == want for way, sums in got.items()} == dict.fromkeys(got, True)
 
 
@@ -215,8 +233,53 @@ def test_reproduce_with_models_elsewhere(out: Path, capsys: pytest.CaptureFixtur
 def test_reproduce_with_other_values(out: Path) -> None:
     tiny.decoder(Path("b"), 7)
     result = reproduce(out)
-    assert not result.inputs
-    assert [d.kind for d in result.differences] == ["bytes"] * 9
+    assert result.inputs == ("'b' has other bytes in model.safetensors than it had",)
+    assert result.num_tensors == 0
+
+
+def test_reproduce_with_a_value_between_the_samples(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    del out
+    tiny.decoder(Path("large"), 0, hidden=300)
+    merge({"merge_method": "linear", "models": [{"model": "large"}], "parameters": {"weight": 1}}, "whole")
+    path = Path("large/model.safetensors")
+    before = sample_of(path)
+    # Pieces of 512 bytes, spread over more than twice as many: somewhere in between is room.
+    assert path.stat().st_size > 2 * 1024 * 512
+    flip(path, path.stat().st_size // 2 + 4 * 512)
+    assert sample_of(path) == before
+    done = command.run(capsys, "reproduce", "whole")
+    assert done.status == 3
+    assert done.out.splitlines()[-2:] == [
+        "headers and samples of the inputs are as they were; values between the samples",
+        "    may not be",
+    ]
+
+
+@given(size=st.integers(1, 3 * 1024 * 512), place=st.floats(0, 1, exclude_max=True))
+def test_samples_cover_what_they_say(size: int, place: float) -> None:
+    """Every byte of a small file, and of a large one the first and the last piece and one in so many."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "file")
+        path.write_bytes(bytes(size))
+        before = sample_of(path)
+        position = int(place * size)
+        flip(path, position)
+        noticed = sample_of(path) != before
+        assert noticed or 512 <= position < size - 512
+        assert noticed or size > 1024 * 512
+        path.write_bytes(b"\1" * size)
+        assert sample_of(path) != before
+
+
+def test_records_without_samples_are_read(out: Path) -> None:
+    record = json.loads((out / "meldkit.json").read_text())
+    for model in record["models"]:
+        for file in model["files"]:
+            del file["sample"]
+    (out / "meldkit.json").write_text(json.dumps(record))
+    assert reproduce(out).same
+    tiny.decoder(Path("b"), 7)
+    assert [d.kind for d in reproduce(out).differences] == ["bytes"] * 9
 
 
 def test_reproduce_with_another_model(out: Path) -> None:

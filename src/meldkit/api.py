@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -190,17 +190,8 @@ def merge(
     )
     if chosen.config is not None:
         check_fit(chosen, chosen.config, {job.name: job.shape for job in chosen.jobs})
-    folder = OutputFolder(Path(out), chosen, overwrite=options.overwrite)
-    try:
-        with open_files() as files:
-            files.read_ahead(dict.fromkeys(path for c in chosen.checkpoints for path in c.files()))
-            # What an earlier run was allowed to let through, this one may not be.
-            finished = folder.finished if options.allow_nonfinite else folder.finished - folder.nonfinite
-            sums = Sums()
-            _run(chosen, folder, finished, files, options, progress, sums, devices)
-            bytes_read = files.bytes_read
-        folder.settle()
-        folder.check_inputs()
+
+    def publish(folder: OutputFolder, sums: Sums) -> Verification:
         write_side_files(
             folder.partial,
             chosen,
@@ -217,7 +208,46 @@ def merge(
             sums.complete(folder.partial, chosen),
             devices,
         )
-        verification = folder.publish()
+        return folder.publish()
+
+    folder = OutputFolder(Path(out), chosen, overwrite=options.overwrite)
+    return merge_into(folder, chosen, options, publish, devices=devices, progress=progress, started=started)
+
+
+def merge_into(
+    folder: OutputFolder,
+    chosen: Plan,
+    options: MergeOptions,
+    publish: Callable[[OutputFolder, Sums], Verification],
+    *,
+    devices: Sequence[Device],
+    progress: Callable[[Status], None] | None,
+    started: float,
+) -> MergeResult:
+    """Fill an output folder with merged weights, or go on with that, and publish it.
+
+    Args:
+        folder: of the weight files; it is closed in the end.
+        chosen: the plan, whose models are downloaded.
+        options, progress: as for `merge`.
+        publish: called when all weights are on the disk, with their sums; it checks them.
+        devices: that it is computed on.
+        started: when the work began, by `time.perf_counter`.
+
+    Raises:
+        MeldError: as for `merge`.
+    """
+    try:
+        with open_files() as files:
+            files.read_ahead(dict.fromkeys(path for c in chosen.checkpoints for path in c.files()))
+            # What an earlier run was allowed to let through, this one may not be.
+            finished = folder.finished if options.allow_nonfinite else folder.finished - folder.nonfinite
+            sums = Sums()
+            _run(chosen, folder, finished, files, options, progress, sums, devices)
+            bytes_read = files.bytes_read
+        folder.settle()
+        folder.check_inputs()
+        verification = publish(folder, sums)
     finally:
         folder.close()
     return MergeResult(
@@ -292,7 +322,7 @@ def _run(
     options: MergeOptions,
     progress: Callable[[Status], None] | None,
     sums: Sums,
-    devices: tuple[Device, ...],
+    devices: Sequence[Device],
 ) -> None:
     total = sum(
         num * job.numel

@@ -27,6 +27,7 @@ from meldkit.checkpoint.pickled import SUFFIXES
 from meldkit.checkpoint.pickled.state_dict import Weights, at, find_weights, is_average, is_training_state
 from meldkit.errors import CheckpointError, NotSupportedError, OutputError, RunError
 from meldkit.options import MergeOptions
+from meldkit.output import OutputFolder, sync_path
 from meldkit.plan import Plan, build_plan
 from meldkit.recipe import ModelRef
 from meldkit.shapes import Tensor
@@ -99,6 +100,7 @@ def merge_raw(
     out = Path(out)
     options = options or MergeOptions()
     check_out(out, overwrite=options.overwrite)
+    devices = api.devices_of(options)
     plan = recipe if isinstance(recipe, Plan) else plan_raw(recipe, out, options)
     if not _is_file(out):
         return api.merge(plan, out, options, progress=progress)
@@ -107,19 +109,33 @@ def merge_raw(
     for line in frame.notes if frame is not None else ():
         if note is not None:
             note(line)
-    # Weights go into a folder of their own first: what is interrupted there can be continued.
+    # Weights go into a folder of their own first, where whatever is interrupted can be continued: they stay
+    # unpublished there until the output is complete.
     work = out.with_name(f".{out.name}.meldkit")
-    settings = replace(options, overwrite=True, write_model_card=False, copy_tokenizer=False)
-    result = api.merge(plan, work, settings, progress=progress)
-    try:
-        merged = work / plan.files[0].name
-        finished = merged if frame is None else frame.save(merged, work / f"{out.stem}.new{out.suffix}")
+    folder = OutputFolder(work, plan, overwrite=True)
+
+    def publish(folder: OutputFolder, sums: object) -> api.Verification:
+        del sums
+        found = folder.verify()
+        merged = folder.partial / plan.files[0].name
+        new = work / f"{out.stem}.new{out.suffix}"
+        finished = merged if frame is None else frame.save(merged, new)
         finished.replace(out)
+        sync_path(out.resolve().parent)
+        return found
+
+    try:
+        result = api.merge_into(
+            folder, plan, options, publish, devices=devices, progress=progress, started=started
+        )
         shutil.rmtree(work)
         size = out.stat().st_size
     except OSError as e:
-        raise RunError(f"cannot write {out}: {e.strerror}", hint="run the same command again") from e
-    return replace(result, path=out, bytes_written=size, seconds=time.perf_counter() - started)
+        raise RunError(
+            f"cannot write {out}: {e.strerror}",
+            hint="run the same command again; it continues where it stopped",
+        ) from e
+    return replace(result, path=out, bytes_written=size)
 
 
 def check_out(out: Path, *, overwrite: bool = False) -> None:
@@ -230,7 +246,7 @@ class _Frame:
         except RuntimeError as e:
             raise RunError(
                 f"cannot write {target}: {str(e).splitlines()[0]}",
-                hint="free some space and run the command again",
+                hint="free some space and run the same command again; what was merged is kept",
             ) from e
         with target.open("rb+") as f:
             os.fsync(f.fileno())

@@ -6,11 +6,11 @@ from meldkit.checkpoint.dtypes import BY_TORCH_NAME, DTYPES, DType
 from meldkit.checkpoint.experts import as_stored_by
 from meldkit.checkpoint.files import OpenFiles, open_files
 from meldkit.checkpoint.folder import Checkpoint, open_checkpoint
-from meldkit.checkpoint.json_file import read_json, write_json
+from meldkit.checkpoint.json_file import read_json, shown, write_json
 from meldkit.checkpoint.links import check_links
 from meldkit.checkpoint.models import may_be_on_hub, open_as_stored, open_model
 from meldkit.checkpoint.renamed import as_named_by
-from meldkit.checkpoint.safetensors import parse_header, read_header
+from meldkit.checkpoint.safetensors import MAX_HEADER_BYTES, parse_header, read_header
 from meldkit.checkpoint.stored import quantisation_method, stored_entries
 from meldkit.checkpoint.tensor import (
     Encoding,
@@ -27,6 +27,7 @@ from meldkit.checkpoint.weights import stays_inside
 __all__ = [
     "BY_TORCH_NAME",
     "DTYPES",
+    "MAX_HEADER_BYTES",
     "Checkpoint",
     "DType",
     "Encoding",
@@ -50,6 +51,7 @@ __all__ = [
     "read_all",
     "read_header",
     "read_json",
+    "shown",
     "stays_inside",
     "stored_entries",
     "write_json",

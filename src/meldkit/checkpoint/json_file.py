@@ -12,6 +12,8 @@ from meldkit.errors import CheckpointError
 
 #: How a file begins that git leaves in place of a large one.
 _POINTER = b"version https://git-lfs"
+#: Of a file; the largest of real models are tokenizers of some 40 MB.
+_MAX_BYTES = 200_000_000
 #: Levels of lists and mappings; files of real models have a dozen.
 _MAX_DEPTH = 100
 _FIX_HINT = "repair the file or download it again"
@@ -30,12 +32,17 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON mapping from a model folder.
 
     Raises:
-        CheckpointError: unreadable, not JSON, or not a mapping.
+        CheckpointError: unreadable, too large, not JSON, or not a mapping.
     """
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(_MAX_BYTES + 1)
     except OSError as e:
         raise CheckpointError(f"cannot read {path}: {e.strerror}") from e
+    if len(raw) > _MAX_BYTES:
+        raise CheckpointError(
+            f"{path} has more than {_MAX_BYTES / 1e6:.0f} MB, too much for settings", hint=_FIX_HINT
+        )
     if error := something_else(path, raw):
         raise error
     data = parse_mapping(str(path), raw, _FIX_HINT)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,41 +59,34 @@ def read_header(path: Path) -> Header:
         raise CheckpointError(
             f"cannot read {path}: {e.strerror}", hint="check the path, or download the file again"
         ) from e
-    entries = _entries(path, raw)
+    header = parse_header(path, raw, size)
+    _check_coverage(path, list(header.tensors.values()), _LENGTH_BYTES + length, size)
+    return header
+
+
+def parse_header(path: Path, raw: bytes, size: int) -> Header:
+    """Check what a header says, but not whether the file is as long as that.
+
+    Args:
+        path: of the file, for messages and tensors.
+        raw: the header, without the length before it.
+        size: of the file in bytes.
+
+    Raises:
+        CheckpointError: it lies about types, names or sizes.
+    """
+    entries = parse_mapping(f"the header of {path}", raw, _DOWNLOAD_HINT, unique=True)
     metadata = _metadata(path, entries.pop("__metadata__", None))
-    infos = _infos(path, entries, _LENGTH_BYTES + length)
-    _check_coverage(path, infos, _LENGTH_BYTES + length, size)
+    _check_names(path, entries)
+    start = _LENGTH_BYTES + len(raw)
+    infos = sorted(
+        (_tensor(path, name, entry, start) for name, entry in entries.items()),
+        key=lambda info: (info.offset, info.offset + info.nbytes),
+    )
     return Header(
         tensors={info.name: info for info in infos},
         metadata=metadata,
         digest=hashlib.sha256(raw + size.to_bytes(8, "little")).hexdigest(),
-    )
-
-
-def parse_header(path: Path, raw: bytes) -> list[TensorInfo]:
-    """The tensors that a header speaks of, in the order of their bytes, which need not be there.
-
-    Args:
-        path: of the file.
-        raw: its header, without the length before it.
-
-    Raises:
-        CheckpointError: the header lies about types, shapes or names.
-    """
-    entries = _entries(path, raw)
-    _metadata(path, entries.pop("__metadata__", None))
-    return _infos(path, entries, _LENGTH_BYTES + len(raw))
-
-
-def _entries(path: Path, raw: bytes) -> dict[str, Any]:
-    return parse_mapping(f"the header of {path}", raw, _DOWNLOAD_HINT, unique=True)
-
-
-def _infos(path: Path, entries: Mapping[str, Any], start: int) -> list[TensorInfo]:
-    _check_names(path, entries)
-    return sorted(
-        (_tensor(path, name, entry, start) for name, entry in entries.items()),
-        key=lambda info: (info.offset, info.offset + info.nbytes),
     )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import signal
 import sys
 from importlib import import_module
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import click
 from click.shell_completion import CompletionItem
@@ -92,6 +93,9 @@ def main(args: list[str] | None = None) -> NoReturn:
     # is imported and twice on leaving, takes half a second.
     gc.disable()
     import_when_used("torch")
+    # Names of files and tensors may hold what no encoding can write; JSON reads it back from the escape.
+    if isinstance(out := cast("object", sys.stdout), io.TextIOWrapper):
+        out.reconfigure(errors="backslashreplace")
     if COMPLETE in os.environ:
         import_module("meldkit.cli.completion").register()
     try:

@@ -61,10 +61,15 @@ def table(rows: Iterable[Sequence[str]]) -> list[str]:
     ]
 
 
+def plain(text: str) -> str:
+    """The text with names in it that others chose, without what a terminal would take for a command."""
+    return "".join(c if c.isprintable() or c.isspace() else repr(c)[1:-1] for c in text)
+
+
 def wrapped(text: str, *, indent: int = 2, hanging: int = 4) -> list[str]:
     """A sentence in lines of at most `WIDTH` columns, where its words allow."""
     return textwrap.wrap(
-        text,
+        plain(text),
         WIDTH,
         initial_indent=" " * indent,
         subsequent_indent=" " * hanging,

@@ -96,7 +96,8 @@ def describe(result: Reproduction) -> Iterator[str]:
         yield f"{result.path} does not come out the same:"
         for difference in result.differences:
             yield from wrapped(difference.text)
-        yield from wrapped("headers of the inputs are as they were; their values may be others", indent=0)
+        told = "headers and samples of the inputs are as they were; values between the samples may not be"
+        yield from wrapped(told, indent=0)
     else:
         yield f"{result.path} comes out the same: {count(result.num_tensors, 'tensor')}, every byte"
     if result.surroundings:

@@ -11,7 +11,7 @@ import click
 
 from meldkit.cli import DIFFERENT
 from meldkit.cli.arguments import Folder
-from meldkit.cli.display import count, show_bytes, text_size, wrapped
+from meldkit.cli.display import count, plain, show_bytes, text_size, wrapped
 
 if TYPE_CHECKING:
     from meldkit.report import OutputCheck
@@ -58,4 +58,4 @@ def describe(check: OutputCheck) -> Iterator[str]:
             hanging=2,
         )
     if check.extra:
-        yield f"not of the merge: {', '.join(check.extra)}"
+        yield plain(f"not of the merge: {', '.join(check.extra)}")

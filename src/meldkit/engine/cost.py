@@ -30,6 +30,8 @@ _THREAD = 2_000_000
 _TORCH = 225_000_000
 #: Bytes of a process without it, where the system does not tell.
 _PROCESS = 60_000_000
+#: Bytes that libraries take when they are first used: linear algebra, sums, threads (at most 7 MB were seen).
+_FIRST_USE = 8_000_000
 #: Bytes of main memory that PyTorch and the driver take for an accelerator: a guess, not measured.
 _DRIVER = 800_000_000
 
@@ -197,4 +199,4 @@ def _process(*, with_torch: bool) -> tuple[int, int]:
         now, most = (1024 * int(fields[name].split()[0]) for name in ("VmRSS", "VmHWM"))
     except (OSError, KeyError, ValueError, IndexError):
         now = most = _PROCESS
-    return now + (_TORCH if with_torch and "torch._C" not in sys.modules else 0), most
+    return now + _FIRST_USE + (_TORCH if with_torch and "torch._C" not in sys.modules else 0), most

@@ -5,7 +5,8 @@ from __future__ import annotations
 from meldkit.output.files import describes_model, write_record, write_side_files
 from meldkit.output.fit import check_fit, facts
 from meldkit.output.folder import PARTIAL, OutputFolder, check_free
-from meldkit.output.record import CARD, FORMAT, RECIPE, RECORD, commit_of, surroundings
+from meldkit.output.record import CARD, FORMAT, RECIPE, RECORD, commit_of, sample_of, surroundings
+from meldkit.output.replace import sync_path
 from meldkit.output.sums import Sum, Sums, sum_of, tensor_sum
 from meldkit.output.verify import Verification
 
@@ -24,8 +25,10 @@ __all__ = [
     "commit_of",
     "describes_model",
     "facts",
+    "sample_of",
     "sum_of",
     "surroundings",
+    "sync_path",
     "tensor_sum",
     "write_record",
     "write_side_files",

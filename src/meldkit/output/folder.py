@@ -291,14 +291,23 @@ class OutputFolder:
             CheckpointError: an input is not what it was when the merge began.
         """
         try:
-            self.settle()
-            self.check_inputs()
-            verification = self._verify()
+            verification = self.verify()
             with _failures(self.path):
                 self._move()
         finally:
             self._close_files()
         return verification
+
+    def verify(self) -> Verification:
+        """Check that everything is there and right; nothing more is written.
+
+        Raises:
+            RunError: a file is not what the plan says it should be.
+            CheckpointError: an input is not what it was when the merge began.
+        """
+        self.settle()
+        self.check_inputs()
+        return self._verify()
 
     def check_inputs(self) -> None:
         """Refuse a model of which part may be made of one content of a file, and part of another."""

@@ -2,8 +2,9 @@
 
 One JSON object per line: `{"plan": hash}` first, `{"done": name}` for each tensor whose bytes are durably
 on disk, with `"finite": false` if NaN or Inf is among them, `{"publish": [file, …]}` once everything is,
-before the first file is moved to its place, and with no file once all are back. A torn or garbled line, and
-all after it, counts for nothing.
+before the first file is moved to its place, and with no file once all are back. Before each stands the CRC-32
+of it and of all before it, in 8 digits: a line that is torn or garbled, lost, doubled or in another place
+counts for nothing, nor does what follows.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import errno
 import fcntl
 import json
 import os
+import zlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,9 +50,9 @@ def read_journal(path: Path) -> Entries:
         raw = path.read_bytes()
     except OSError:
         return Entries()
-    plan, done, nonfinite, publish, length = "", set[str](), set[str](), (), 0
+    plan, done, nonfinite, publish, length, before = "", set[str](), set[str](), (), 0, 0
     for line in raw.split(b"\n")[:-1]:
-        match _parse(line):
+        match _parse(line, before):
             # A name in a pattern is bound even when the condition then fails.
             case {"plan": str(first)} if length == 0:
                 plan = first
@@ -64,6 +66,7 @@ def read_journal(path: Path) -> Entries:
             case _:
                 break
         length += len(line) + 1
+        before = zlib.crc32(line + b"\n", before)
     return Entries(plan, frozenset(done), frozenset(nonfinite), publish, length)
 
 
@@ -71,9 +74,22 @@ def _is_own(name: object) -> bool:
     return isinstance(name, str) and name not in ("", "..") and Path(name).name == name
 
 
-def _parse(line: bytes) -> Any:
+def _line(text: bytes, before: int) -> bytes:
+    """An entry as it is stored.
+
+    Args:
+        text: JSON.
+        before: CRC-32 of what the journal holds already.
+    """
+    return b"%08x %s\n" % (zlib.crc32(text, before), text)
+
+
+def _parse(line: bytes, before: int) -> Any:
+    text = line[9:]
+    if line + b"\n" != _line(text, before):
+        return None
     try:
-        return json.loads(line)
+        return json.loads(text)
     except (ValueError, RecursionError):
         return None
 
@@ -92,6 +108,8 @@ class Journal:
     def __init__(self, path: Path, out: Path) -> None:
         self.path = path
         self._out = out
+        #: CRC-32 of the file's content.
+        self._sum = 0
         self._descriptor = self._open()
         # Who had it before may have removed it between opening and locking, and the folder with it.
         while not self.in_place():
@@ -144,6 +162,7 @@ class Journal:
     def cut(self, length: int) -> None:
         """Drop what stands beyond the first `length` bytes."""
         os.ftruncate(self._descriptor, length)
+        self._sum = zlib.crc32(os.pread(self._descriptor, length, 0))
 
     def done(self, names: Iterable[str], nonfinite: Collection[str] = ()) -> None:
         """Enter finished tensors, and which of them hold NaN or Inf; durable on return."""
@@ -154,7 +173,11 @@ class Journal:
         self._append([{"publish": list(files)}])
 
     def _append(self, entries: Iterable[object]) -> None:
-        data = "".join(json.dumps(entry) + "\n" for entry in entries).encode()
+        lines: list[bytes] = []
+        for entry in entries:
+            lines.append(_line(json.dumps(entry).encode(), self._sum))
+            self._sum = zlib.crc32(lines[-1], self._sum)
+        data = b"".join(lines)
         while data:
             data = data[os.write(self._descriptor, data) :]
         sync_data(self._descriptor)

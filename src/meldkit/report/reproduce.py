@@ -15,7 +15,7 @@ from meldkit.api import devices_of, plan, tensor_sums
 from meldkit.engine import Device
 from meldkit.errors import CheckpointError, MismatchError, RecipeError
 from meldkit.options import MergeOptions
-from meldkit.output import RECIPE, RECORD, commit_of, surroundings, write_side_files
+from meldkit.output import RECIPE, RECORD, commit_of, sample_of, surroundings, write_side_files
 from meldkit.plan import NUMERIC_VERSION, Plan
 from meldkit.recipe import ModelRef
 from meldkit.report.record import read_record
@@ -89,7 +89,8 @@ def reproduce(
         models: folders in which to look for models that are not where the recipe says.
         moved: where single models are now, by what the recipe calls them.
         plugin: files of the methods that the merge needed.
-        trust_remote_code: let code in the models' folders read tokenizers, if the merge did.
+        trust_remote_code: let code in the models' folders read tokenizers, if the merge did. That a record
+            says so does not count: it may come from a stranger.
         threads, cache, device: as in `MergeOptions`.
         progress: as for `merge`.
 
@@ -110,7 +111,8 @@ def reproduce(
             f"{recipe} is not the recipe of the merge",
             hint=f"'meldkit verify {path}' says what else was changed",
         )
-    options = replace(_options(record, plugin, trust_remote_code, threads, cache), device=device)
+    options = _options(record, plugin, threads, cache, trust_remote_code=trust_remote_code)
+    options = replace(options, device=device)
     try:
         chosen = plan(recipe, options, locate=_Search(record, models, moved or {}))
     except CheckpointError as e:
@@ -128,13 +130,14 @@ def reproduce(
 def _options(
     record: Mapping[str, Any],
     plugin: Sequence[str],
-    trust_remote_code: bool,
     threads: int | None,
     cache: str | None,
+    *,
+    trust_remote_code: bool,
 ) -> MergeOptions:
     recorded = dict(record["options"])
     # A record comes with a model, and does not say what is trusted here.
-    if recorded["trust_remote_code"] and not trust_remote_code:
+    if recorded.pop("trust_remote_code", False) and not trust_remote_code:
         raise RecipeError(
             "the merge let code in the models' folders read their tokenizers",
             hint="if you trust that code, allow it with --trust-remote-code",
@@ -145,13 +148,17 @@ def _options(
         names = " ".join(f"--plugin {name}" for name in needed)
         hint = f"name {'it' if len(needed) == 1 else 'them'}: {names}" if needed else "leave them out"
         raise RecipeError(f"the merge used {plugins}, {len(plugin)} are given", hint=hint)
-    return MergeOptions(
-        **recorded,
-        random_seed=record["seed"],
-        plugin=tuple(plugin),
-        num_threads=threads,
-        transformers_cache=cache,
-    )
+    try:
+        return MergeOptions(
+            **recorded,
+            random_seed=record["seed"],
+            plugin=tuple(plugin),
+            num_threads=threads,
+            transformers_cache=cache,
+            trust_remote_code=trust_remote_code,
+        )
+    except (TypeError, RecipeError) as e:
+        raise CheckpointError(f"{RECORD} has options that are not known: {e}", hint="it was edited") from e
 
 
 class _Search:
@@ -191,6 +198,8 @@ def _changed_inputs(record: Mapping[str, Any], chosen: Plan) -> Iterator[str]:
             yield f"'{checkpoint.label}' is no model of the merge"
             continue
         if model["fingerprint"] == checkpoint.fingerprint:
+            if other := list(_resampled(model["files"], checkpoint.files())):
+                yield f"'{checkpoint.label}' has other bytes in {', '.join(other)} than it had"
             continue
         sizes = {str(file["name"]): int(file["size"]) for file in model["files"]}
         now = {file.name: file.stat().st_size for file in checkpoint.files()}
@@ -207,6 +216,17 @@ def _changed_inputs(record: Mapping[str, Any], chosen: Plan) -> Iterator[str]:
         yield f"'{checkpoint.label}' " + ("; ".join(parts) or "has other tensors, shapes or types")
     names = {checkpoint.label for checkpoint in chosen.checkpoints}
     yield from (f"'{name}' is not read any more" for name in recorded if name not in names)
+
+
+def _resampled(recorded: Sequence[Mapping[str, Any]], files: Sequence[Path]) -> Iterator[str]:
+    """Names of the files of a model of which a sample is not what it was; none if none was taken."""
+    try:
+        now = list(map(sample_of, files))
+    except OSError as e:
+        raise CheckpointError(f"cannot read {e.filename}: {e.strerror}", hint="check the path") from e
+    for before, path, sample in zip(recorded, files, now, strict=False):
+        if before.get("sample") not in (None, sample):
+            yield path.name
 
 
 def _surroundings(
@@ -240,14 +260,17 @@ def _tensors(record: Mapping[str, Any], chosen: Plan, sums: Mapping[str, object]
             continue
         if hashlib.sha256(file.header).hexdigest() != before["header_sha256"]:
             yield Damage("header", file.name, "", f"{file.name} gets another header than it had")
+        left = dict(before["sums"])
         for part in (part for job in chosen.jobs for part in job.stored if part.file == index):
             name = part.name.removeprefix(file.folder)
             # A tensor without elements is never seen.
             now = str(sums.get(part.name, "0" * 32))
-            if now != before["sums"].get(name):
+            if now != left.pop(name, None):
                 yield Damage(
                     "bytes", file.name, name, f"{file.name}: tensor '{name}' comes out with other bytes"
                 )
+        for name in left:
+            yield Damage("missing", file.name, name, f"{file.name}: tensor '{name}' is not made any more")
 
 
 def _files(record: Mapping[str, Any], chosen: Plan, options: MergeOptions) -> Iterator[Damage]:
@@ -269,7 +292,11 @@ def _files(record: Mapping[str, Any], chosen: Plan, options: MergeOptions) -> It
 
 
 def _digest(path: Path) -> str:
+    hasher = hashlib.sha256()
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as file:
+            while data := file.read(1 << 20):
+                hasher.update(data)
+        return hasher.hexdigest()
     except OSError as e:
         raise CheckpointError(f"cannot read {path}: {e.strerror}", hint="check the path") from e

@@ -10,7 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from meldkit.checkpoint import DTYPES, TensorInfo, open_model, parse_header
+from meldkit.checkpoint import (
+    DTYPES,
+    MAX_HEADER_BYTES,
+    TensorInfo,
+    open_model,
+    parse_header,
+)
 from meldkit.engine import default_threads
 from meldkit.errors import CheckpointError
 from meldkit.output import CARD, PARTIAL, RECORD, describes_model, facts, tensor_sum
@@ -180,21 +186,18 @@ def _weights(folder: Path, name: str, file: Mapping[str, Any]) -> tuple[list[Dam
         with path.open("rb") as stream:
             prefix = stream.read(_LENGTH)
             length = int.from_bytes(prefix, "little")
-            raw = prefix + stream.read(min(length, size))
+            raw = prefix + stream.read(min(length, MAX_HEADER_BYTES))
     except OSError as e:
         raise _unreadable(path, e) from e
     if hashlib.sha256(raw).hexdigest() != file["header_sha256"]:
         return [*damage, Damage("header", name, "", f"{name} has another header than was written")], []
     tensors: list[TensorInfo] = []
-    found = {info.name: info for info in parse_header(path, raw[_LENGTH:])}
+    found = parse_header(path, raw[_LENGTH:], size).tensors
     for tensor in file["sums"]:
         info = found.get(tensor)
         if info is None:
-            raise CheckpointError(
-                f"{folder / RECORD} speaks of tensor {tensor!r} in {name}, which has none of that name",
-                hint="the record was edited; get it again from where the model came from",
-            )
-        if info.offset + info.nbytes > size:
+            damage.append(Damage("missing", name, tensor, f"{name} has no tensor '{tensor}'"))
+        elif info.offset + info.nbytes > size:
             damage.append(Damage("bytes", name, tensor, f"{name}: tensor '{tensor}' is cut off"))
         else:
             tensors.append(info)

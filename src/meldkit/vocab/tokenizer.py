@@ -12,9 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from meldkit.checkpoint import Checkpoint, read_json
+from meldkit.checkpoint import Checkpoint, read_json, shown
 from meldkit.checkpoint.gguf import write_tokenizer
 from meldkit.errors import CheckpointError
+from meldkit.vocab.paths import without_paths
 
 FAST = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
@@ -33,6 +34,8 @@ OTHERS = (
     _ADDED,
 )
 _SPECIAL = "special_tokens_map.json"
+#: Tokens that a tokenizer may have; the largest known have some hundred thousand.
+_MOST = 2**24
 #: Tokens that tokenizer_config.json names by what they are for, in the order in which transformers adds them.
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 #: Lists of further ones.
@@ -185,12 +188,23 @@ def tokenizer_of_folder(label: str, folder: Path, trust_remote_code: bool = Fals
         known = _with_added(known, numbered.values())
         following = max(len(known.core), max((token.id for token in known.added.values()), default=-1) + 1)
         missing = [text for text in others if text not in known.tokens]
-        return _with_added(
+        known = _with_added(
             known, (_entry(text, following + place, special=True) for place, text in enumerate(missing))
         )
+        _check_numbers(label, known.tokens)
+        return known
     if any((folder / name).is_file() for name in OTHERS) or any(folder.glob("*.tiktoken")):
         return _through_transformers(label, folder, trust_remote_code)
     return None
+
+
+def _check_numbers(label: str, tokens: Mapping[str, int]) -> None:
+    """Refuse numbers that are no numbers of rows: what counts up to them would not come to an end."""
+    token = max(tokens, key=tokens.__getitem__, default="")
+    if token and (number := tokens[token]) >= _MOST:
+        raise CheckpointError(
+            f"the tokenizer of '{label}' gives the number {number:,} to {shown(token)}", hint=_HINT
+        )
 
 
 def _with_added(tokenizer: Tokenizer, entries: Iterable[Mapping[str, Any]]) -> Tokenizer:
@@ -247,22 +261,35 @@ def _through_transformers(label: str, folder: Path, trust_remote_code: bool) -> 
     import transformers
 
     auto: Any = transformers.AutoTokenizer
+    settings = {} if trust_remote_code else {name: _json(folder / name) for name in (CONFIG, _SPECIAL)}
     try:
-        loaded: Any = auto.from_pretrained(
-            str(folder), trust_remote_code=trust_remote_code, local_files_only=True
-        )
+        with without_paths(folder, settings) as place:
+            loaded: Any = auto.from_pretrained(
+                str(place), trust_remote_code=trust_remote_code, local_files_only=True
+            )
         backend: Any = getattr(loaded, "backend_tokenizer", None)
+        tokens: dict[str, int] = dict(loaded.get_vocab())
+        _check_numbers(label, tokens)
         if backend is not None:
             return Tokenizer(label, json.loads(backend.to_str()))
-        return Tokenizer(label, None, dict(loaded.get_vocab()))
+        return Tokenizer(label, None, tokens)
+    except CheckpointError:
+        raise
     # Tokenizers of strangers raise whatever they like, ImportError for a missing package among it.
-    except Exception as e:
+    except BaseException as e:
+        if not of_library(e):
+            raise
         reason = textwrap.shorten(str(e), _REASON, placeholder=" …") or type(e).__name__
         raise CheckpointError(
             f"the tokenizer of '{label}' in {folder} cannot be read: {reason}",
             hint=f"{_HINT}; save it as {FAST}, with save_pretrained of transformers for example, "
             "or let code in the model's folder read it with --trust-remote-code",
         ) from e
+
+
+def of_library(error: BaseException) -> bool:
+    """Whether an error is one of a library that reads tokenizers: a panic of Rust's is no Exception."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def special_tokens(folder: Path) -> dict[str, str]:

@@ -17,12 +17,13 @@ middle of words.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from meldkit.errors import MismatchError
-from meldkit.vocab.tokenizer import FAST, NO_FLAGS, Token, Tokenizer
+from meldkit.vocab.tokenizer import FAST, NO_FLAGS, Token, Tokenizer, of_library
 
 if TYPE_CHECKING:
     from tokenizers.models import BPE
@@ -175,7 +176,8 @@ class _Extended:
         if self._base.kind == "BPE":
             for other in others:
                 self._append_merges({token for token in core if core[token] is other}, other)
-            model, waiting = self._join_pairs(list(core))
+            with _library(self._base.label):
+                model, waiting = self._join_pairs(list(core))
         elif self._base.kind == "Unigram":
             for other in others:
                 # Scores of another kind of vocabulary say nothing; its pieces are there for their numbers.
@@ -200,17 +202,18 @@ class _Extended:
         # A token may stand for something else at the beginning of a text than within it.
         for before in ((), (_LETTER,)):
             left = [token for token in looked_at if token in missed]
-            texts = [token if decoder is None else decoder.decode([*before, token]) for token in left]
+            with _library(other.label):
+                texts = [token if decoder is None else decoder.decode([*before, token]) for token in left]
             # Of a part of a letter there is no text: what its characters are merged into must do.
             whole = [_PART not in text for text in texts]
             missed -= {
                 t for t, is_whole in zip(left, whole, strict=True) if not is_whole and t not in waiting
             }
-            missed -= _found(tokenizer, left, texts, self._new)
+            missed -= _found(self._base.label, tokenizer, left, texts, self._new)
             if before:
                 # Where its own tokenizer does not find it either, the text says nothing.
                 theirs = _loaded(other.label, other.content or {}, None)
-                own = _found(theirs, left, texts, other.tokens)
+                own = _found(other.label, theirs, left, texts, other.tokens)
                 missed -= {token for token in left if token not in own and token not in waiting}
         exact = len(looked_at) == len(tokens)
         count = round(len(missed) * len(tokens) / len(looked_at))
@@ -287,10 +290,11 @@ class _Extended:
 
 
 def _found(
-    tokenizer: Any, tokens: Sequence[str], texts: Sequence[str], numbers: Mapping[str, int]
+    label: str, tokenizer: Any, tokens: Sequence[str], texts: Sequence[str], numbers: Mapping[str, int]
 ) -> set[str]:
     """Those tokens that their texts are cut into."""
-    encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    with _library(label):
+        encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
     return {token for token, each in zip(tokens, encoded, strict=True) if numbers[token] in each.ids}
 
 
@@ -305,14 +309,22 @@ def _loaded(label: str, content: Mapping[str, Any], model: Any) -> Any:
     shell: Mapping[str, Any] = content
     if model is not None:
         shell = {**content, "model": _EMPTY, "added_tokens": [], "post_processor": None}
-    try:
+    with _library(label):
         loaded = tokenizers.Tokenizer.from_str(json.dumps(shell))
-    # The library raises nothing more special.
-    except Exception as e:
-        raise _refusal(label, str(e)) from e
     if model is not None and model is not _EMPTY:
         loaded.model = model
     return loaded
+
+
+@contextmanager
+def _library(label: str) -> Generator[None]:
+    """Whatever the tokenizers library finds wrong in a tokenizer, as a MismatchError."""
+    try:
+        yield
+    except BaseException as e:
+        if not of_library(e):
+            raise
+        raise _refusal(label, str(e)) from e
 
 
 def check_loads(tokenizer: Tokenizer) -> None:
