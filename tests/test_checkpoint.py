@@ -522,6 +522,11 @@ def test_many_threads_read_at_once(tmp_path: Path) -> None:
     assert num_descriptors() == descriptors
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.int16, torch.bool, torch.float8_e5m2])
+def test_scratch_of_nothing_is_of_every_type(dtype: torch.dtype) -> None:
+    assert Scratch().take(0).view(dtype).numel() == 0
+
+
 def test_scratch_is_reused_and_grows() -> None:
     scratch = Scratch()
     big = scratch.take(1000)

@@ -104,7 +104,8 @@ class Scratch:
 
     def __init__(self, allocate: Callable[[int], np.ndarray] | None = None) -> None:
         self._allocate = allocate
-        self._buffer = np.empty(0, np.uint8)
+        # Of something: of nothing, numpy's arrays have steps that torch refuses.
+        self._buffer = np.empty(1, np.uint8)[:0]
 
     def array(self, nbytes: int) -> np.ndarray:
         """The first `nbytes` of the buffer, uint8; valid until more is asked for."""
