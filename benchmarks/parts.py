@@ -11,7 +11,7 @@ PARTS = {
     "read": "reading inputs from the page cache",
     "upcast": "bf16 to float32, in the same function as reading; by difference from reading alone",
     "maths": "the method: measuring and applying",
-    "downcast": "float32 to bf16",
+    "downcast": "float32 to bf16; in linear combinations part of the maths",
     "check": "looking for NaN and Inf, and check sums of the output",
     "write": "handing the output to the kernel, and syncing it",
     "Python": "everything else that uses a processor: scheduling, calls, waiting for the interpreter's lock",

@@ -106,14 +106,14 @@ def test_nothing_outside_is_looked_at(out: Path, kind: str, name: str) -> None:
         record[kind][name] = next(iter(record[kind].values()))
 
     edit(out, add)
-    with pytest.raises(CheckpointError, match="leads out of the folder"):
+    with pytest.raises(CheckpointError, match="tells of a file"):
         verify_output(out)
 
 
 def test_tensor_that_the_file_has_not(out: Path) -> None:
     edit(out, lambda r: next(iter(r["weights"].values()))["sums"].update(more="0" * 32))
-    with pytest.raises(CheckpointError, match=r"speaks of tensor 'more' in model-00001-of-\d+.safetensors"):
-        verify_output(out)
+    (damage,) = verify_output(out).damage
+    assert damage.text == "model-00001-of-00002.safetensors has no tensor 'more'"
 
 
 # trust
@@ -215,7 +215,7 @@ def test_files_that_were_not_there(out: Path, capsys: pytest.CaptureFixture[str]
         "model-00002-of-00002.safetensors gets another header than it had",
         "old.json is not written any more",
         "config.json was not written before",
-        "headers of the inputs are as they were; their values may be others",
+        "headers and samples of the inputs are as they were; values between the samples may not be",
         "not as it was then:",
         "other bytes are to be expected",
     ):
