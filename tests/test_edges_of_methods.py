@@ -212,6 +212,30 @@ def test_nuslerp_of_weights_that_sum_to_next_to_nothing_is_half_way(
     )
 
 
+def test_a_model_without_direction_changes_only_the_length_of_the_mean() -> None:
+    first, second = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    for max_iter in (1, 2, 9):
+        two = merge_tensors([first, second], "karcher", weight=[1, 2], max_iter=max_iter)
+        three = [first, second, torch.zeros(2)]
+        merged = merge_tensors(three, "karcher", weight=[1, 2, 3], max_iter=max_iter)
+        torch.testing.assert_close(merged, two / 2)
+
+
+@given(st.integers(0, 99))
+@settings(deadline=None)
+def test_directions_that_cancel_out_in_large_numbers_are_a_line(seed: int) -> None:
+    """Rounding leaves something of them, the more the larger the weights."""
+    x = torch.randn(37, generator=torch.Generator().manual_seed(seed))
+    merged = merge_tensors([x, 3 * x], "multislerp", weight=[1e6, -1e6], normalize_weights=False)
+    torch.testing.assert_close(merged, -2e6 * x, rtol=1e-5, atol=1)
+
+
+def test_weights_of_both_signs_are_divided_by_their_sum() -> None:
+    """Two votes against: θ = (−1 − 1) / (−1 − 1)."""
+    models = [torch.tensor([x]) for x in (0.0, 1.0, 1.0)]
+    assert merge_tensors(models, "ties", base=torch.zeros(1), weight=[2, -1, -1]).item() == 1
+
+
 # probabilities
 
 
@@ -253,6 +277,13 @@ def test_window_of_probabilities_is_open(name: str, density: float, epsilon: flo
     else:
         with pytest.raises(ValueError, match=f"density {density:g} with epsilon {epsilon:g}: "):
             method.check(values)
+
+
+def test_a_density_of_0_is_no_small_one() -> None:
+    noise = Noise(5, "w")
+    assert not noise.keep(0, 0, 1 << 20, 0.0).any()
+    assert noise.keep(0, 0, 1 << 20, 1e-9).any()
+    assert noise.keep(0, 0, 1 << 20, 1.0).all()
 
 
 @pytest.mark.parametrize("name", ["dare_linear", "dare_ties", "della", "della_linear"])
