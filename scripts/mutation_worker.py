@@ -35,31 +35,11 @@ LONGEST = 5.0
 BUDGET = 20.0
 KILLED, SURVIVED, TIMEOUT, UNFIT, BROKEN = 1, 0, -signal.SIGPROF, 4, 5
 OUTCOMES = {KILLED: "killed", SURVIVED: "survived", TIMEOUT: "timed out"}
-ARGUMENTS = [
-    "-q",
-    "-p",
-    "no:cacheprovider",
-    "-p",
-    "no:xdist",
-    "--assert=plain",
-    "-W",
-    "ignore::pytest.PytestAssertRewriteWarning",
-    "-W",
-    "ignore::pytest.PytestConfigWarning",
-]
+ARGUMENTS = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--assert=plain"]
+ARGUMENTS += ["-W", "ignore::pytest.PytestAssertRewriteWarning", "-W", "ignore::pytest.PytestConfigWarning"]
 #: Imported once, before anything forks.
-HEAVY = ("torch", "safetensors.torch", "pydantic", "yaml", "rich.console", "rich.markdown", "huggingface_hub")
-HEAVY += (
-    "tokenizers",
-    "jinja2",
-    "jaxtyping",
-    "beartype",
-    "hypothesis",
-    "numpy",
-    "click",
-    "gguf",
-    "jsonschema",
-)
+HEAVY = ["torch", "safetensors.torch", "pydantic", "yaml", "rich.console", "rich.markdown", "huggingface_hub"]
+HEAVY += ["tokenizers", "jinja2", "jaxtyping", "beartype", "numpy", "click", "jsonschema"]
 
 Job = dict[str, Any]
 

@@ -161,11 +161,31 @@ def test_bracket_that_misses_by_one(kind: str) -> None:
     if kind == "within the sample":
         x[::2] = 0
     num_varied = int(x.count_nonzero())
+    check_ranks(x, [num_varied - 1, num_varied, num_varied + 1])
+
+
+def test_bracket_of_one_number_that_misses_by_one() -> None:
+    """All of the sample is the same, and what is larger or smaller lies elsewhere."""
+    x = torch.randn(NUMEL, generator=torch.Generator().manual_seed(1))
+    x[torch.arange(NUMEL) % (NUMEL // 8) < 9000] = 0.5
+    above, at_least = int((x.abs() > 0.5).sum()), int((x.abs() >= 0.5).sum())
+    check_ranks(x, [above - 1, above, above + 1, at_least - 1, at_least, at_least + 1])
+
+
+def test_ranks_whose_bracket_ends_where_the_sample_does() -> None:
+    """Five standard errors from its first or last number, and next to that."""
+    x = torch.randn(NUMEL, generator=torch.Generator().manual_seed(2))
+    steps = [i * NUMEL // (1 << 16) for i in range(-4, 5)]
+    edges = [round(share * NUMEL) for share in (0.014, 1 - 0.014)]
+    check_ranks(x, [edge + step for edge in edges for step in steps])
+
+
+def check_ranks(x: torch.Tensor, ranks: list[int]) -> None:
+    """The statistic against sorting, all ranks at once."""
     ordered = x.abs().sort(descending=True).values
-    for k in (num_varied - 1, num_varied, num_varied + 1):
-        statistic = KthMagnitude([[k]], NUMEL)
-        most_held(statistic, x[None], CHUNK)
-        assert statistic.result == [(ordered[k - 1].item(),)]
+    statistic = KthMagnitude([ranks], NUMEL)
+    most_held(statistic, x[None], CHUNK)
+    assert statistic.result == [tuple(ordered[k - 1].item() for k in ranks)]
 
 
 @pytest.mark.parametrize("numel", [1 << 14, (1 << 14) - 3])
