@@ -131,10 +131,11 @@ def _copy(to: Path) -> Path:
     return to
 
 
-def _run(copy: Path, *args: str) -> None:
+def _run(copy: Path, *args: str, quiet: bool = False) -> None:
     code = [sys.executable, str(Path(__file__).with_name("mutation_worker.py")), *args]
     path = os.pathsep.join((str(copy / "src"), str(copy / "tests")))
-    subprocess.run(code, cwd=copy, check=True, env={**os.environ, "PYTHONPATH": path})
+    output = subprocess.DEVNULL if quiet else None
+    subprocess.run(code, cwd=copy, check=True, env={**os.environ, "PYTHONPATH": path}, stdout=output)
 
 
 def _measured(area: str) -> dict[str, Path]:
@@ -152,7 +153,14 @@ def _measure(area: str, copy: Path) -> None:
 
 
 def _work(area: str, end: float, copy: Path) -> Iterable[dict[str, Any]]:
-    _run(copy, "work", json.dumps(list(map(str, _measured(area).values()))), str(end), *_tests(area))
+    _run(
+        copy,
+        "work",
+        json.dumps(list(map(str, _measured(area).values()))),
+        str(end),
+        *_tests(area),
+        quiet=True,
+    )
     return [json.loads(line) for line in (copy / "done.jsonl").read_text("utf-8").splitlines()]
 
 

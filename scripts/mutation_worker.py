@@ -228,6 +228,8 @@ class Worker:
         result = {k: job[k] for k in ("name", "file", "mutant", "lines")}
         result |= {"outcome": OUTCOMES.get(status, "killed"), "killer": killer if status != SURVIVED else ""}
         result |= {"seconds": round(time.monotonic() - began, 2)}
+        if status == SURVIVED:
+            print(f"survived: {job['name']}", file=sys.__stderr__, flush=True)
         with Path("done.jsonl").open("a", encoding="utf-8") as file:
             print(json.dumps(result), file=file)
 
