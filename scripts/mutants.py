@@ -148,6 +148,9 @@ class _Walk:
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda):
             yield from self._scope(node, place)
             return
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "cast":
+            yield from self.faults(node.args[1], place)
+            return
         if isinstance(node, ast.stmt):
             inner = getattr(node, "body", None)
             last = inner[0].lineno - 1 if inner else node.end_lineno
@@ -196,12 +199,7 @@ def _is_skipped(node: ast.AST) -> bool:
         return True
     if isinstance(node, ast.keyword) and node.arg == "strict":
         return True
-    return isinstance(node, ast.Assert | ast.Import | ast.ImportFrom | ast.Delete) or (
-        isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Name)
-        and node.func.id == "cast"
-        and isinstance(node.args[1], ast.Name)
-    )
+    return isinstance(node, ast.Assert | ast.Import | ast.ImportFrom | ast.Delete)
 
 
 def _conditions(node: ast.AST) -> list[ast.expr]:

@@ -477,6 +477,7 @@ def test_method_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.Monk
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: far-away\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
         "[meldkit.methods]\nfar_away = far_away:METHOD\nbroken = absent_module:METHOD\n"
+        "[of.another.program]\nfar_away = absent_module:METHOD\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     # What else the package declares is not loaded.

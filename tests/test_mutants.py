@@ -35,6 +35,7 @@ def mutants(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("zip(x, y, strict=True)", []),
         ("isinstance(x, int | str)", []),
         ("cast(int, x)", []),
+        ("cast('list[int]', not x)", ["x"]),
         ("'word'", ["''"]),
         ("True", ["False"]),
         ("'text for people'", []),

@@ -128,14 +128,16 @@ def test_rows_that_wait_for_their_turn_are_counted_once() -> None:
 def test_what_is_put_together_holds_its_parts() -> None:
     gram = Gram(3, NUMEL)
     kth = KthMagnitude([[1]], NUMEL)
-    assert Known(3).held == 0
+    assert Known(3).held == Known(3).passes == 0
     assert Derived(lambda x, _: x, kth).held == kth.held
     assert Chain(gram, lambda _: None).held == gram.held
     assert Chain(gram, lambda _: None, held=7).held == gram.held + 7
+    assert Chain(gram, lambda _: None, passes=2).passes == gram.passes + 2 == 3
+    assert Derived(lambda x, _: x, kth).passes == kth.passes == 1
 
 
 def test_nothing_to_select_holds_next_to_nothing() -> None:
-    assert KthMagnitude([[], []], CHUNK).held == 0
+    assert KthMagnitude([[], []], CHUNK).held == KthMagnitude([[], []], CHUNK).passes == 0
     assert KthMagnitude([[1], []], CHUNK).held == 4 * 3 * CHUNK
 
 
