@@ -24,7 +24,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -82,8 +82,7 @@ def main() -> None:
             jobs = [
                 job
                 for job in _jobs(area)
-                if options.only in job["file"]
-                and not (options.survivors and known.get(job["name"], {}).get("outcome") in NOTICED)
+                if options.only in job["file"] and not (options.survivors and _is_settled(job, known))
             ]
             print(f"{area}: {len(jobs)} mutants", file=sys.stderr)
             # In a random order of its own, so that what time allows is a fair sample.
@@ -99,6 +98,13 @@ def main() -> None:
     everything = json.loads(RESULTS.read_text("utf-8"))
     RESULTS.write_text(json.dumps({**everything, "mutation": summary}, indent=1) + "\n", "utf-8")
     print(reliability_mutation.section(summary))
+
+
+def _is_settled(job: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the tests noticed a mutant, or need not."""
+    outcome = known.get(job["name"], {}).get("outcome", "")
+    equivalent = job["mutant"] in reliability_mutation.equivalent().get(job["file"], {})
+    return outcome in NOTICED or (outcome == "survived" and equivalent)
 
 
 def _results(area: str) -> Path:

@@ -32,7 +32,7 @@ SOURCE = "src/meldkit/"
 #: Tests that take longer are left out: mutants are many.
 LONGEST = 5.0
 #: Seconds of tests for one mutant, as measured; the rest is left out, which can only make more survive.
-BUDGET = 20.0
+BUDGET = 60.0
 KILLED, SURVIVED, TIMEOUT, UNFIT, BROKEN = 1, 0, -signal.SIGPROF, 4, 5
 OUTCOMES = {KILLED: "killed", SURVIVED: "survived", TIMEOUT: "timed out"}
 ARGUMENTS = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--assert=plain"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ FOUND = (
     "`meldkit methods` ended in a traceback with a plugin whose function has no docstring: it is listed.",
 )
 EQUIVALENT = Path(__file__).with_name("mutation_equivalent.yml")
+
+
+@cache
+def equivalent() -> dict[str, dict[str, str]]:
+    """File → mutant that no test can notice → reason."""
+    return yaml.safe_load(EQUIVALENT.read_text("utf-8"))
 
 
 def summary(results: Mapping[str, tuple[int, Sequence[Mapping[str, Any]]]]) -> dict[str, Any]:
@@ -42,9 +49,9 @@ def section(result: Mapping[str, Any]) -> str:
     Args:
         result: what `summary` gave.
     """
-    reasons: dict[str, dict[str, str]] = yaml.safe_load(EQUIVALENT.read_text("utf-8")) or {}
+    reasons = equivalent()
     unnoticed: list[str] = []
-    equivalent: dict[str, list[str]] = {}
+    same: dict[str, list[str]] = {}
     num_equivalent: Counter[str] = Counter()
     for r in result["survived"]:
         named = f"{r['file']}, {r['mutant']}"
@@ -52,7 +59,7 @@ def section(result: Mapping[str, Any]) -> str:
         if reason is None:
             unnoticed.append(f"- {named}\n")
         else:
-            equivalent.setdefault(reason, []).append(named)
+            same.setdefault(reason, []).append(named)
             num_equivalent[r["area"]] += 1
     rows = {
         area: [
@@ -70,7 +77,7 @@ def section(result: Mapping[str, Any]) -> str:
     for area, row in rows.items():
         noticed = (row[2] + row[3]) / max(1, row[1] - row[4])
         table += f"| {area} | {' | '.join(f'{n:,}' for n in row)} | {noticed:.1%} |\n"
-    same = "".join(f"- {reason}: {'; '.join(names)}\n" for reason, names in equivalent.items())
+    as_before = "".join(f"- {reason}: {'; '.join(names)}\n" for reason, names in same.items())
     found = "".join(f"- {text}\n" for text in FOUND)
     return f"""\
 ## Faults that the tests notice
@@ -92,5 +99,5 @@ Not noticed:
 
 Equivalent:
 
-{same or "none."}
+{as_before or "none."}
 """
