@@ -68,6 +68,7 @@ def test_weights_cancel_below_a_hundred_millionth_of_their_sizes(
     ("name", "weight", "more", "valid"),
     [
         ("linear", (1.0, -1.0), {}, False),
+        ("linear", (0.0, 0.0), {}, False),
         ("linear", (1.0, -1.0), {"normalize": False}, True),
         ("multislerp", (1.0, -1.0), {}, False),
         ("multislerp", (1.0, -1.0), {"normalize_weights": False}, True),
