@@ -174,6 +174,15 @@ def test_bracket_of_one_number_that_misses_by_one() -> None:
     check_ranks(x, [above - 1, above, above + 1, at_least - 1, at_least, at_least + 1])
 
 
+def test_bracket_of_two_numbers_that_misses_by_one() -> None:
+    """All of the sample is one of two numbers; half of the rest is less than both."""
+    x = torch.rand(NUMEL, generator=torch.Generator().manual_seed(1))
+    place = torch.arange(NUMEL)
+    x = torch.where(place % (NUMEL // 8) < 9000, torch.where(place % 2 == 0, 0.5, 0.7), x)
+    at_least = int((x >= 0.5).sum())
+    check_ranks(x, [at_least - 1, at_least, at_least + 1])
+
+
 def test_ranks_whose_bracket_ends_where_the_sample_does() -> None:
     """Five standard errors from its first or last number, and next to that."""
     x = torch.randn(NUMEL, generator=torch.Generator().manual_seed(2))
