@@ -101,6 +101,14 @@ def test_slerp_follows_the_arc_up_to_its_threshold() -> None:
     assert line == (0.75, 0.25)
 
 
+@pytest.mark.parametrize(("length", "cosine"), [(1.5e-8, 0.5), (0.9e-8, 0.0)])
+def test_slerp_of_next_to_nothing_has_no_angle(length: float, cosine: float) -> None:
+    """From 1e-8 on a vector has a direction; shorter ones are at right angles to all others."""
+    for gram in ([[1, length / 2], [length / 2, length**2]], [[length**2, length / 2], [length / 2, 1]]):
+        first, second = slerp(np.array(gram), t=0.5)
+        assert first == second == pytest.approx(0.5 / math.cos(math.acos(cosine) / 2))
+
+
 @settings(deadline=None)
 @given(st.lists(st.floats(0.1, 9), min_size=2, max_size=4), st.integers(0, 99))
 def test_mean_of_parallel_models_is_on_their_line(lengths: list[float], seed: int) -> None:
