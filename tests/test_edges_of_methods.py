@@ -101,6 +101,14 @@ def test_slerp_follows_the_arc_up_to_its_threshold() -> None:
     assert line == (0.75, 0.25)
 
 
+@pytest.mark.parametrize(("cosine", "on_arc"), [(-1 + 1.5e-6, True), (-1 + 0.5e-6, False), (-0.9996, True)])
+def test_nuslerp_follows_the_arc_almost_up_to_opposite_vectors(cosine: float, on_arc: bool) -> None:
+    method, values = values_of("nuslerp")
+    found = method.combined(values, np.array([[1.0, cosine], [cosine, 1.0]]), 2)
+    want = 0.5 / math.cos(math.acos(cosine) / 2) if on_arc else 0.5
+    assert list(found.coefficients) == pytest.approx([want, want])
+
+
 @pytest.mark.parametrize(("length", "cosine"), [(1.5e-8, 0.5), (0.9e-8, 0.0)])
 def test_slerp_of_next_to_nothing_has_no_angle(length: float, cosine: float) -> None:
     """From 1e-8 on a vector has a direction; shorter ones are at right angles to all others."""

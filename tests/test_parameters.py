@@ -213,6 +213,13 @@ def test_defaults_beginnings_and_places_in_words() -> None:
     assert scope_text(Parameter("x", "", of_recipe=True)) == "the recipe's `compat: mergekit`"
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_measuring_the_whole_model_looks_at_declared_parameters(name: str) -> None:
+    method = METHODS[name]
+    assert set(method.model_parameters) <= {p.name for p in method.parameters}
+    assert bool(method.model_parameters) == (method.measure_model is not None)
+
+
 def test_what_a_base_model_means() -> None:
     assert [base for base in Base if base.required] == [Base.ENDPOINT, Base.DELTA]
     assert [base for base in Base if base.delta] == [Base.DELTA, Base.OPTIONAL_DELTA]
