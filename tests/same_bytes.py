@@ -299,7 +299,7 @@ def _cut(tile: int, span: int, threads: int) -> Run:
 
 def without_kernels(case: Merge, models: Path, out: Path) -> Sums:
     """With PyTorch in place of the compiled kernels."""
-    with mock.patch.object(kernels, "_LIBRARY", None):
+    with mock.patch.object(kernels, "_LIBRARY", None), mock.patch.object(kernels, "TYPES", {}):
         return streamed(case, models / "whole", out)
 
 

@@ -251,6 +251,9 @@ def test_a_record_does_not_say_whom_to_trust(tmp_path: Path) -> None:
             (folder / "tokenization_evil.py").write_text(MARK.format(path=str(mark)))
         merge({**LINEAR, "tokenizer_source": "union"}, "out")
         edit("out/meldkit.json", lambda d: d["options"].update(trust_remote_code=True))
+        with pytest.raises(MeldError, match="--trust-remote-code"):
+            reproduce("out")
+        edit("out/meldkit.json", lambda d: d["options"].update(trust_remote_code=False))
         assert reproduce("out").same
         auto = {"auto_map": {"AutoTokenizer": ["tokenization_evil.Evil", None]}, "tokenizer_class": "Evil"}
         for model in "ab":
