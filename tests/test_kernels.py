@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from meldkit import kernels
+from meldkit.kernels import library
 
 SIZES = st.sampled_from([1, 2, 7, 8, 15, 16, 17, 1023, 1024, 1025, 5000])
 
@@ -151,3 +153,11 @@ def test_reading(library: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert kernels.read_bfloat16(f.fileno(), 2 * 49_000, out) == 2 * 1000
         with pytest.raises(OSError, match="descriptor"):
             kernels.read_bfloat16(10_000, 0, out)
+
+
+def test_a_library_of_another_version_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, built = tmp_path / "old.c", tmp_path / "old.so"
+    source.write_text("int meldkit_level(void) { return 0; }\n")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(built), str(source)], check=True)
+    monkeypatch.setattr(library, "PATH", built)
+    assert library.load() is None

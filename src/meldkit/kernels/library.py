@@ -77,7 +77,9 @@ def load() -> Any:
         return None
     functions = SimpleNamespace()
     for name, (result, arguments) in _SIGNATURES.items():
-        function = getattr(library, f"meldkit_{name}")
+        function = getattr(library, f"meldkit_{name}", None)
+        if function is None:
+            return None  # built from an older source
         function.restype, function.argtypes = result, arguments
         setattr(functions, name, function)
     return functions
