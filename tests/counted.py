@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from meldkit import kernels
 from meldkit.checkpoint.files import OpenFiles
 from meldkit.engine import TensorRun, jobs
+from meldkit.kernels import library
 from meldkit.methods.statistics import CHUNK
 from meldkit.output.weight_file import WeightFile
 
@@ -102,12 +102,12 @@ def counted() -> Generator[Costs]:
         patches.enter_context(mock.patch.object(OpenFiles, "_account", _reader(costs)))
         for name, function in _writer(costs).items():
             patches.enter_context(mock.patch.object(WeightFile, name, function))
-        if kernels._LIBRARY is not None:
+        if library.FUNCTIONS is not None:
             functions = {
                 name: partial(_kernel, costs, name, function)
-                for name, function in vars(kernels._LIBRARY).items()
+                for name, function in vars(library.FUNCTIONS).items()
             }
-            patches.enter_context(mock.patch.object(kernels, "_LIBRARY", SimpleNamespace(**functions)))
+            patches.enter_context(mock.patch.object(library, "FUNCTIONS", SimpleNamespace(**functions)))
         tracemalloc.start()
         patches.callback(tracemalloc.stop)
         yield costs

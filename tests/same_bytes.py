@@ -26,10 +26,11 @@ from torch import Tensor
 import killed
 import tiny
 from gguf_files import write_gguf
-from meldkit import kernels, merge, merge_state_dicts, plan
+from meldkit import merge, merge_state_dicts, plan
 from meldkit.api import tensor_sums
 from meldkit.engine import TensorRun, run_jobs
 from meldkit.errors import RunError
+from meldkit.kernels import library
 from meldkit.methods import METHODS, Base
 from meldkit.methods.statistics import CHUNK
 from meldkit.options import MergeOptions
@@ -299,7 +300,7 @@ def _cut(tile: int, span: int, threads: int) -> Run:
 
 def without_kernels(case: Merge, models: Path, out: Path) -> Sums:
     """With PyTorch in place of the compiled kernels."""
-    with mock.patch.object(kernels, "_LIBRARY", None), mock.patch.object(kernels, "TYPES", {}):
+    with mock.patch.object(library, "FUNCTIONS", None):
         return streamed(case, models / "whole", out)
 
 

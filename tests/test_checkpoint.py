@@ -601,6 +601,19 @@ def test_what_is_read_once_does_not_fill_the_page_cache(tmp_path: Path) -> None:
         assert cached_pages(path) > 400
 
 
+def test_what_is_read_once_may_lose_its_name(tmp_path: Path) -> None:
+    path, data = tmp_path / "data", np.random.default_rng(0).bytes(10_000)
+    path.write_bytes(data)
+    buffer = bytearray(5000)
+    with path.open("rb") as f, open_files() as files:
+        files.read_into(path, 0, memoryview(bytearray(1)))
+        os.fsync(f.fileno())
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        path.unlink()
+        files.read_once(path, 3000, memoryview(buffer))
+    assert buffer == data[3000:8000]
+
+
 def cached_pages(path: Path) -> int:
     """How many pages of a file are in the page cache."""
     libc = ctypes.CDLL(None, use_errno=True)

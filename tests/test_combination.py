@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import save_file
 
 import tiny
-from meldkit import kernels
 from meldkit.checkpoint import DTYPES, OpenFiles, StoredTensor, TileSource, open_files
 from meldkit.checkpoint.safetensors import read_header
 from meldkit.engine import TensorRun, run
 from meldkit.engine.combination import CombinationRun, stored_sources
 from meldkit.errors import CheckpointError, RunError
+from meldkit.kernels import stored
 from meldkit.methods import METHODS, Values
 from meldkit.methods.statistics import CHUNK
 from meldkit.plan import Input, TensorJob
@@ -150,7 +150,7 @@ def test_numbers_are_rounded_as_pytorch_rounds_them(dtype: str) -> None:
     limit = torch.finfo(getattr(torch, DTYPES[dtype].torch)).max
     values = values[np.isfinite(values) & (np.abs(values) <= limit)]
     out = np.empty(len(values) * DTYPES[dtype].itemsize, np.uint8)
-    assert kernels.combine([(values.view(np.uint8), "F32")], [1.0], 1.0, dtype, out, has_base=False)
+    assert stored.combine([(values.view(np.uint8), "F32")], [1.0], 1.0, dtype, out, has_base=False)
     expected = torch.from_numpy(values).to(getattr(torch, DTYPES[dtype].torch))
     assert np.array_equal(out, expected.view(torch.uint8).numpy())
 

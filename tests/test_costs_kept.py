@@ -20,9 +20,10 @@ import command
 import same_bytes
 import tiny
 from counted import Costs, bytes_asked_for, counted, descriptors, times
-from meldkit import kernels, merge, plan
+from meldkit import merge, plan
 from meldkit.api import tensor_sums
 from meldkit.engine.run import WRITERS
+from meldkit.kernels import library
 from meldkit.methods import METHODS
 from meldkit.methods.statistics import CHUNK
 from meldkit.options import MergeOptions
@@ -180,7 +181,7 @@ def check_bytes(cost: Cost, made: Plan, costs: Costs) -> None:
 
 @pytest.mark.parametrize("case", COSTS)
 def test_what_a_merge_takes(case: str, models: Path, tmp_path: Path) -> None:
-    cost, compiled = COSTS[case], kernels.compiled()
+    cost, compiled = COSTS[case], library.compiled()
     small = computed(case, models / str(SMALL))
     made = plan(recipe_of(case, models / str(LARGE)))
     with same_bytes.cut_into(CHUNK, 2 * CHUNK), counted() as large:
@@ -196,7 +197,7 @@ def test_what_a_merge_takes(case: str, models: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", COSTS)
 def test_calls_without_compiled_kernels(case: str, models: Path) -> None:
-    with mock.patch.object(kernels, "_LIBRARY", None):
+    with mock.patch.object(library, "FUNCTIONS", None):
         small, large = (computed(case, models / str(size)) for size in (SMALL, LARGE))
     check_calls(COSTS[case], small, large, compiled=False)
 

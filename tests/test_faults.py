@@ -20,9 +20,10 @@ import torch
 import command
 import killed
 import tiny
-from meldkit import kernels, merge, plan
+from meldkit import merge, plan
 from meldkit.checkpoint import Scratch
 from meldkit.errors import CheckpointError, MeldError, OutputError, RunError, out_of_memory
+from meldkit.kernels import stored
 from meldkit.options import MergeOptions
 from meldkit.output import PARTIAL, OutputFolder, folder, journal, replace, weight_file
 from meldkit.output.journal import Journal, read_journal
@@ -133,7 +134,7 @@ def test_any_call_to_the_disk_may_fail(
     assert killed.hashes(OUT) == expected
 
 
-@pytest.mark.parametrize(("owner", "name"), [(os, "preadv"), (kernels, "read_bfloat16")], ids=["f32", "bf16"])
+@pytest.mark.parametrize(("owner", "name"), [(os, "preadv"), (stored, "read_bfloat16")], ids=["f32", "bf16"])
 def test_read_errors(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
     expected = undisturbed()
     for count in (0, 2, 5):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from meldkit import kernels
-from meldkit.kernels import library
+from meldkit.kernels import library, stored
 
 SIZES = st.sampled_from([1, 2, 7, 8, 15, 16, 17, 1023, 1024, 1025, 5000])
 
@@ -35,14 +35,14 @@ def tiles(draw: st.DrawFn, max_models: int = 4) -> Tensor:
 
 
 def test_there_is_a_library_where_there_is_a_compiler() -> None:
-    assert kernels.compiled() or shutil.which("cc") is None
+    assert library.compiled() or shutil.which("cc") is None
 
 
 def both(function: Callable[[Tensor], Any], x: Tensor) -> tuple[Any, Any]:
     """Results with the compiled library and without it, of the same tile."""
     first = function(x.clone().as_strided(x.shape, (x.shape[1], 1)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "_LIBRARY", None)
+        patch.setattr(library, "FUNCTIONS", None)
         second = function(x.clone())
     return first, second
 
@@ -140,19 +140,19 @@ def test_variance(x: Tensor) -> None:
     same(*both(kernels.variance, x))
 
 
-@pytest.mark.parametrize("library", [kernels._LIBRARY, None])
-def test_reading(library: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_LIBRARY", library)
+@pytest.mark.parametrize("functions", [library.FUNCTIONS, None])
+def test_reading(functions: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "FUNCTIONS", functions)
     values = torch.randn(50_000).bfloat16()
     path = tmp_path / "x"
     path.write_bytes(values.view(torch.uint8).numpy().tobytes())
     with path.open("rb") as f:
         out = torch.empty(40_001)
-        assert kernels.read_bfloat16(f.fileno(), 2 * 3, out) == 2 * len(out)
+        assert stored.read_bfloat16(f.fileno(), 2 * 3, out) == 2 * len(out)
         assert torch.equal(out, values[3 : 3 + len(out)].float())
-        assert kernels.read_bfloat16(f.fileno(), 2 * 49_000, out) == 2 * 1000
+        assert stored.read_bfloat16(f.fileno(), 2 * 49_000, out) == 2 * 1000
         with pytest.raises(OSError, match="descriptor"):
-            kernels.read_bfloat16(10_000, 0, out)
+            stored.read_bfloat16(10_000, 0, out)
 
 
 def test_a_library_of_another_version_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ import same_bytes
 import tiny
 from meldkit import kernels, merge, plan
 from meldkit.errors import RunError
+from meldkit.kernels import library
 from meldkit.methods import METHODS
 from meldkit.options import MergeOptions
 from meldkit.output import Sum, sample_of, sum_of
@@ -350,9 +351,9 @@ def by_definition(data: bytes) -> Sum:
 
 @given(data=st.binary(max_size=300), cuts=st.lists(st.integers(0, 300), max_size=4), compiled=st.booleans())
 def test_sum_of_pieces(data: bytes, cuts: list[int], compiled: bool) -> None:
-    library = kernels._LIBRARY if compiled else None
+    functions = library.FUNCTIONS if compiled else None
     total = Sum()
-    with mock.patch.object(kernels, "_LIBRARY", library):
+    with mock.patch.object(library, "FUNCTIONS", functions):
         for start, stop in pairwise(sorted({0, len(data), *(min(c, len(data)) for c in cuts)})):
             total += sum_of(data[start:stop], start)
     assert total == by_definition(data)
@@ -384,6 +385,6 @@ def test_earlier_work_that_cannot_be_read_again(
 def test_sums_of_many_words() -> None:
     words = np.random.default_rng(0).integers(0, 2**32, 2**20 + 77, dtype=np.uint32)
     want = by_definition(words.tobytes())
-    for library in (kernels._LIBRARY, None):
-        with mock.patch.object(kernels, "_LIBRARY", library):
+    for functions in (library.FUNCTIONS, None):
+        with mock.patch.object(library, "FUNCTIONS", functions):
             assert kernels.word_sums(words) == (want.words, want.weighted)

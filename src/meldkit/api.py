@@ -14,6 +14,7 @@ from meldkit import __version__
 from meldkit.checkpoint import OpenFiles, open_files, open_model
 from meldkit.engine import (
     Device,
+    Nowhere,
     PlanInputs,
     Progress,
     Sink,
@@ -35,7 +36,7 @@ from meldkit.output import (
     write_record,
     write_side_files,
 )
-from meldkit.plan import Plan, TensorJob, build_plan
+from meldkit.plan import Plan, build_plan
 from meldkit.recipe import ModelRef, Recipe, load_recipe, recipe_from_data
 
 __all__ = [
@@ -296,7 +297,7 @@ def tensor_sums(
     options = options or MergeOptions()
     sums = Sums()
     with open_files() as files:
-        _run(chosen, _Nowhere(), frozenset(), files, options, progress, sums, devices_of(options))
+        _run(chosen, Nowhere(), frozenset(), files, options, progress, sums, devices_of(options))
     return sums.of_tensors
 
 
@@ -348,19 +349,6 @@ def _run(
         progress=report,
         observe=sums,
     )
-
-
-class _Nowhere:
-    """A sink for tensors that are only looked at."""
-
-    def write(self, job: TensorJob, start: int, data: memoryview) -> None:
-        del job, start, data
-
-    def let_through(self, job: TensorJob) -> None:
-        del job
-
-    def finish(self, job: TensorJob) -> None:
-        del job
 
 
 def load_plugins(paths: Iterable[str | os.PathLike[str]]) -> None:

@@ -12,9 +12,9 @@ from threading import Event, Lock, Thread, local
 
 import numpy as np
 
-from meldkit import kernels
 from meldkit.checkpoint.dtypes import DTYPES
 from meldkit.errors import CheckpointError, RunError
+from meldkit.kernels import stored
 from meldkit.shapes import Float32, Tensor
 
 #: Bytes that the system is told of at a time, before they are asked for.
@@ -72,11 +72,11 @@ class OpenFiles:
     def read_once(self, path: Path, offset: int, buffer: memoryview) -> None:
         """As `read_into`, for bytes that nobody will read again.
 
-        What is not in the system's page cache is read past it where that can be done: it takes half the time,
-        and does not push out what others will want.
+        What is not in the system's page cache is read past it where that can be done, so that what others
+        will want is not pushed out.
         """
         with self._failures(path, offset):
-            cached = kernels.cached(self._descriptor(path), offset, len(buffer))
+            cached = stored.cached(self._descriptor(path), offset, len(buffer))
         if cached or not self._read_past_cache(path, offset, buffer):
             self.read_into(path, offset, buffer)
         else:
@@ -113,7 +113,7 @@ class OpenFiles:
             CheckpointError: the file ends early or cannot be read.
         """
         with self._failures(path, offset):
-            done = kernels.read_bfloat16(self._descriptor(path), offset, out)
+            done = stored.read_bfloat16(self._descriptor(path), offset, out)
         self._account(path, offset, done, 2 * len(out))
 
     def read_floats(self, path: Path, offset: int, dtype: str, out: np.ndarray) -> None:
@@ -123,7 +123,7 @@ class OpenFiles:
             CheckpointError: the file ends early or cannot be read.
         """
         with self._failures(path, offset):
-            done = kernels.read_floats(self._descriptor(path), offset, dtype, out)
+            done = stored.read_floats(self._descriptor(path), offset, dtype, out)
         self._account(path, offset, done, DTYPES[dtype].itemsize * len(out))
 
     def read_runs(self, path: Path, offsets: np.ndarray, out: Tensor) -> None:
@@ -134,7 +134,7 @@ class OpenFiles:
         """
         first = int(offsets[0])
         with self._failures(path, first):
-            done = kernels.read_runs(self._descriptor(path), offsets, out)
+            done = stored.read_runs(self._descriptor(path), offsets, out)
         self._account(path, first, done, out.numel())
 
     @contextmanager
@@ -181,10 +181,10 @@ class OpenFiles:
 
 
 def _open_direct(path: Path) -> int | None:
-    device = path.stat().st_dev
-    if not _DIRECT or not Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").exists():
-        return None
     try:
+        device = path.stat().st_dev
+        if not _DIRECT or not Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").exists():
+            return None
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | _DIRECT)
     except OSError:
         return None  # what is wrong with the file shows when it is read the usual way

@@ -5,7 +5,7 @@ from __future__ import annotations
 from meldkit.engine.buffers import PAGE, TILE
 from meldkit.engine.cost import Memory, Work, memory_of, work_of
 from meldkit.engine.device import ON_CPU, Device, find_devices, num_workers
-from meldkit.engine.ends import Inputs, Observer, PlanInputs, Sink
+from meldkit.engine.ends import Inputs, Nowhere, Observer, PlanInputs, Sink
 from meldkit.engine.jobs import run_jobs
 from meldkit.engine.run import Progress, default_threads, run
 from meldkit.engine.tensor_run import TensorRun
@@ -17,6 +17,7 @@ __all__ = [
     "Device",
     "Inputs",
     "Memory",
+    "Nowhere",
     "Observer",
     "PlanInputs",
     "Progress",

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from meldkit import kernels
 from meldkit.checkpoint import DTYPES, StoredTensor, TensorInfo
 from meldkit.engine.buffers import Buffers
 from meldkit.engine.ends import Inputs
 from meldkit.engine.tensor_run import TensorRun
+from meldkit.kernels import stored
 from meldkit.methods import Combination
 from meldkit.methods.statistics import Gram
 from meldkit.plan import TensorJob
@@ -38,17 +38,15 @@ def takes_torch(job: TensorJob, dtypes: Sequence[str | None]) -> bool:
         return True
     if job.method is None and dtypes == [job.dtype] and not DTYPES[job.dtype].floating:
         return False
-    if job.dtype not in kernels.TYPES or not all(dtype in kernels.TYPES for dtype in dtypes):
+    if not all(map(stored.knows, (job.dtype, *dtypes))):
         return True
     if job.method is None:
         return False
+    if not job.method.combines(job.values):
+        return True
     # NaN in an input must show, in what is measured or in the result.
-    shows = job.method.shows_nonfinite or _measures(job)
-    return not (shows and job.method.combines(job.values))
-
-
-def _measures(job: TensorJob) -> bool:
-    return job.method is not None and isinstance(job.method.statistic(job.whole, job.values), Gram)
+    measures = isinstance(job.method.statistic(job.whole, job.values), Gram)
+    return not (measures or job.method.shows_nonfinite)
 
 
 def stored_sources(job: TensorJob, inputs: Inputs) -> list[StoredTensor]:
@@ -62,13 +60,13 @@ class CombinationRun(TensorRun):
     """As `TensorRun`, for linear combinations.
 
     Args:
-        stored: see `stored_sources`.
-        job, inputs, sink, options: as for `TensorRun`.
+        sources: see `stored_sources`.
+        args, options: as for `TensorRun`.
     """
 
-    def __init__(self, stored: Sequence[StoredTensor], *args: Any, **options: Any) -> None:
+    def __init__(self, sources: Sequence[StoredTensor], *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._stored = stored
+        self._stored = sources
 
     def _measure_tile(self, start: int, stop: int, buffers: Buffers) -> Any:
         assert isinstance(self._statistic, Gram)
@@ -94,5 +92,5 @@ class CombinationRun(TensorRun):
             source.read_bytes(start, room.data, once=True)
             sources.append((room, source.dtype))
         c, has_base = combination, job.base is not None
-        if not kernels.combine(sources, c.coefficients, c.factor, job.dtype, raw, has_base=has_base):
+        if not stored.combine(sources, c.coefficients, c.factor, job.dtype, raw, has_base=has_base):
             super()._make_tile(start, stop, raw, buffers)

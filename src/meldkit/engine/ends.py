@@ -29,6 +29,19 @@ class Sink(Protocol):
         ...
 
 
+class Nowhere:
+    """A sink for tensors that are only looked at."""
+
+    def write(self, job: TensorJob, start: int, data: memoryview) -> None:
+        del job, start, data
+
+    def let_through(self, job: TensorJob) -> None:
+        del job
+
+    def finish(self, job: TensorJob) -> None:
+        del job
+
+
 #: Told of a run of elements of an output tensor, by its first element and its bytes, when it has just been
 #: made and is still in the processor's cache. Called from many threads.
 Observer = Callable[[TensorJob, int, memoryview], None]

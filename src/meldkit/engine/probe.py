@@ -12,7 +12,6 @@ from functools import partial
 import numpy as np
 import torch
 
-from meldkit import kernels
 from meldkit.checkpoint import (
     DTYPES,
     HeldTensor,
@@ -24,10 +23,11 @@ from meldkit.checkpoint import (
 )
 from meldkit.engine.buffers import SPAN, TILE, Buffers, cut
 from meldkit.engine.combination import CombinationRun, stored_dtype, stored_sources, takes_torch
-from meldkit.engine.ends import PlanInputs
+from meldkit.engine.ends import Nowhere, PlanInputs
 from meldkit.engine.jobs import measure_model
 from meldkit.engine.run import run, single_threaded_torch
 from meldkit.engine.tensor_run import TensorRun
+from meldkit.kernels import stored
 from meldkit.plan import Input, Plan, TensorJob
 
 #: Seconds for which is read, read again, and computed, if there is so much to do.
@@ -91,7 +91,7 @@ def measure_reading(plan: Plan) -> Reading | None:
 
 
 def _read(source: TileSource, start: int, stop: int, out: np.ndarray, scratch: Scratch) -> None:
-    if isinstance(source, StoredTensor) and source.dtype in kernels.TYPES:
+    if isinstance(source, StoredTensor) and stored.knows(source.dtype):
         source.read_floats(start, out[: stop - start])
     else:
         with single_threaded_torch:
@@ -128,7 +128,7 @@ def measure_computing(plan: Plan, reading: Reading) -> float:
             inputs = PlanInputs(plan, stack.enter_context(open_files()))
             run_of = partial(CombinationRun, stored_sources(job, inputs))
             reads = reading.again * len(infos)
-        buffers, sink = Buffers(), _Nowhere()
+        buffers, sink = Buffers(), Nowhere()
         began = time.perf_counter()
         of_model = measure_model([job], inputs, run, seed=0, tile_of=lambda _: TILE)
         in_advance = time.perf_counter() - began if of_model is not None else 0.0
@@ -184,16 +184,3 @@ class _Random:
     def label(self, tensor: Input) -> str:
         del tensor
         return "random numbers"
-
-
-class _Nowhere:
-    """Takes what is written and forgets it."""
-
-    def write(self, job: TensorJob, start: int, data: memoryview) -> None:
-        pass
-
-    def let_through(self, job: TensorJob) -> None:
-        pass
-
-    def finish(self, job: TensorJob) -> None:
-        pass

@@ -13,13 +13,13 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from meldkit import kernels
 from meldkit.checkpoint import DTYPES, TileSource
 from meldkit.engine.blocks import elements_of_row, round_to, scales_of
 from meldkit.engine.buffers import SPAN, TILE, Buffers, cut
 from meldkit.engine.ends import Inputs, Observer, Sink
 from meldkit.engine.finite import all_finite, count, fits, not_finite
 from meldkit.errors import MeldError, RunError, is_full, out_of_memory
+from meldkit.kernels import stored
 from meldkit.methods import Method, Noise, Whole
 from meldkit.methods.base import subtract_base
 from meldkit.methods.statistics import CHUNK, Statistic
@@ -249,7 +249,7 @@ class TensorRun:
     def _check_copy(self, start: int, raw: np.ndarray) -> None:
         """Refuse NaN among bytes that are copied; Inf is let through, for masks are stored as such."""
         dtype = DTYPES[self.job.dtype]
-        if not dtype.floating or (dtype.name in kernels.TYPES and kernels.finite(dtype.name, raw)):
+        if not dtype.floating or (stored.knows(dtype.name) and stored.finite(dtype.name, raw)):
             return
         values = torch.from_numpy(raw).view(getattr(torch, dtype.torch))
         if dtype.itemsize == 1:

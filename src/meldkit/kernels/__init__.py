@@ -9,197 +9,34 @@ save for sums of many numbers, which are formed in another order.
 from __future__ import annotations
 
 import ctypes
-import os
-import platform
 from collections.abc import Sequence
-from threading import local
 
 import numpy as np
 import torch
 
-from meldkit.kernels import elsewhere
+from meldkit.kernels import elsewhere, library
 from meldkit.kernels.elsewhere import in_memory
-from meldkit.kernels.library import address, fits, load, rows_at
+from meldkit.kernels.library import address, fits, rooms, rows_at
 from meldkit.shapes import Float32, Tensor
 
-_LIBRARY = load()
 #: Numbers of a block and of lanes in kernels.c.
 _BLOCK, _LANES = 1024, 16
-
-
-def processor() -> str:
-    """The machine, and of x86-64 the level of the instructions that the loops use."""
-    machine = platform.machine()
-    level = 0 if _LIBRARY is None else _LIBRARY.level()
-    return f"{machine}-v{level}" if level else machine
-
-
-def compiled() -> bool:
-    """Whether there is a compiled library."""
-    return _LIBRARY is not None
-
-
-class _Rooms(local):
-    """A thread's room for intermediate results: fresh room would cost more in page faults than the work."""
-
-    def __init__(self) -> None:
-        self._rooms: dict[str, np.ndarray] = {}
-
-    def take(self, name: str, dtype: type[np.generic], size: int) -> np.ndarray:
-        """Room of at least `size` numbers, of the name's own."""
-        room = self._rooms.get(name)
-        if room is None or len(room) < size:
-            room = self._rooms[name] = np.empty(size, dtype)
-        return room
-
-
-_rooms = _Rooms()
-
-
-#: What kernels.c calls the types of numbers that it reads and writes, by their names in safetensors.
-TYPES: dict[str, int] = (
-    {} if _LIBRARY is None else {"F32": 0, "BF16": 1, **({"F16": 2} if _LIBRARY.has_half() else {})}
-)
-_SIZES = {"F32": 4, "BF16": 2, "F16": 2}
-
-
-def cached(descriptor: int, offset: int, length: int) -> bool:
-    """Whether bytes of a file are in the system's page cache; also where that is not known."""
-    return _LIBRARY is None or bool(_LIBRARY.cached(descriptor, offset, length))
-
-
-def read_bfloat16(descriptor: int, offset: int, out: Float32[Tensor, " n"]) -> int:
-    """Read n bfloat16 numbers from a byte of a file on, as float32.
-
-    Returns:
-        How many bytes there were, fewer than 2 n at the end of the file.
-
-    Raises:
-        OSError: they cannot be read.
-    """
-    if _LIBRARY is not None and fits(out):
-        return _got(_LIBRARY.read(descriptor, offset, TYPES["BF16"], len(out), out.data_ptr()))
-    raw = _rooms.take("raw", np.uint8, 2 * len(out))[: 2 * len(out)]
-    done = _read_bytes(descriptor, offset, raw.data)
-    out.copy_(torch.from_numpy(raw).view(torch.bfloat16))
-    return done
-
-
-def read_floats(descriptor: int, offset: int, dtype: str, out: np.ndarray) -> int:
-    """Read n numbers of one of `TYPES` from a byte of a file on, as float32; needs the compiled library.
-
-    Args:
-        descriptor, offset: of the file.
-        dtype: safetensors' name of how they are stored.
-        out: float32 `[n]`, without gaps.
-
-    Returns:
-        How many bytes there were, fewer than asked for at the end of the file.
-
-    Raises:
-        OSError: they cannot be read.
-    """
-    return _got(_LIBRARY.read(descriptor, offset, TYPES[dtype], len(out), address(out)))
-
-
-def _got(result: int) -> int:
-    """What reading functions of the library return, which is an error's number if it is negative."""
-    if result < 0:
-        raise OSError(-result, os.strerror(-result))
-    return result
-
-
-def _read_bytes(descriptor: int, offset: int, room: memoryview) -> int:
-    done = 0
-    while done < len(room) and (got := os.preadv(descriptor, [room[done:]], offset + done)):
-        done += got
-    return done
-
-
-def read_runs(descriptor: int, offsets: np.ndarray, out: Tensor) -> int:
-    """Read runs of bytes of a file, one after the other into `out`.
-
-    Args:
-        descriptor: of the file.
-        offsets: where each run begins, `[n]`.
-        out: uint8 `[n, bytes of a run]`, without gaps.
-
-    Returns:
-        How many bytes there were, fewer than asked for where a run reaches past the end of the file.
-
-    Raises:
-        OSError: they cannot be read.
-    """
-    length = out.shape[1]
-    if _LIBRARY is not None:
-        offsets = np.ascontiguousarray(offsets, np.int64)
-        return _got(_LIBRARY.read_runs(descriptor, address(offsets), len(offsets), length, out.data_ptr()))
-    for i, (offset, room) in enumerate(zip(offsets.tolist(), out.numpy(), strict=True)):
-        got = _read_bytes(descriptor, offset, room.data)
-        if got < length:
-            return i * length + got
-    return out.numel()
 
 
 def products(x: Float32[Tensor, "m n"] | np.ndarray) -> list[float]:
     """Inner products of rows i ≤ j, in that order; each product is exact, each sum is of float64."""
     m, n = x.shape
-    if _LIBRARY is not None and fits(x):
+    if library.FUNCTIONS is not None and fits(x):
         num_pairs = m * (m + 1) // 2
-        room = _rooms.take("doubles", np.float64, m * _BLOCK + num_pairs * _LANES)
+        room = rooms.take("doubles", np.float64, m * _BLOCK + num_pairs * _LANES)
         result = np.empty(num_pairs)
-        _LIBRARY.gram(*rows_at(x), m, n, address(room), address(result))
+        library.FUNCTIONS.gram(*rows_at(x), m, n, address(room), address(result))
         return result.tolist()
     if not in_memory(x):
         return elsewhere.products(torch.as_tensor(x), n)[0]
-    room = torch.from_numpy(_rooms.take("doubles", np.float64, m * n))
+    room = torch.from_numpy(rooms.take("doubles", np.float64, m * n))
     rows = room[: m * n].view(m, n).copy_(torch.as_tensor(x)).unbind()
     return [torch.dot(rows[i], rows[j]).item() for i in range(m) for j in range(i, m)]
-
-
-def combine(
-    sources: Sequence[tuple[np.ndarray, str]],
-    coefficients: Sequence[float],
-    factor: float,
-    dtype: str,
-    out: np.ndarray,
-    *,
-    has_base: bool,
-) -> bool:
-    """factor · Σ c_i x_i, or base + factor · Σ c_i (x_i − base); needs the library.
-
-    In float32, in the order of the models; each product but the first is added unrounded.
-
-    Args:
-        sources: bytes and one of `TYPES`, of the base if there is one and of each model.
-        coefficients: c.
-        factor: on the sum.
-        dtype: one of `TYPES`, to which results are rounded.
-        out: their bytes, uint8, without gaps.
-        has_base: whether there is a base.
-
-    Returns:
-        Whether all results are finite; if not, `out` holds nothing of use.
-    """
-    m = len(coefficients)
-    return bool(
-        _LIBRARY.combine(
-            (ctypes.c_void_p * len(sources))(*(address(raw) for raw, _ in sources)),
-            (ctypes.c_int * len(sources))(*(TYPES[kind] for _, kind in sources)),
-            m,
-            has_base,
-            (ctypes.c_float * m)(*coefficients),
-            factor,
-            TYPES[dtype],
-            out.nbytes // _SIZES[dtype],
-            address(out),
-        )
-    )
-
-
-def finite(dtype: str, raw: np.ndarray) -> bool:
-    """Whether numbers of one of `TYPES`, given as bytes, are all finite; needs the library."""
-    return bool(_LIBRARY.finite(TYPES[dtype], address(raw), raw.nbytes // _SIZES[dtype]))
 
 
 def count_magnitudes(row: np.ndarray | Tensor, low: float, high: float) -> tuple[list[int], np.ndarray]:
@@ -211,10 +48,12 @@ def count_magnitudes(row: np.ndarray | Tensor, low: float, high: float) -> tuple
     """
     if not isinstance(row, np.ndarray):
         return elsewhere.count_magnitudes(row, low, high)
-    if _LIBRARY is not None and row.flags.c_contiguous:
+    if library.FUNCTIONS is not None and row.flags.c_contiguous:
         counts = np.zeros(5, np.int64)
-        found = _rooms.take("found", np.float32, len(row))
-        num_found: int = _LIBRARY.count(address(row), len(row), low, high, address(counts), address(found))
+        found = rooms.take("found", np.float32, len(row))
+        num_found: int = library.FUNCTIONS.count(
+            address(row), len(row), low, high, address(counts), address(found)
+        )
         return [int(count) for count in counts], np.array(found[:num_found])
     row = np.abs(row)
     above, at_least_low = row > high, row >= low
@@ -249,9 +88,9 @@ def elect(
         A view of `x[0]`.
     """
     m, n = x.shape
-    if _LIBRARY is not None and fits(x):
+    if library.FUNCTIONS is not None and fits(x):
         numbers = ctypes.c_float * m
-        _LIBRARY.elect(
+        library.FUNCTIONS.elect(
             x.data_ptr(),
             x.stride(0),
             m,
@@ -289,8 +128,8 @@ def sum_rows(x: Float32[Tensor, "m n"]) -> Float32[Tensor, " n"]:
 
 def keep_bits(row: Float32[Tensor, " n"], bits: np.ndarray) -> None:
     """Multiply, in place, by bits: uint8 `[n / 8]`, the highest bit of a byte first."""
-    if _LIBRARY is not None and fits(row):
-        _LIBRARY.drop(row.data_ptr(), address(bits), len(row))
+    if library.FUNCTIONS is not None and fits(row):
+        library.FUNCTIONS.drop(row.data_ptr(), address(bits), len(row))
         return
     row.mul_(torch.from_numpy(np.unpackbits(bits, count=len(row))).to(row.device))
 
@@ -320,8 +159,8 @@ def norms(row: Float32[Tensor, " n"], kept: np.ndarray, grain: int) -> np.ndarra
         grain: elements of a sum; the last one may have fewer.
     """
     result = np.empty((-(-len(row) // grain), 2))
-    if _LIBRARY is not None and fits(row) and kept.flags.c_contiguous:
-        _LIBRARY.norms(row.data_ptr(), address(kept), len(row), grain, address(result))
+    if library.FUNCTIONS is not None and fits(row) and kept.flags.c_contiguous:
+        library.FUNCTIONS.norms(row.data_ptr(), address(kept), len(row), grain, address(result))
         return result
     if not in_memory(row):
         return elsewhere.norms(row, kept, grain)
@@ -347,9 +186,9 @@ def by_rank(rows: np.ndarray | Tensor, values: np.ndarray) -> np.ndarray:
     result = np.empty(rows.size, np.uint16)
     if not rows.size:
         return result
-    if _LIBRARY is not None and rows.flags.c_contiguous:
-        room = _rooms.take("ranks", np.uint64, 2 * rows.shape[1])
-        _LIBRARY.by_rank(address(rows), *rows.shape, address(values), address(room), address(result))
+    if library.FUNCTIONS is not None and rows.flags.c_contiguous:
+        room = rooms.take("ranks", np.uint64, 2 * rows.shape[1])
+        library.FUNCTIONS.by_rank(address(rows), *rows.shape, address(values), address(room), address(result))
         return result
     order = np.argsort(np.abs(rows).view(np.uint32), axis=1, kind="stable")
     np.put_along_axis(result.reshape(rows.shape), order, values[None], axis=1)
@@ -358,9 +197,9 @@ def by_rank(rows: np.ndarray | Tensor, values: np.ndarray) -> np.ndarray:
 
 def variance(x: Float32[Tensor, "m n"]) -> Float32[Tensor, " n"]:
     """Population variance over the models, at each element."""
-    if _LIBRARY is not None and fits(x):
+    if library.FUNCTIONS is not None and fits(x):
         result = torch.empty(x.shape[1])
-        _LIBRARY.variance(x.data_ptr(), x.stride(0), *x.shape, result.data_ptr())
+        library.FUNCTIONS.variance(x.data_ptr(), x.stride(0), *x.shape, result.data_ptr())
         return result
     if len(x) == 1:
         return torch.zeros_like(x[0])
@@ -375,9 +214,9 @@ def variance(x: Float32[Tensor, "m n"]) -> Float32[Tensor, " n"]:
 
 def at_least(values: Float32[Tensor, " n"], threshold: float) -> np.ndarray:
     """Bits of what is ≥ threshold: uint8 `[n / 8]`, the highest bit of a byte first."""
-    if _LIBRARY is not None and fits(values):
+    if library.FUNCTIONS is not None and fits(values):
         bits = np.empty(-(-len(values) // 8), np.uint8)
-        _LIBRARY.at_least(values.data_ptr(), len(values), threshold, address(bits))
+        library.FUNCTIONS.at_least(values.data_ptr(), len(values), threshold, address(bits))
         return bits
     return np.packbits(torch.ge(values, float(np.float32(threshold))).cpu().numpy())
 
@@ -389,10 +228,12 @@ def sum_changed(
 
     Both are the caller's until this thread asks for others.
     """
-    if _LIBRARY is not None and fits(x):
+    if library.FUNCTIONS is not None and fits(x):
         n = x.shape[1]
-        total, count = torch.from_numpy(_rooms.take("sums", np.float32, 2 * n)[: 2 * n]).view(2, n)
-        _LIBRARY.changed(x.data_ptr(), x.stride(0), *x.shape, epsilon, total.data_ptr(), count.data_ptr())
+        total, count = torch.from_numpy(rooms.take("sums", np.float32, 2 * n)[: 2 * n]).view(2, n)
+        library.FUNCTIONS.changed(
+            x.data_ptr(), x.stride(0), *x.shape, epsilon, total.data_ptr(), count.data_ptr()
+        )
         return total, count
     total, count = torch.zeros_like(x[0]), torch.zeros_like(x[0])
     flag = torch.empty_like(x[0])
@@ -405,9 +246,9 @@ def sum_changed(
 
 def count_alone(row: Float32[Tensor, " n"], count: Float32[Tensor, " n"]) -> tuple[int, int]:
     """Of a row that `sum_changed` left: how many elements it changed, and how many it alone."""
-    if _LIBRARY is not None and fits(row):
+    if library.FUNCTIONS is not None and fits(row):
         result = np.zeros(2, np.int64)
-        _LIBRARY.alone(row.data_ptr(), count.data_ptr(), len(row), address(result))
+        library.FUNCTIONS.alone(row.data_ptr(), count.data_ptr(), len(row), address(result))
         return int(result[0]), int(result[1])
     changed = row.ne(0)
     return int(changed.sum()), int(changed.logical_and_(count.eq(1)).sum())
@@ -424,12 +265,12 @@ def differences(
     """
     m, n = x.shape
     pairs = [(i, j) for i in range(m) for j in range(i + 1, m)]
-    if _LIBRARY is not None and fits(x):
+    if library.FUNCTIONS is not None and fits(x):
         products_, squares = np.empty(m * (m + 1) // 2), np.empty(len(pairs))
         largest, equal = np.empty(len(pairs)), np.empty(len(pairs), np.int64)
-        room = _rooms.take("doubles", np.float64, (m + 3 * len(pairs)) * _LANES)
+        room = rooms.take("doubles", np.float64, (m + 3 * len(pairs)) * _LANES)
         outputs = (room, products_, squares, largest, equal)
-        _LIBRARY.differences(x.data_ptr(), x.stride(0), m, n, *map(address, outputs))
+        library.FUNCTIONS.differences(x.data_ptr(), x.stride(0), m, n, *map(address, outputs))
         return products_.tolist(), squares.tolist(), largest.tolist(), equal.tolist()
     found: list[tuple[float, float, int]] = []
     for i, j in pairs:
@@ -454,9 +295,9 @@ def count_conflicts(
     """
     m, n = u.shape
     pairs = [(i, j) for i in range(m) for j in range(i + 1, m)]
-    if _LIBRARY is not None and fits(u):
+    if library.FUNCTIONS is not None and fits(u):
         tops, counts = np.empty(m, np.int64), np.empty((len(pairs), 3), np.int64)
-        _LIBRARY.conflicts(
+        library.FUNCTIONS.conflicts(
             u.data_ptr(), u.stride(0), m, n, (ctypes.c_float * m)(*least), address(tops), address(counts)
         )
         return tops.tolist(), [(both, opposite, top) for both, opposite, top in counts.tolist()]
@@ -476,9 +317,9 @@ def word_sums(words: np.ndarray) -> tuple[int, int]:
     Args:
         words: uint32 [n], one after the other.
     """
-    if _LIBRARY is not None:
+    if library.FUNCTIONS is not None:
         out = np.empty(2, np.uint64)
-        _LIBRARY.word_sums(address(words), len(words), address(out))
+        library.FUNCTIONS.word_sums(address(words), len(words), address(out))
         return int(out[0]), int(out[1])
     total = weighted = 0
     positions = np.arange(_BLOCK, dtype=np.uint64)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 from ctypes import POINTER, c_float, c_int, c_long, c_void_p
 from pathlib import Path
+from threading import local
 from types import SimpleNamespace
 from typing import Any
 
@@ -102,3 +104,36 @@ def rows_at(x: Tensor | np.ndarray) -> tuple[int, int]:
 def address(array: np.ndarray) -> int:
     """Where an array's numbers begin; they lie one after the other."""
     return array.ctypes.data
+
+
+#: The library's functions; None where there are none.
+FUNCTIONS: Any = load()
+
+
+def compiled() -> bool:
+    """Whether there is a compiled library."""
+    return FUNCTIONS is not None
+
+
+def processor() -> str:
+    """The machine, and of x86-64 the level of the instructions that the loops use."""
+    machine = platform.machine()
+    level = 0 if FUNCTIONS is None else FUNCTIONS.level()
+    return f"{machine}-v{level}" if level else machine
+
+
+class _Rooms(local):
+    """A thread's room for intermediate results: fresh room would cost more in page faults than the work."""
+
+    def __init__(self) -> None:
+        self._rooms: dict[str, np.ndarray] = {}
+
+    def take(self, name: str, dtype: type[np.generic], size: int) -> np.ndarray:
+        """Room of at least `size` numbers, of the name's own."""
+        room = self._rooms.get(name)
+        if room is None or len(room) < size:
+            room = self._rooms[name] = np.empty(size, dtype)
+        return room
+
+
+rooms = _Rooms()

@@ -29,8 +29,9 @@ from meldkit.methods import (
     task_arithmetic,
     ties,
 )
-from meldkit.methods.base import Base, Combination, Method, Parameter, Value, Values, Whole
+from meldkit.methods.base import Base, Combination, Method, Whole
 from meldkit.methods.noise import Noise
+from meldkit.methods.parameter import Parameter, Value, Values
 
 #: Group under which packages declare methods of their own: name = "package.module:METHOD".
 ENTRY_POINTS = "meldkit.methods"

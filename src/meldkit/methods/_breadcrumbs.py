@@ -16,7 +16,8 @@ from meldkit.methods._task_vectors import (
     normalize_parameter,
     num_kept,
 )
-from meldkit.methods.base import Parameter, Whole
+from meldkit.methods.base import Whole
+from meldkit.methods.parameter import Parameter
 from meldkit.methods.statistics import Chain, KthMagnitude, L1Ratio, Statistic
 from meldkit.methods.ties import drop_below
 from meldkit.shapes import Float32, Tensor

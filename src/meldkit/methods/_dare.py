@@ -11,8 +11,9 @@ from meldkit import kernels
 from meldkit.kernels.elsewhere import numbers
 from meldkit.methods._kept import Kept, KeptL1
 from meldkit.methods._task_vectors import DENSITY, merge_task_vectors
-from meldkit.methods.base import Parameter, TileNoise, Whole
+from meldkit.methods.base import TileNoise, Whole
 from meldkit.methods.noise import quantised
+from meldkit.methods.parameter import Parameter
 from meldkit.methods.statistics import Statistic
 from meldkit.shapes import Float32, Tensor
 

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 
 from meldkit import kernels
-from meldkit.methods.base import Combination, Parameter, combine
+from meldkit.methods.base import Combination, combine
 from meldkit.methods.linear import normalized
+from meldkit.methods.parameter import Parameter
 from meldkit.shapes import Float32, Tensor
 
 WEIGHT = Parameter(

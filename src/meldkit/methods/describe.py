@@ -6,7 +6,8 @@ import inspect
 import math
 from typing import Any
 
-from meldkit.methods.base import Base, Method, Parameter
+from meldkit.methods.base import Base, Method
+from meldkit.methods.parameter import Parameter
 
 
 def models_text(method: Method) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from meldkit.methods.base import COMPAT, Base, Parameter, Spanned
+from meldkit.methods.base import Base, Spanned
 from meldkit.methods.linear import normalized
+from meldkit.methods.parameter import COMPAT, Parameter
 from meldkit.shapes import Float64
 
 #: Below this sine of its angle to the mean, a model is in line with it or opposite: nothing pulls aside.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from meldkit.methods.base import Combination, Elementwise, Parameter, combine
+from meldkit.methods.base import Combination, Elementwise, combine
+from meldkit.methods.parameter import Parameter
 from meldkit.shapes import Float32, Tensor
 
 WEIGHT = Parameter(

@@ -11,7 +11,8 @@ import torch
 
 from meldkit.kernels import sum_rows
 from meldkit.kernels.elsewhere import row_products
-from meldkit.methods.base import COMPAT, Base, Combination, Measured, Parameter, Whole, combine
+from meldkit.methods.base import Base, Combination, Measured, Whole, combine
+from meldkit.methods.parameter import COMPAT, Parameter
 from meldkit.methods.statistics import Gram, Statistic
 from meldkit.shapes import Float32, Tensor
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from meldkit.methods.base import Base, Parameter, Spanned
+from meldkit.methods.base import Base, Spanned
 from meldkit.methods.linear import WEIGHT, normalized
+from meldkit.methods.parameter import Parameter
 from meldkit.shapes import Float64
 
 #: Directions that cancel out leave this much, relative to their weights, by rounding in the Gram matrix.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from meldkit.methods.base import Base, Elementwise, Parameter
+from meldkit.methods.base import Base, Elementwise
+from meldkit.methods.parameter import Parameter
 from meldkit.shapes import Float32, Tensor
 
 #: Weights of fine-tunes rarely differ by as much: a step of that size is the other model.

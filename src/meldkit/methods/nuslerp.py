@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from meldkit.kernels.elsewhere import row_products
-from meldkit.methods.base import Base, Combination, Measured, Parameter, Whole, combine
+from meldkit.methods.base import Base, Combination, Measured, Whole, combine
 from meldkit.methods.linear import WEIGHT
+from meldkit.methods.parameter import Parameter
 from meldkit.methods.statistics import ColumnGram, Gram, Statistic
 from meldkit.shapes import Float32, Tensor
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from meldkit.methods.base import Combination, Elementwise, Parameter
+from meldkit.methods.base import Combination, Elementwise
+from meldkit.methods.parameter import Parameter
 from meldkit.shapes import Float32, Tensor
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from meldkit import kernels
-from meldkit.methods.base import Base, Elementwise, Parameter
+from meldkit.methods.base import Base, Elementwise
+from meldkit.methods.parameter import Parameter
 from meldkit.shapes import Float32, Tensor
 
 EPSILON = Parameter("epsilon", "A change of at most this much counts as none.", default=1e-5, low=0)

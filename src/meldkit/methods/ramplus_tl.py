@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from meldkit import kernels
-from meldkit.methods.base import Base, Measured, Parameter, Whole
+from meldkit.methods.base import Base, Measured, Whole
+from meldkit.methods.parameter import Parameter
 from meldkit.methods.ram import EPSILON
 from meldkit.methods.statistics import Statistic, Sums
 from meldkit.shapes import Float32, Tensor

@@ -9,7 +9,8 @@ from typing import Any
 
 from meldkit import kernels
 from meldkit.kernels import elsewhere
-from meldkit.methods.base import COMPAT, Base, Measured, Parameter, Whole
+from meldkit.methods.base import Base, Measured, Whole
+from meldkit.methods.parameter import COMPAT, Parameter
 from meldkit.methods.statistics import Bits, Chain, Derived, Known, KthMagnitude, Statistic, Sums
 from meldkit.shapes import Float32, Tensor
 

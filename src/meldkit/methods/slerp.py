@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from meldkit.methods.base import Base, Parameter, Spanned
+from meldkit.methods.base import Base, Spanned
+from meldkit.methods.parameter import Parameter
 from meldkit.shapes import Float64
 
 #: Beyond this |cosine| the arc is a line; the customary threshold of slerp implementations.

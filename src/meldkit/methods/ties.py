@@ -17,7 +17,8 @@ from meldkit.methods._task_vectors import (
     normalize_parameter,
     num_kept,
 )
-from meldkit.methods.base import Base, Measured, Parameter, Whole
+from meldkit.methods.base import Base, Measured, Whole
+from meldkit.methods.parameter import Parameter
 from meldkit.methods.statistics import Chain, Known, KthMagnitude, L1Ratio, Statistic
 from meldkit.shapes import Float32, Tensor
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from meldkit.checkpoint import Checkpoint
 from meldkit.engine import ON_CPU, Device
-from meldkit.kernels import compiled, processor
+from meldkit.kernels.library import compiled, processor
 from meldkit.output.sums import Sum
 from meldkit.plan import NUMERIC_VERSION, Plan
 
