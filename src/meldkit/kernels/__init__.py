@@ -218,7 +218,9 @@ def at_least(values: Float32[Tensor, " n"], threshold: float) -> np.ndarray:
         bits = np.empty(-(-len(values) // 8), np.uint8)
         library.FUNCTIONS.at_least(values.data_ptr(), len(values), threshold, address(bits))
         return bits
-    return np.packbits(torch.ge(values, float(np.float32(threshold))).cpu().numpy())
+    if not in_memory(values):
+        return elsewhere.at_least(values, threshold)
+    return np.packbits(np.greater_equal(values.numpy(), np.float32(threshold)))
 
 
 def sum_changed(

@@ -85,6 +85,11 @@ def count_magnitudes(row: Float32[Tensor, " n"], low: float, high: float) -> tup
     return counts, row[above_low & ~at_least_high].cpu().numpy()
 
 
+def at_least(values: Float32[Tensor, " n"], threshold: float) -> np.ndarray:
+    """As in `meldkit.kernels`."""
+    return np.packbits(torch.ge(values, float(np.float32(threshold))).cpu().numpy())
+
+
 def norms(row: Float32[Tensor, " n"], kept: np.ndarray, grain: int) -> np.ndarray:
     """As in `meldkit.kernels`."""
     magnitudes = row.abs().double()
