@@ -20,6 +20,7 @@ import tiny
 import word_tokenizers as words
 from gguf_files import LLAMA_KEYS, llama_tensors, write_gguf
 from meldkit.cli import display
+from meldkit.kernels import library
 from meldkit.report import Difference, ModelComparison, Relation, TaskDifference, diff
 from meldkit.report.diff import THRESHOLDS, measure, spectrum
 from tokenizer_packages import Package, fetch
@@ -144,9 +145,9 @@ def adversarial() -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     }
 
 
-@pytest.mark.parametrize("library", ["compiled", "torch"])
-def test_every_statistic(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if library == "torch":
+@pytest.mark.parametrize("computed", ["compiled", "torch"])
+def test_every_statistic(computed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if computed == "torch":
         monkeypatch.setattr(library, "FUNCTIONS", None)
     cases = adversarial()
     for place, name in enumerate(("base", "a", "b")):
