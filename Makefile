@@ -7,7 +7,7 @@ BIN := .venv/bin
 setup: .venv/ready
 
 # Made again when a dependency or what is compiled changes.
-.venv/ready: pyproject.toml constraints.txt hatch_build.py src/meldkit/kernels/kernels.c
+.venv/ready: pyproject.toml constraints.txt hatch_build.py $(wildcard src/meldkit/kernels/*.[ch])
 	$(PYTHON) -m venv .venv
 	@echo "installing into .venv (a few minutes the first time)"
 	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"

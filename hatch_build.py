@@ -15,8 +15,8 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = "src/meldkit/kernels/kernels.c"
-TARGET = "src/meldkit/kernels/kernels.so"
+FOLDER = "src/meldkit/kernels"
+TARGET = f"{FOLDER}/kernels.so"
 FLAGS = "-O3 -fPIC -shared -std=gnu11 -ffp-contract=off -fno-math-errno -fno-trapping-math"
 
 
@@ -34,7 +34,7 @@ class CompileKernels(BuildHookInterface[Any]):
             *FLAGS.split(),
             "-o",
             str(partial),
-            str(Path(self.root, SOURCE)),
+            *map(str, sorted(Path(self.root, FOLDER).glob("*.c"))),
             "-lm",
         ]
         try:

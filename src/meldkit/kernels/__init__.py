@@ -1,6 +1,6 @@
 """The inner loops of the methods: compiled ones, and the same in PyTorch and NumPy.
 
-Each function below says what it computes. It hands its work to kernels.c, which goes through the data once
+Each function below says what it computes. It hands its work to compiled loops, which go through the data once
 where PyTorch's operations go through it many times, and keeps no other thread waiting for the interpreter.
 Where there is no compiled library, or tensors are on another device, PyTorch does the same: to the last bit,
 save for sums of many numbers, which are formed in another order.
@@ -19,7 +19,7 @@ from meldkit.kernels.elsewhere import in_memory
 from meldkit.kernels.library import address, fits, rooms, rows_at
 from meldkit.shapes import Float32, Tensor
 
-#: Numbers of a block and of lanes in kernels.c.
+#: Numbers of a block and of lanes in common.h.
 _BLOCK, _LANES = 1024, 16
 
 

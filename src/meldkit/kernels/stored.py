@@ -13,7 +13,7 @@ from meldkit.kernels import library
 from meldkit.kernels.library import address, fits, rooms
 from meldkit.shapes import Float32, Tensor
 
-#: What kernels.c calls the types of numbers that it reads and writes, by their names in safetensors, and the
+#: What the library calls the types of numbers that it reads and writes, by their names in safetensors, and the
 #: bytes of a number.
 _TYPES, _SIZES = {"F32": 0, "BF16": 1, "F16": 2}, {"F32": 4, "BF16": 2, "F16": 2}
 

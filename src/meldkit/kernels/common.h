@@ -1,0 +1,37 @@
+/* What the files of the library share.
+ *
+ * The inner loops that meldkit spends its time in, each of them once over its data. __init__.py and its
+ * neighbours say what each function computes, and do the same in PyTorch and NumPy where these files could not be
+ * compiled. Rows of a tile [m, n] begin `stride` elements apart.
+ *
+ * Loops over a block stand in functions of their own whose pointers are `restrict`: that is what lets compilers
+ * turn them into vector instructions. Sums are formed in a fixed number of lanes, so that they do not depend on
+ * the width of the processor's registers. To be compiled with -ffp-contract=off: where a product is added
+ * without rounding it first, fma says so.
+ */
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+/* The widest version that the processor can run is chosen when the library is loaded. */
+#define CLONES 1
+#define LOOP __attribute__((noinline, target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"))) static
+#else
+#define CLONES 0
+#define LOOP static
+#endif
+
+/* Elements of a block, of which a few fit the first-level cache; a multiple of LANES. */
+enum { BLOCK = 1024, LANES = 16 };
+
+static inline long smaller(long a, long b) { return a < b ? a : b; }
+
+static inline double sum_of(const double *lanes) {
+    double total = 0;
+    for (int l = 0; l < LANES; l++) total += lanes[l];
+    return total;
+}
