@@ -319,6 +319,11 @@ def test_a_preset_or_text_replaces_all_templates_of_the_donor() -> None:
             "the result of a multiplication is too large\n  the line is: {{ 9 ** (9 ** 9) }}",
         ),
         (
+            "{{ 1e999 }}",
+            "r.yml:3: line 1 of the chat_template: rendering a short conversation fails: "
+            "name 'inf' is not defined\n  the line is: {{ 1e999 }}",
+        ),
+        (
             "{{ '\ud800' }}",
             "r.yml:3: the chat_template: it has half of a surrogate pair, which is no character",
         ),

@@ -154,9 +154,22 @@ class OpenFiles:
                 f"{path} ends at byte {offset + done:,}, {wanted - done:,} bytes too early",
                 hint="the file changed after it was opened; make it whole and run the command again",
             )
+        self.count(done)
+
+    def count(self, nbytes: int) -> None:
+        """So many bytes were read."""
         self._begun.set()
         with self._lock:
-            self.bytes_read += done
+            self.bytes_read += nbytes
+
+    def descriptor(self, path: Path) -> int:
+        """An open descriptor of the file, which stays open.
+
+        Raises:
+            CheckpointError: the file cannot be opened.
+        """
+        with self._failures(path, 0):
+            return self._descriptor(path)
 
     def _descriptor(self, path: Path) -> int:
         with self._lock:

@@ -13,6 +13,7 @@ import torch
 
 from meldkit.checkpoint.dtypes import DTYPES
 from meldkit.checkpoint.files import OpenFiles
+from meldkit.kernels import stored
 from meldkit.shapes import Float32, Tensor
 
 
@@ -155,6 +156,18 @@ class StoredTensor:
         raw = scratch.take((stop - start) * self._itemsize)
         self.read_bytes(start, raw.numpy().data)
         out.copy_(raw.view(self._torch_dtype))
+
+    def place(self, start: int) -> tuple[int, int]:
+        """Where element `start` lies: a descriptor, and the byte in its file."""
+        return self._files.descriptor(self._info.file), self._info.offset + start * self._itemsize
+
+    def cached(self, start: int, nbytes: int) -> bool:
+        """Whether bytes from element `start` on are in the system's page cache; also if that is not known."""
+        return stored.cached(*self.place(start), nbytes)
+
+    def was_read(self, n: int) -> None:
+        """Somebody has read n elements from their place."""
+        self._files.count(n * self._itemsize)
 
     def read_floats(self, start: int, out: np.ndarray) -> None:
         """Fill `out`, float32 `[n]`, from element `start` on; of the types that compiled kernels know."""

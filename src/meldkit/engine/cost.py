@@ -10,8 +10,8 @@ from pathlib import Path
 from meldkit.checkpoint import DTYPES, TensorInfo
 from meldkit.engine.blocks import elements_of_row
 from meldkit.engine.buffers import PAGE, SPAN, TILE
-from meldkit.engine.combination import stored_dtype, takes_torch
 from meldkit.engine.device import ON_CPU, Device, share_of, tile_for
+from meldkit.engine.fused import stored_dtype, takes_torch
 from meldkit.engine.run import WRITERS
 from meldkit.engine.staging import PIECE
 from meldkit.methods import Noise, Whole

@@ -9,9 +9,9 @@ from typing import Any
 
 from meldkit.checkpoint import StoredTensor
 from meldkit.engine.buffers import TILE, Buffers, cut
-from meldkit.engine.combination import CombinationRun, stored_sources
 from meldkit.engine.device import ON_CPU, Device, tile_for
 from meldkit.engine.ends import Inputs, Observer, Sink
+from meldkit.engine.fused import FusedRun, stored_sources
 from meldkit.engine.run import Progress, Runnable, run
 from meldkit.engine.tensor_run import TensorRun, read_tile
 from meldkit.methods import Noise, Whole
@@ -77,13 +77,13 @@ def run_jobs(
         "observe": observe,
     }
 
-    def combined(job: TensorJob) -> list[StoredTensor]:
-        """What kernels of the CPU combine."""
+    def fused(job: TensorJob) -> list[StoredTensor]:
+        """What compiled loops work on."""
         return stored_sources(job, inputs) if devices[0].in_memory else []
 
-    left = [(job, combined(job)) for job in jobs if job.name not in finished]
+    left = [(job, fused(job)) for job in jobs if job.name not in finished]
     tensors = (
-        CombinationRun(stored, job, inputs, sink, **options, **sizes(job))
+        FusedRun(stored, job, inputs, sink, **options, **sizes(job))
         if stored
         else TensorRun(job, inputs, sink, **options, **sizes(job))
         for job, stored in left

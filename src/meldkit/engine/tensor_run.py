@@ -19,7 +19,8 @@ from meldkit.engine.buffers import SPAN, TILE, Buffers, cut
 from meldkit.engine.ends import Inputs, Observer, Sink
 from meldkit.engine.finite import all_finite, count, fits, not_finite
 from meldkit.errors import MeldError, RunError, is_full, out_of_memory
-from meldkit.kernels import stored
+from meldkit.kernels import Row, stored
+from meldkit.kernels.tile import Failed
 from meldkit.methods import Method, Noise, Whole
 from meldkit.methods.base import subtract_base
 from meldkit.methods.statistics import CHUNK, Statistic
@@ -242,7 +243,7 @@ class TensorRun:
             self._check_inputs(start, models, base)
         with self._method_failures():
             merged = method.apply(models, self.job.values, self._measured, self._whole, start)
-            if merged.shape != models.shape[1:]:
+            if isinstance(merged, Row) or merged.shape != models.shape[1:]:
                 raise ValueError(f"it returned {list(merged.shape)} for a tile of {list(models[0].shape)}")
         return merged if base is None else merged.add_(base)
 
@@ -265,7 +266,7 @@ class TensorRun:
         """Methods may come from outside and raise anything; say which one failed, and on what."""
         try:
             yield
-        except MeldError:
+        except (MeldError, Failed):
             raise
         except Exception as e:
             if (full := out_of_memory(e)) is not None:

@@ -1,4 +1,4 @@
-"""The loops for tensors that are not in main memory, where PyTorch's plain operations do not do.
+"""The loops in PyTorch, where its plain operations do not do.
 
 Sums are formed in halves: the second half of a row is added to the first, again and again until one number is
 left. The order depends on the length of the row alone, so that neither the tile nor the device decides the
@@ -90,11 +90,10 @@ def at_least(values: Float32[Tensor, " n"], threshold: float) -> np.ndarray:
     return np.packbits(torch.ge(values, float(np.float32(threshold))).cpu().numpy())
 
 
-def norms(row: Float32[Tensor, " n"], kept: np.ndarray, grain: int) -> np.ndarray:
-    """As in `meldkit.kernels`."""
-    magnitudes = row.abs().double()
-    both = torch.stack([magnitudes, magnitudes * torch.from_numpy(kept).to(row.device)])
-    return chunk_sums(both, grain).T.cpu().numpy()
+def norms(x: Float32[Tensor, "m n"], grain: int) -> np.ndarray:
+    """Σ|x_i| of each `grain` elements: float64 `[m, n / grain]`."""
+    there = x if has_float64(x.device) else x.cpu()
+    return chunk_sums(there.abs().double(), grain).cpu().numpy()
 
 
 def by_rank(rows: Float32[Tensor, "rows columns"], values: np.ndarray) -> np.ndarray:

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from meldkit.kernels import library
 from meldkit.kernels.library import address, fits, rooms
+from meldkit.kernels.tile import TYPES
 from meldkit.shapes import Float32, Tensor
 
-#: What the library calls the types of numbers that it reads and writes, by their names in safetensors, and the
-#: bytes of a number.
-_TYPES, _SIZES = {"F32": 0, "BF16": 1, "F16": 2}, {"F32": 4, "BF16": 2, "F16": 2}
+#: Bytes of a number.
+_SIZES = {"F32": 4, "BF16": 2, "F16": 2}
 
 
 def knows(dtype: str | None) -> bool:
     """Whether compiled loops read and write numbers of a type (safetensors' name)."""
     functions = library.FUNCTIONS
-    return functions is not None and dtype in _TYPES and (dtype != "F16" or bool(functions.has_half()))
+    return functions is not None and dtype in TYPES and (dtype != "F16" or bool(functions.has_half()))
 
 
 def cached(descriptor: int, offset: int, length: int) -> bool:
@@ -39,7 +37,7 @@ def read_bfloat16(descriptor: int, offset: int, out: Float32[Tensor, " n"]) -> i
         OSError: they cannot be read.
     """
     if library.FUNCTIONS is not None and fits(out):
-        return _got(library.FUNCTIONS.read(descriptor, offset, _TYPES["BF16"], len(out), out.data_ptr()))
+        return _got(library.FUNCTIONS.read(descriptor, offset, TYPES["BF16"], len(out), out.data_ptr()))
     raw = rooms.take("raw", np.uint8, 2 * len(out))[: 2 * len(out)]
     done = _read_bytes(descriptor, offset, raw.data)
     out.copy_(torch.from_numpy(raw).view(torch.bfloat16))
@@ -60,7 +58,7 @@ def read_floats(descriptor: int, offset: int, dtype: str, out: np.ndarray) -> in
     Raises:
         OSError: they cannot be read.
     """
-    return _got(library.FUNCTIONS.read(descriptor, offset, _TYPES[dtype], len(out), address(out)))
+    return _got(library.FUNCTIONS.read(descriptor, offset, TYPES[dtype], len(out), address(out)))
 
 
 def _got(result: int) -> int:
@@ -104,46 +102,6 @@ def read_runs(descriptor: int, offsets: np.ndarray, out: Tensor) -> int:
     return out.numel()
 
 
-def combine(
-    sources: Sequence[tuple[np.ndarray, str]],
-    coefficients: Sequence[float],
-    factor: float,
-    dtype: str,
-    out: np.ndarray,
-    *,
-    has_base: bool,
-) -> bool:
-    """factor · Σ c_i x_i, or base + factor · Σ c_i (x_i − base); needs the library.
-
-    In float32, in the order of the models; each product but the first is added unrounded.
-
-    Args:
-        sources: bytes and type (one that `knows`), of the base if there is one and of each model.
-        coefficients: c.
-        factor: on the sum.
-        dtype: to which results are rounded; one that `knows`.
-        out: their bytes, uint8, without gaps.
-        has_base: whether there is a base.
-
-    Returns:
-        Whether all results are finite; if not, `out` holds nothing of use.
-    """
-    m = len(coefficients)
-    return bool(
-        library.FUNCTIONS.combine(
-            (ctypes.c_void_p * len(sources))(*(address(raw) for raw, _ in sources)),
-            (ctypes.c_int * len(sources))(*(_TYPES[kind] for _, kind in sources)),
-            m,
-            has_base,
-            (ctypes.c_float * m)(*coefficients),
-            factor,
-            _TYPES[dtype],
-            out.nbytes // _SIZES[dtype],
-            address(out),
-        )
-    )
-
-
 def finite(dtype: str, raw: np.ndarray) -> bool:
     """Whether numbers of a type that `knows`, given as bytes, are all finite; needs the library."""
-    return bool(library.FUNCTIONS.finite(_TYPES[dtype], address(raw), raw.nbytes // _SIZES[dtype]))
+    return bool(library.FUNCTIONS.finite(TYPES[dtype], address(raw), raw.nbytes // _SIZES[dtype]))

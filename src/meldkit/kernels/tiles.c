@@ -1,151 +1,47 @@
-/* Loops over the elements of tiles. */
+/* Tiles: rows of numbers that are read, worked on, measured and rounded block by block, so that they stay in the
+ * first-level cache from the file to the output. tile.py says what each step does. */
 
-#include "common.h"
+#include "numbers.h"
 
-#include <sys/mman.h>
-#include <unistd.h>
+/* Numbers that are read from a file at once. */
+enum { PIECE = 16 * BLOCK };
 
-/* Of the instructions that the loops use; 0 where there is one version only. */
-int meldkit_level(void) {
-#if CLONES
-    return __builtin_cpu_supports("x86-64-v4") ? 4 : __builtin_cpu_supports("x86-64-v3") ? 3 : 1;
-#else
-    return 0;
-#endif
-}
+/* Where the numbers of a row are: in memory, or from an offset of a file on. */
+typedef struct {
+    const char *memory;
+    long offset;
+    int file, type;
+} source;
 
-/* --- reading ---------------------------------------------------------------------------------------------- */
+typedef struct {
+    int operation;
+    int row, other; /* registers */
+    float a, b;
+    const void *in;
+    void *out, *room;
+    long found;
+} step;
 
-/* bfloat16 is the upper half of float32. */
-LOOP void widen(const uint16_t *restrict from, float *restrict to, long n) {
-    for (long i = 0; i < n; i++) {
-        uint32_t bits = (uint32_t)from[i] << 16;
-        memcpy(to + i, &bits, 4);
-    }
-}
+/* Registers, of a block each: the base, the models, and others. */
+typedef struct {
+    const source *sources;
+    step *steps;
+    float *registers;
+    char *pieces;
+    char *out; /* of the numbers in register `result`, if it is wanted */
+    long num_models, num_steps, n, grain;
+    int has_base, check, result, type;
+    int failed; /* which source */
+    long got;   /* bytes of it */
+} tile;
 
-/* Returns how many bytes there were, fewer than wanted at the end of the file; or -errno. */
-static long read_bytes(int file, long offset, long wanted, char *out) {
-    long got = 0;
-    while (got < wanted) {
-        ssize_t count = pread(file, out + got, wanted - got, offset + got);
-        if (count < 0 && errno == EINTR) continue;
-        if (count < 0) return -errno;
-        if (count == 0) break;
-        got += count;
-    }
-    return got;
-}
+/* Where a block is: its first element and how many there are, its grain, and whether that begins or ends here. */
+typedef struct {
+    long start, n, grain;
+    int first, last;
+} place;
 
-/* Whether bytes of a file are in the page cache; also if the system does not tell. To ask by RWF_NOWAIT would
- * begin to read them. */
-int meldkit_cached(int file, long offset, long length) {
-    unsigned char pages[1024];
-    long page = sysconf(_SC_PAGESIZE), end = offset + length;
-    for (long start = offset / page * page; start < end; start += page * (long)sizeof pages) {
-        long size = smaller(end - start, page * (long)sizeof pages), others = 0;
-        void *mapped = mmap(NULL, size, PROT_READ, MAP_SHARED, file, start);
-        if (mapped == MAP_FAILED) return 1;
-        int known = mincore(mapped, size, (void *)pages) == 0;
-        munmap(mapped, size);
-        if (!known) return 1;
-        for (long i = 0; i < (size + page - 1) / page; i++) others += !(pages[i] & 1);
-        if (others) return 0;
-    }
-    return 1;
-}
-
-/* Types of numbers in files. */
-enum { F32, BF16, F16 };
-
-static long size_of(int type) { return type == F32 ? 4 : 2; }
-
-#if defined(__FLT16_MAX__)
-LOOP void widen_half(const uint16_t *restrict from, float *restrict to, long n) {
-    for (long i = 0; i < n; i++) {
-        _Float16 value;
-        memcpy(&value, from + i, 2);
-        to[i] = (float)value;
-    }
-}
-
-LOOP void narrow_half(const float *restrict from, uint16_t *restrict to, long n) {
-    for (long i = 0; i < n; i++) {
-        _Float16 value = (_Float16)from[i];
-        memcpy(to + i, &value, 2);
-    }
-}
-
-int meldkit_has_half(void) { return 1; }
-#else
-static void widen_half(const uint16_t *from, float *to, long n) { (void)from, (void)to, (void)n; }
-static void narrow_half(const float *from, uint16_t *to, long n) { (void)from, (void)to, (void)n; }
-int meldkit_has_half(void) { return 0; }
-#endif
-
-static void to_floats(int type, const void *from, float *to, long n) {
-    if (type == BF16) widen(from, to, n);
-    if (type == F16) widen_half(from, to, n);
-    if (type == F32) memcpy(to, from, 4 * n);
-}
-
-/* Reads n numbers of a type as float32. Returns as read_bytes. */
-long meldkit_read(int file, long offset, int type, long n, float *out) {
-    uint16_t piece[16 * BLOCK];
-    long size = size_of(type);
-    if (type == F32) return read_bytes(file, offset, 4 * n, (char *)out);
-    for (long done = 0; done < n;) {
-        long wanted = size * smaller(n - done, 16 * BLOCK);
-        long got = read_bytes(file, offset + size * done, wanted, (char *)piece);
-        if (got < wanted) return got < 0 ? got : size * done + got;
-        to_floats(type, piece, out + done, wanted / size);
-        done += wanted / size;
-    }
-    return size * n;
-}
-
-/* Reads n runs of bytes that begin at these offsets; those that follow each other at once. As read_bytes. */
-long meldkit_read_runs(int file, const int64_t *offsets, long n, long bytes, char *out) {
-    for (long i = 0, next; i < n; i = next) {
-        for (next = i + 1; next < n && offsets[next] == offsets[next - 1] + bytes;) next++;
-        long wanted = (next - i) * bytes, got = read_bytes(file, offsets[i], wanted, out + i * bytes);
-        if (got < wanted) return got < 0 ? got : i * bytes + got;
-    }
-    return n * bytes;
-}
-
-/* --- inner products --------------------------------------------------------------------------------------- */
-
-LOOP void to_doubles(double *restrict to, const float *restrict from, long n) {
-    for (long i = 0; i < n; i++) to[i] = (double)from[i];
-}
-
-LOOP void add_products(double *restrict lanes, const double *restrict a, const double *restrict b, long n) {
-    double sum[LANES];
-    for (long l = 0; l < LANES; l++) sum[l] = lanes[l];
-    for (long i = 0; i < n; i += LANES)
-        for (long l = 0; l < LANES; l++) sum[l] += a[i + l] * b[i + l];
-    for (long l = 0; l < LANES; l++) lanes[l] = sum[l];
-}
-
-/* Products of rows i <= j, in that order; `room` has place for m BLOCK + pairs LANES. */
-void meldkit_gram(const float *x, long stride, long m, long n, double *room, double *out) {
-    double *all_lanes = room + m * BLOCK, *lanes;
-    memset(all_lanes, 0, sizeof(double) * m * (m + 1) / 2 * LANES);
-    for (long start = 0; start < n; start += BLOCK) {
-        long length = smaller(n - start, BLOCK), whole = (length + LANES - 1) / LANES * LANES;
-        for (long i = 0; i < m; i++) {
-            to_doubles(room + i * BLOCK, x + i * stride + start, length);
-            for (long k = length; k < whole; k++) room[i * BLOCK + k] = 0;
-        }
-        lanes = all_lanes;
-        for (long i = 0; i < m; i++)
-            for (long j = i; j < m; j++, lanes += LANES)
-                add_products(lanes, room + i * BLOCK, room + j * BLOCK, whole);
-    }
-    lanes = all_lanes;
-    for (long pair = 0; pair < m * (m + 1) / 2; pair++, lanes += LANES) out[pair] = sum_of(lanes);
-}
+enum { FINE, INPUT_NOT_FINITE, RESULT_NOT_FINITE, CANNOT_READ };
 
 /* --- linear combinations ---------------------------------------------------------------------------------- */
 
@@ -165,103 +61,10 @@ LOOP void add_multiple(float *restrict total, const float *restrict row, float f
     for (long i = 0; i < n; i++) total[i] = fmaf(row[i], factor, total[i]);
 }
 
-/* Rounds to the nearest, of two equally near ones to the even one. */
-LOOP void narrow(const float *restrict from, uint16_t *restrict to, long n) {
-    for (long i = 0; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, from + i, 4);
-        to[i] = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-    }
-}
-
-/* Whether numbers of a type are all finite: the exponent of others has all bits set. */
-LOOP int finite_words(const float *restrict x, uint32_t exponent, long n) {
-    int others = 0;
-    for (long i = 0; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, x + i, 4);
-        others |= (bits & exponent) == exponent;
-    }
-    return !others;
-}
-
-LOOP int finite_halves(const uint16_t *restrict x, uint16_t exponent, long n) {
-    int others = 0;
-    for (long i = 0; i < n; i++) others |= (x[i] & exponent) == exponent;
-    return !others;
-}
-
-int meldkit_finite(int type, const void *x, long n) {
-    if (type == F32) return finite_words(x, 0x7f800000, n);
-    return finite_halves(x, type == BF16 ? 0x7f80 : 0x7c00, n);
-}
-
-/* factor (c_0 x_0 + c_1 x_1 + ...), or with a base b + factor (c_0 (x_0 - b) + ...), rounded to a type. `sources`
- * are the numbers of each x, the base before them, and `types` how they are stored. Each product but the first is
- * added unrounded. Returns whether all results are finite. */
-int meldkit_combine(const char *const *sources, const int *types, long m, int has_base, const float *factors,
-                    float factor, int type, long n, char *out) {
-    long num_sources = m + has_base;
-    for (long start = 0; start < n; start += BLOCK) {
-        long count = smaller(n - start, BLOCK);
-        float base[BLOCK], row[BLOCK], total[BLOCK];
-        for (long k = 0; k < num_sources; k++) {
-            float *to = has_base && k == 0 ? base : k == has_base ? total : row;
-            to_floats(types[k], sources[k] + size_of(types[k]) * start, to, count);
-            if (to == base) continue;
-            if (has_base) subtract(to, base, count);
-            if (to == total) scale(total, factors[0], count);
-            else add_multiple(total, row, factors[k - has_base], count);
-        }
-        scale(total, factor, count);
-        if (has_base) add(total, base, count);
-        char *place = out + size_of(type) * start;
-        if (type == BF16) narrow(total, (uint16_t *)place, count);
-        if (type == F16) narrow_half(total, (uint16_t *)place, count);
-        if (type == F32) memcpy(place, total, 4 * count);
-        /* Of both: rounding may hide NaN, and what float32 holds a narrower type may not. */
-        if (!meldkit_finite(F32, total, count) || !meldkit_finite(type, place, count)) return 0;
-    }
-    return 1;
-}
-
-/* --- order statistics ------------------------------------------------------------------------------------- */
-
-LOOP void count_block(const float *restrict x, uint8_t *restrict inside, long n, float low, float high,
-                      int *restrict counts) {
-    int above = 0, from_high = 0, above_low = 0, from_low = 0, varied = 0;
-    for (long i = 0; i < n; i++) {
-        float value = fabsf(x[i]);
-        above += value > high;
-        from_high += value >= high;
-        above_low += value > low;
-        from_low += value >= low;
-        varied += value != 0;
-    }
-    for (long i = 0; i < n; i++) inside[i] = (fabsf(x[i]) > low) & !(fabsf(x[i]) >= high);
-    counts[0] = above, counts[1] = from_high, counts[2] = above_low, counts[3] = from_low, counts[4] = varied;
-}
-
-/* Adds to `counts` how many magnitudes are > high, >= high, > low, >= low, and not 0; puts those above low
- * and not from high on into `found`, which has room for n. Returns how many those are. */
-long meldkit_count(const float *x, long n, float low, float high, int64_t *counts, float *found) {
-    long num_found = 0;
-    for (long start = 0; start < n; start += BLOCK) {
-        long length = smaller(n - start, BLOCK);
-        uint8_t inside[BLOCK] = {0};
-        int part[5];
-        count_block(x + start, inside, length, low, high, part);
-        for (int c = 0; c < 5; c++) counts[c] += part[c];
-        if (part[2] == part[1]) continue;
-        for (long i = 0; i < length; i += 8) {
-            uint64_t eight;
-            memcpy(&eight, inside + i, 8);
-            if (!eight) continue;
-            for (long j = i; j < i + 8; j++)
-                if (inside[j]) found[num_found++] = fabsf(x[start + j]);
-        }
-    }
-    return num_found;
+static void combine(float *x, long m, const float *factors, float factor, long n) {
+    scale(x, factors[0], n);
+    for (long k = 1; k < m; k++) add_multiple(x, x + k * BLOCK, factors[k], n);
+    scale(x, factor, n);
 }
 
 /* --- sign election ---------------------------------------------------------------------------------------- */
@@ -293,70 +96,64 @@ LOOP void divide(float *restrict out, const float *restrict total, const float *
     }
 }
 
-/* `out` may be a row of x. */
-void meldkit_elect(const float *x, long stride, long m, long n, const float *before, const float *factor,
-                   const float *share, float least, float lambda, float *out) {
-    for (long start = 0; start < n; start += BLOCK) {
-        long length = smaller(n - start, BLOCK);
-        float total[BLOCK] = {0}, sign[BLOCK], agreeing[BLOCK] = {0};
-        for (long k = 0; k < m; k++) add_scaled(total, x + k * stride + start, before[k], length);
-        signs(total, sign, length);
-        memset(total, 0, sizeof total);
-        for (long k = 0; k < m; k++)
-            add_agreeing(total, agreeing, x + k * stride + start, sign, before[k], factor[k], share[k], length);
-        divide(out + start, total, agreeing, sign, least, lambda, length);
-    }
+/* `numbers`: what comes before, factors and shares of the rows. */
+static void elect(float *x, long m, const float *numbers, float least, float lambda, long n) {
+    float total[BLOCK] = {0}, sign[BLOCK], agreeing[BLOCK] = {0};
+    for (long k = 0; k < m; k++) add_scaled(total, x + k * BLOCK, numbers[k], n);
+    signs(total, sign, n);
+    memset(total, 0, sizeof total);
+    for (long k = 0; k < m; k++)
+        add_agreeing(total, agreeing, x + k * BLOCK, sign, numbers[k], numbers[m + k], numbers[2 * m + k], n);
+    divide(x, total, agreeing, sign, least, lambda, n);
 }
 
-/* --- bits ------------------------------------------------------------------------------------------------- */
+/* --- elements --------------------------------------------------------------------------------------------- */
 
-/* Bits as numbers 0 and 1, the highest bit of a byte first. */
-LOOP void spread(const uint8_t *restrict bits, float *restrict flags, long n) {
-    for (long i = 0; i < (n + 7) / 8; i++)
-        for (int b = 0; b < 8; b++) flags[8 * i + b] = (float)(bits[i] >> (7 - b) & 1);
+LOOP void zero_below(float *restrict row, float threshold, long n) {
+    for (long i = 0; i < n; i++) row[i] = fabsf(row[i]) <= threshold ? 0.0f : row[i];
+}
+
+LOOP void zero_above(float *restrict row, float threshold, long n) {
+    for (long i = 0; i < n; i++) row[i] -= fabsf(row[i]) <= threshold ? 0.0f : row[i];
+}
+
+LOOP void clamp(float *restrict row, float low, float high, long n) {
+    for (long i = 0; i < n; i++) {
+        float value = row[i] < low ? low : row[i];
+        row[i] = value > high ? high : value;
+    }
 }
 
 LOOP void multiply(float *restrict row, const float *restrict flags, long n) {
     for (long i = 0; i < n; i++) row[i] *= flags[i];
 }
 
-/* Multiplies by bits. */
-void meldkit_drop(float *row, const uint8_t *bits, long n) {
-    float flags[BLOCK];
-    for (long start = 0; start < n; start += BLOCK) {
-        long length = smaller(n - start, BLOCK);
-        spread(bits + start / 8, flags, length);
-        multiply(row + start, flags, length);
+/* Bits as numbers 0 and 1, the highest bit of a byte first. */
+LOOP void spread(const uint8_t *restrict bits, float *restrict flags, long bytes) {
+    for (long i = 0; i < bytes; i++)
+        for (int b = 0; b < 8; b++) flags[8 * i + b] = (float)(bits[i] >> (7 - b) & 1);
+}
+
+static void keep_bits(float *row, const uint8_t *bits, long start, long n) {
+    float flags[BLOCK + 16];
+    spread(bits + start / 8, flags, (start + n + 7) / 8 - start / 8);
+    multiply(row, flags + start % 8, n);
+}
+
+LOOP void pack(const float *restrict values, float threshold, uint8_t *restrict bits, long bytes) {
+    for (long i = 0; i < bytes; i++) {
+        uint8_t byte = 0;
+        for (int b = 0; b < 8; b++) byte = (uint8_t)(byte << 1 | (values[8 * i + b] >= threshold));
+        bits[i] = byte;
     }
 }
 
-LOOP void choose(const float *restrict row, const uint8_t *restrict kept, float *restrict values, long n) {
-    for (long i = 0; i < n; i++) values[i] = row[i] * (float)kept[i];
-}
-
-/* Adds magnitudes to lanes; n is a multiple of LANES. */
-LOOP void add_magnitudes(double *restrict lanes, const float *restrict values, long n) {
-    double sum[LANES];
-    for (long l = 0; l < LANES; l++) sum[l] = lanes[l];
-    for (long i = 0; i < n; i += LANES)
-        for (long l = 0; l < LANES; l++) sum[l] += (double)fabsf(values[i + l]);
-    for (long l = 0; l < LANES; l++) lanes[l] = sum[l];
-}
-
-/* Sums of magnitudes, of all and of what is kept, for each `grain` elements. */
-void meldkit_norms(const float *row, const uint8_t *kept, long n, long grain, double *out) {
-    for (long first = 0; first < n; first += grain, out += 2) {
-        double before[LANES] = {0}, after[LANES] = {0};
-        long last = smaller(first + grain, n);
-        for (long start = first; start < last; start += BLOCK) {
-            float values[BLOCK] = {0};
-            long length = smaller(last - start, BLOCK), whole = (length + LANES - 1) / LANES * LANES;
-            memcpy(values, row + start, sizeof(float) * length);
-            add_magnitudes(before, values, whole);
-            choose(row + start, kept + start, values, length);
-            add_magnitudes(after, values, whole);
-        }
-        out[0] = sum_of(before), out[1] = sum_of(after);
+/* Bits of what is at least the threshold, from a whole byte on. */
+static void at_least(const float *values, float threshold, uint8_t *bits, long n) {
+    pack(values, threshold, bits, n / 8);
+    for (long i = n / 8 * 8; i < n; i++) {
+        if (i % 8 == 0) bits[i / 8] = 0;
+        bits[i / 8] |= (uint8_t)((values[i] >= threshold) << (7 - i % 8));
     }
 }
 
@@ -381,36 +178,16 @@ LOOP void add_square(float *restrict total, const float *restrict row, const flo
     }
 }
 
-LOOP void divide_by(float *restrict out, const float *restrict total, float count, long n) {
-    for (long i = 0; i < n; i++) out[i] = total[i] / count;
+LOOP void divide_by(float *restrict row, float count, long n) {
+    for (long i = 0; i < n; i++) row[i] /= count;
 }
 
-void meldkit_variance(const float *x, long stride, long m, long n, float *out) {
-    for (long start = 0; start < n; start += BLOCK) {
-        long length = smaller(n - start, BLOCK);
-        float mean[BLOCK] = {0}, total[BLOCK];
-        for (long k = 1; k < m; k++) add_difference(mean, x + k * stride + start, x + start, length);
-        scale_and_square(mean, total, (float)m, length);
-        for (long k = 1; k < m; k++) add_square(total, x + k * stride + start, x + start, mean, length);
-        divide_by(out + start, total, (float)m, length);
-    }
-}
-
-LOOP void pack(const float *restrict values, float threshold, uint8_t *restrict bits, long bytes) {
-    for (long i = 0; i < bytes; i++) {
-        uint8_t byte = 0;
-        for (int b = 0; b < 8; b++) byte = (uint8_t)(byte << 1 | (values[8 * i + b] >= threshold));
-        bits[i] = byte;
-    }
-}
-
-/* Bits of what is at least the threshold, the highest bit of a byte first. */
-void meldkit_at_least(const float *values, long n, float threshold, uint8_t *bits) {
-    pack(values, threshold, bits, n / 8);
-    for (long i = n / 8 * 8; i < n; i++) {
-        if (i % 8 == 0) bits[i / 8] = 0;
-        bits[i / 8] |= (uint8_t)((values[i] >= threshold) << (7 - i % 8));
-    }
+static void variance(const float *x, long m, float *out, long n) {
+    float mean[BLOCK] = {0};
+    for (long k = 1; k < m; k++) add_difference(mean, x + k * BLOCK, x, n);
+    scale_and_square(mean, out, (float)m, n);
+    for (long k = 1; k < m; k++) add_square(out, x + k * BLOCK, x, mean, n);
+    divide_by(out, (float)m, n);
 }
 
 /* --- changed elements ------------------------------------------------------------------------------------- */
@@ -425,15 +202,26 @@ LOOP void add_changed(float *restrict total, float *restrict count, float *restr
     }
 }
 
-/* Zeroes, in x, changes of at most epsilon; sums the others, and counts them. */
-void meldkit_changed(float *x, long stride, long m, long n, float epsilon, float *total, float *count) {
-    for (long start = 0; start < n; start += BLOCK) {
-        long length = smaller(n - start, BLOCK);
-        memset(total + start, 0, 4 * length);
-        memset(count + start, 0, 4 * length);
-        for (long k = 0; k < m; k++)
-            add_changed(total + start, count + start, x + k * stride + start, epsilon, length);
-    }
+static void sum_changed(float *x, long m, float epsilon, float *total, float *count, long n) {
+    memset(total, 0, sizeof(float) * n);
+    memset(count, 0, sizeof(float) * n);
+    for (long k = 0; k < m; k++) add_changed(total, count, x + k * BLOCK, epsilon, n);
+}
+
+LOOP void divide_by_count(float *restrict total, const float *restrict count, long n) {
+    for (long i = 0; i < n; i++) total[i] /= count[i] < 1 ? 1.0f : count[i];
+}
+
+LOOP void add_alone(float *restrict total, const float *restrict row, const float *restrict count, float factor,
+                    long n) {
+    for (long i = 0; i < n; i++) total[i] += factor * row[i] * (count[i] == 1 ? 1.0f : 0.0f);
+}
+
+/* `factors` of what each row alone changed are left out where they are NULL. */
+static void average_changed(const float *x, long m, const float *factors, float *total, const float *count,
+                            long n) {
+    divide_by_count(total, count, n);
+    for (long k = 0; factors != NULL && k < m; k++) add_alone(total, x + k * BLOCK, count, factors[k], n);
 }
 
 LOOP void count_alone(const float *restrict row, const float *restrict count, int *restrict out, long n) {
@@ -443,14 +231,187 @@ LOOP void count_alone(const float *restrict row, const float *restrict count, in
         changed += active;
         alone += active & (count[i] == 1);
     }
-    out[0] += changed, out[1] += alone;
+    out[0] = changed, out[1] = alone;
 }
 
-/* Of a row from which meldkit_changed made `count`: how many elements it changed, and how many it alone. */
-void meldkit_alone(const float *row, const float *count, long n, int64_t out[2]) {
-    for (long start = 0; start < n; start += BLOCK) {
-        int part[2] = {0, 0};
-        count_alone(row + start, count + start, part, smaller(n - start, BLOCK));
-        out[0] += part[0], out[1] += part[1];
+/* --- importance ------------------------------------------------------------------------------------------- */
+
+LOOP void importance(const float *restrict base, const float *restrict other, float factor, float *restrict out,
+                     long n) {
+    for (long i = 0; i < n; i++) out[i] = fabsf(other[i] - base[i]) * factor;
+}
+
+LOOP void take(float *restrict base, const float *restrict other, const float *restrict values, float least,
+               long n) {
+    for (long i = 0; i < n; i++) base[i] += (other[i] - base[i]) * (values[i] >= least ? 1.0f : 0.0f);
+}
+
+/* --- order statistics ------------------------------------------------------------------------------------- */
+
+LOOP void count_block(const float *restrict x, uint8_t *restrict inside, long n, float low, float high,
+                      int *restrict counts) {
+    int above = 0, from_high = 0, above_low = 0, from_low = 0, varied = 0;
+    for (long i = 0; i < n; i++) {
+        float value = fabsf(x[i]);
+        above += value > high;
+        from_high += value >= high;
+        above_low += value > low;
+        from_low += value >= low;
+        varied += value != 0;
     }
+    for (long i = 0; i < n; i++) inside[i] = (fabsf(x[i]) > low) & !(fabsf(x[i]) >= high);
+    counts[0] = above, counts[1] = from_high, counts[2] = above_low, counts[3] = from_low, counts[4] = varied;
+}
+
+/* Adds to `counts` how many magnitudes are > high, >= high, > low, >= low, and not 0; puts those above low
+ * and not from high on into `found`. Returns how many those are. */
+static long count_magnitudes(const float *x, float low, float high, int64_t *counts, float *found, long n) {
+    uint8_t inside[BLOCK] = {0};
+    int part[5];
+    long num_found = 0;
+    count_block(x, inside, n, low, high, part);
+    for (int c = 0; c < 5; c++) counts[c] += part[c];
+    if (part[2] == part[1]) return 0;
+    for (long i = 0; i < n; i += 8) {
+        uint64_t eight;
+        memcpy(&eight, inside + i, 8);
+        if (!eight) continue;
+        for (long j = i; j < i + 8; j++)
+            if (inside[j]) found[num_found++] = fabsf(x[j]);
+    }
+    return num_found;
+}
+
+/* --- sums ------------------------------------------------------------------------------------------------- */
+
+/* Adds magnitudes to lanes; n is a multiple of LANES. */
+LOOP void add_magnitudes(double *restrict lanes, const float *restrict values, long n) {
+    double sum[LANES];
+    for (long l = 0; l < LANES; l++) sum[l] = lanes[l];
+    for (long i = 0; i < n; i += LANES)
+        for (long l = 0; l < LANES; l++) sum[l] += (double)fabsf(values[i + l]);
+    for (long l = 0; l < LANES; l++) lanes[l] = sum[l];
+}
+
+LOOP void to_doubles(double *restrict to, const float *restrict from, long n) {
+    for (long i = 0; i < n; i++) to[i] = (double)from[i];
+}
+
+LOOP void add_products(double *restrict lanes, const double *restrict a, const double *restrict b, long n) {
+    double sum[LANES];
+    for (long l = 0; l < LANES; l++) sum[l] = lanes[l];
+    for (long i = 0; i < n; i += LANES)
+        for (long l = 0; l < LANES; l++) sum[l] += a[i + l] * b[i + l];
+    for (long l = 0; l < LANES; l++) lanes[l] = sum[l];
+}
+
+static long whole_lanes(float *row, long n) {
+    long whole = (n + LANES - 1) / LANES * LANES;
+    for (long i = n; i < whole; i++) row[i] = 0;
+    return whole;
+}
+
+/* Sums of magnitudes, of each grain. */
+static void add_norm(float *row, double *lanes, double *out, const place *at) {
+    if (at->first) memset(lanes, 0, sizeof(double) * LANES);
+    add_magnitudes(lanes, row, whole_lanes(row, at->n));
+    if (at->last) out[at->grain] = sum_of(lanes);
+}
+
+/* Products of m rows i <= j, in that order, of each grain; `room` has place for m BLOCK + pairs LANES. */
+static void add_gram(float *x, long m, double *room, double *out, const place *at) {
+    double *lanes = room + m * BLOCK;
+    long num_pairs = m * (m + 1) / 2, whole = 0;
+    if (at->first) memset(lanes, 0, sizeof(double) * num_pairs * LANES);
+    for (long i = 0; i < m; i++) {
+        whole = whole_lanes(x + i * BLOCK, at->n);
+        to_doubles(room + i * BLOCK, x + i * BLOCK, whole);
+    }
+    for (long i = 0; i < m; i++)
+        for (long j = i; j < m; j++, lanes += LANES)
+            add_products(lanes, room + i * BLOCK, room + j * BLOCK, whole);
+    if (!at->last) return;
+    lanes = room + m * BLOCK;
+    for (long pair = 0; pair < num_pairs; pair++) out[at->grain * num_pairs + pair] = sum_of(lanes + pair * LANES);
+}
+
+/* --- steps ------------------------------------------------------------------------------------------------ */
+
+enum {
+    COMBINE, ELECT, ZERO_BELOW, ZERO_ABOVE, CLAMP, KEEP_BITS, VARIANCE, CHANGED, AVERAGE, IMPORTANCE, TAKE,
+    STORE, AT_LEAST, COUNT, ALONE, NORM, GRAM
+};
+
+static void take_step(step *s, float *x, long m, const place *at) {
+    float *row = x + s->row * BLOCK, *other = x + s->other * BLOCK;
+    long n = at->n;
+    int64_t *counts = s->out;
+    int part[2];
+    switch (s->operation) {
+        case COMBINE: combine(x, m, s->in, s->a, n); break;
+        case ELECT: elect(x, m, s->in, s->a, s->b, n); break;
+        case ZERO_BELOW: zero_below(row, s->a, n); break;
+        case ZERO_ABOVE: zero_above(row, s->a, n); break;
+        case CLAMP: clamp(row, s->a, s->b, n); break;
+        case KEEP_BITS: keep_bits(row, s->in, at->start, n); break;
+        case VARIANCE: variance(x, m, row, n); break;
+        case CHANGED: sum_changed(x, m, s->a, row, other, n); break;
+        case AVERAGE: average_changed(x, m, s->in, row, other, n); break;
+        case IMPORTANCE: importance(x, x + BLOCK, ((const float *)s->in)[at->grain], row, n); break;
+        case TAKE: take(x, x + BLOCK, row, s->a, n); break;
+        case STORE: memcpy((float *)s->out + at->start, row, sizeof(float) * n); break;
+        case AT_LEAST: at_least(row, s->a, (uint8_t *)s->out + at->start / 8, n); break;
+        case COUNT: s->found += count_magnitudes(row, s->a, s->b, s->out, (float *)s->room + s->found, n); break;
+        case ALONE:
+            count_alone(row, other, part, n);
+            counts[0] += part[0], counts[1] += part[1];
+            break;
+        case NORM: add_norm(row, s->room, s->out, at); break;
+        case GRAM: add_gram(row, s->other, s->room, s->out, at); break;
+    }
+}
+
+/* Carries out the steps on all blocks. Returns one of the numbers above. */
+int meldkit_tile(tile *t) {
+    long m = t->num_models, num_sources = m + t->has_base;
+    float *base = t->registers, *x = base + BLOCK;
+    for (long start = 0, next; start < t->n; start = next) {
+        /* Neither across a piece nor across a grain. */
+        long in_piece = start % PIECE, in_grain = start % t->grain;
+        long count = smaller(smaller(BLOCK, PIECE - in_piece), smaller(t->grain - in_grain, t->n - start));
+        next = start + count;
+        place at = {start, count, start / t->grain, in_grain == 0, next % t->grain == 0 || next == t->n};
+        for (long k = 0; k < num_sources; k++) {
+            const source *from = t->sources + k;
+            long size = size_of(from->type);
+            const char *stored = from->memory + size * start;
+            if (from->memory == NULL) {
+                char *piece = t->pieces + k * PIECE * 4;
+                if (in_piece == 0) {
+                    long wanted = size * smaller(PIECE, t->n - start);
+                    t->got = meldkit_read_bytes(from->file, from->offset + size * start, wanted, piece);
+                    t->failed = (int)k;
+                    if (t->got < wanted) {
+                        if (t->got >= 0) t->got += size * start;
+                        return CANNOT_READ;
+                    }
+                }
+                stored = piece + size * in_piece;
+            }
+            t->failed = (int)k;
+            if (t->check && !meldkit_finite(from->type, stored, count)) return INPUT_NOT_FINITE;
+            float *row = t->has_base && k == 0 ? base : x + (k - t->has_base) * BLOCK;
+            meldkit_widen(from->type, stored, row, count);
+            if (t->has_base && k > 0) subtract(row, base, count);
+        }
+        for (long k = 0; k < t->num_steps; k++) take_step(t->steps + k, x, m, &at);
+        if (t->out == NULL) continue;
+        float *result = x + t->result * BLOCK;
+        if (t->has_base) add(result, base, count);
+        char *place = t->out + size_of(t->type) * start;
+        meldkit_narrow(t->type, result, place, count);
+        /* Of both: rounding may hide NaN, and what float32 holds a narrower type may not. */
+        if (!meldkit_finite(F32, result, count) || !meldkit_finite(t->type, place, count)) return RESULT_NOT_FINITE;
+    }
+    return FINE;
 }

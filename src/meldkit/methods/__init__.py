@@ -29,7 +29,7 @@ from meldkit.methods import (
     task_arithmetic,
     ties,
 )
-from meldkit.methods.base import Base, Combination, Method, Whole
+from meldkit.methods.base import Base, Method, Whole
 from meldkit.methods.noise import Noise
 from meldkit.methods.parameter import Parameter, Value, Values
 
@@ -128,7 +128,6 @@ def load_plugin(path: Path) -> None:
 __all__ = [
     "METHODS",
     "Base",
-    "Combination",
     "Method",
     "Noise",
     "Parameter",

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
+from meldkit import kernels
+from meldkit.kernels import Numbers, Rows
 from meldkit.methods._task_vectors import (
     DENSITY,
     LAMBDA,
@@ -19,8 +19,6 @@ from meldkit.methods._task_vectors import (
 from meldkit.methods.base import Whole
 from meldkit.methods.parameter import Parameter
 from meldkit.methods.statistics import Chain, KthMagnitude, L1Ratio, Statistic
-from meldkit.methods.ties import drop_below
-from meldkit.shapes import Float32, Tensor
 
 GAMMA = Parameter(
     "gamma", "Fraction of the largest elements to drop.", default=0.01, per_model=True, low=0, high=1
@@ -55,24 +53,22 @@ def measure(
         return None
 
     def ratios(bounds: Sequence[tuple[float, ...]]) -> Statistic | None:
-        return (
-            L1Ratio(lambda x, _: keep_between(x, bounds), whole.num_models, whole.numel) if rescale else None
-        )
+        return L1Ratio(lambda x: keep_between(x, bounds), whole.num_models, whole.numel) if rescale else None
 
     return Chain(KthMagnitude(wanted, whole.numel), ratios, passes=int(rescale))
 
 
-def keep_between(x: Float32[Tensor, "m n"], bounds: Sequence[tuple[float, ...]]) -> None:
+def keep_between(x: Rows, bounds: Sequence[tuple[float, ...]]) -> None:
     """Zero, in place, elements whose magnitude lies outside their model's (largest, smallest), if given."""
     for row, bound in zip(x, bounds, strict=True):
         if bound:
             largest, smallest = bound
-            drop_below(row, smallest)
-            row.sub_(torch.hardshrink(row, largest))
+            kernels.zero_below(row, smallest)
+            kernels.zero_above(row, largest)
 
 
 def breadcrumbs(
-    x: Float32[Tensor, "m n"],
+    x: Rows,
     measured: tuple[Sequence[tuple[float, ...]], Sequence[float] | None] | None,
     *,
     elect: str | None,
@@ -82,7 +78,7 @@ def breadcrumbs(
     normalize: bool,
     lambda_: float,
     rescale: bool,
-) -> Float32[Tensor, " n"]:
+) -> Numbers:
     """Drop both tails and merge with or without sign election."""
     del density, gamma, rescale  # already contained in what was measured
     ratios = None

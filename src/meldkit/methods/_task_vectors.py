@@ -6,10 +6,9 @@ import math
 from collections.abc import Sequence
 
 from meldkit import kernels
-from meldkit.methods.base import Combination, combine
+from meldkit.kernels import Numbers, Rows
 from meldkit.methods.linear import normalized
 from meldkit.methods.parameter import Parameter
-from meldkit.shapes import Float32, Tensor
 
 WEIGHT = Parameter(
     "weight",
@@ -45,14 +44,14 @@ def num_kept(density: float, numel: int) -> int:
 
 
 def merge_task_vectors(
-    x: Float32[Tensor, "m n"],
+    x: Rows,
     weight: Sequence[float],
     ratios: Sequence[float] | None,
     *,
     elect: str | None,
     normalize: bool,
     lambda_: float,
-) -> Float32[Tensor, " n"]:
+) -> Numbers:
     """λ Σ w_i r_i τ_i, of all models or of those that have the elected sign, perhaps over the sum of weights.
 
     Args:
@@ -67,7 +66,7 @@ def merge_task_vectors(
     restored = list(ratios or ones)
     factors = [w * r for w, r in zip(weight, restored, strict=True)]
     if elect is None:
-        return combine(x, weighted_sum(factors, weight, normalize=normalize, lambda_=lambda_))
+        return combine_weighted(x, factors, weight, normalize=normalize, lambda_=lambda_)
     before, factors = (factors, ones) if elect == "weighted" else (restored, list(weight))
     if not normalize:
         return kernels.elect(x, before, factors, [0.0] * len(x), least=0, lambda_=lambda_)
@@ -76,12 +75,12 @@ def merge_task_vectors(
     return kernels.elect(x, before, factors, weight, least=least, lambda_=lambda_)
 
 
-def weighted_sum(
-    factors: Sequence[float], weight: Sequence[float], *, normalize: bool, lambda_: float
-) -> Combination:
+def combine_weighted(
+    x: Rows, factors: Sequence[float], weight: Sequence[float], *, normalize: bool, lambda_: float
+) -> Numbers:
     """λ Σ f_i τ_i, perhaps over Σ w_i."""
     divisor = 1.0
     if normalize:
         normalized(weight)  # a sum of 0 is refused with the weights shown
         divisor = math.fsum(weight)
-    return Combination([lambda_ * f / divisor for f in factors])
+    return kernels.combine(x, [lambda_ * f / divisor for f in factors])

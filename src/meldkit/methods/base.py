@@ -28,6 +28,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from meldkit import kernels
+from meldkit.kernels import Numbers, Rows
 from meldkit.methods.noise import Noise
 from meldkit.methods.parameter import Parameter, Values
 from meldkit.methods.statistics import CHUNK, Gram, Statistic
@@ -99,17 +101,9 @@ class TileNoise:
         return self.noise.keep(model, self.start, self.n, density)
 
 
-@dataclass(frozen=True, slots=True)
-class Combination:
-    """A linear combination of models, factor · Σ c_i x_i.
-
-    Attributes:
-        coefficients: c, one per model.
-        factor: on the sum.
-    """
-
-    coefficients: Sequence[float]
-    factor: float = 1.0
+def always(**_: object) -> bool:
+    """Whatever the parameters are."""
+    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,9 +127,8 @@ class Method:
         shows_nonfinite: whether NaN or Inf in any input gives NaN or Inf in the result, whatever the
             parameters: inputs need not be looked at then.
         positional: whether `function` is also given `start`, the tile's first element.
-        combination: for methods whose result is a linear combination of the models unless tiles must consist
-            of whole rows: `combination(measured, m, **parameters)` gives it, and what is measured, if
-            anything, is `Gram`. It can then be carried out faster than by `function`, which gives the same.
+        fuses: whether, with these parameters, `function` and what is measured do with tiles only what
+            `meldkit.kernels` offers, and so work with those that are not there yet (`kernels.Tile`).
     """
 
     name: str
@@ -152,7 +145,7 @@ class Method:
     random: bool = False
     shows_nonfinite: bool = False
     positional: bool = False
-    combination: Callable[..., Combination] | None = None
+    fuses: Callable[..., bool] | None = None
 
     shape: str = field(default="elementwise", init=False)
 
@@ -185,20 +178,9 @@ class Method:
     def _wants_rows(self, values: Values) -> bool:
         return self.by_rows is not None and self.by_rows(**self.arguments(values))
 
-    def combines(self, values: Values) -> bool:
-        """Whether, with these parameters, the result is a linear combination of the models."""
-        return self.combination is not None and not self._wants_rows(values)
-
-    def combined(self, values: Values, measured: Any, num_models: int) -> Combination:
-        """The result as a linear combination, where it is one.
-
-        Args:
-            values: resolved parameters.
-            measured: result of `statistic`, None if there is none.
-            num_models: m.
-        """
-        assert self.combination is not None
-        return self.combination(measured, num_models, **self.arguments(values))
+    def works_on_tiles(self, values: Values) -> bool:
+        """Whether, with these parameters, tiles may be such as are not there yet."""
+        return self.fuses is not None and self.fuses(**self.arguments(values))
 
     def model_statistic(self, whole: Whole, values: Values) -> Statistic | None:
         """What must be measured over all tensors together before any is merged; None if nothing."""
@@ -213,9 +195,7 @@ class Method:
         """
         del whole, values
 
-    def apply(
-        self, x: Float32[Tensor, "m n"], values: Values, measured: Any, whole: Whole, start: int
-    ) -> Float32[Tensor, " n"]:
+    def apply(self, x: Rows, values: Values, measured: Any, whole: Whole, start: int) -> Numbers:
         """Merge one tile.
 
         Args:
@@ -237,9 +217,7 @@ class Method:
             arguments["num_columns"] = whole.num_columns
         return self._merge(x, measured, arguments)
 
-    def _merge(
-        self, x: Float32[Tensor, "m n"], measured: Any, arguments: dict[str, Any]
-    ) -> Float32[Tensor, " n"]:
+    def _merge(self, x: Rows, measured: Any, arguments: dict[str, Any]) -> Numbers:
         raise NotImplementedError  # pragma: no cover - every shape below implements it
 
 
@@ -247,22 +225,16 @@ class Method:
 class Elementwise(Method):
     """`function(x, **parameters)` on tiles."""
 
-    def _merge(
-        self, x: Float32[Tensor, "m n"], measured: Any, arguments: dict[str, Any]
-    ) -> Float32[Tensor, " n"]:
+    def _merge(self, x: Rows, measured: Any, arguments: dict[str, Any]) -> Numbers:
         del measured
         return self.function(x, **arguments)
-
-
-def _as_measured(coefficients: Sequence[float], _: int, **__: object) -> Combination:
-    return Combination(coefficients)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spanned(Method):
     """`function(gram, **parameters)` gives the coefficients c of the merged vector Σ c_i x_i."""
 
-    combination: Callable[..., Combination] = field(default=_as_measured, init=False)
+    fuses: Callable[..., bool] = field(default=always, init=False)
 
     shape: str = field(default="spanned", init=False)
 
@@ -272,11 +244,9 @@ class Spanned(Method):
 
         return Gram(whole.num_models, whole.numel, coefficients)
 
-    def _merge(
-        self, x: Float32[Tensor, "m n"], measured: Any, arguments: dict[str, Any]
-    ) -> Float32[Tensor, " n"]:
+    def _merge(self, x: Rows, measured: Any, arguments: dict[str, Any]) -> Numbers:
         del arguments
-        return combine(x, Combination(measured))
+        return kernels.combine(x, measured)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,24 +260,8 @@ class Measured(Method):
     def statistic(self, whole: Whole, values: Values) -> Statistic | None:
         return self.measure(whole, **self.arguments(values))
 
-    def _merge(
-        self, x: Float32[Tensor, "m n"], measured: Any, arguments: dict[str, Any]
-    ) -> Float32[Tensor, " n"]:
+    def _merge(self, x: Rows, measured: Any, arguments: dict[str, Any]) -> Numbers:
         return self.function(x, measured, **arguments)
-
-
-def combine(x: Float32[Tensor, "m n"], combination: Combination) -> Float32[Tensor, " n"]:
-    """factor · Σ c_i x_i, accumulated in float32 in the order of the models; overwrites `x[0]`."""
-    first, *others = combination.coefficients
-    total = _scale(x[0], first)
-    for row, c in zip(x[1:], others, strict=True):
-        total.add_(row, alpha=c)
-    return _scale(total, combination.factor)
-
-
-def _scale(row: Float32[Tensor, " n"], factor: float) -> Float32[Tensor, " n"]:
-    """Multiply in place; a factor of 1, the most common one, costs nothing."""
-    return row if factor == 1 else row.mul_(factor)
 
 
 def subtract_base(x: Float32[Tensor, "m n"], base: Float32[Tensor, " n"]) -> None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from meldkit.kernels import Numbers, Rows
 from meldkit.methods._breadcrumbs import PARAMETERS, measure
 from meldkit.methods._breadcrumbs import breadcrumbs as merge_breadcrumbs
-from meldkit.methods.base import Base, Measured
-from meldkit.shapes import Float32, Tensor
+from meldkit.methods.base import Base, Measured, always
 
 
 def breadcrumbs_ties(
-    x: Float32[Tensor, "m n"],
+    x: Rows,
     measured: tuple[Sequence[tuple[float, ...]], Sequence[float] | None] | None,
     **parameters: Any,
-) -> Float32[Tensor, " n"]:
+) -> Numbers:
     """Task vectors without their smallest and largest elements, merged by sign election as in ties.
 
         τ̂_i = τ_i without the γ·n largest magnitudes and without the (1 − density − γ)·n smallest
@@ -36,5 +36,6 @@ METHOD = Measured(
     measure=measure,
     parameters=PARAMETERS,
     base=Base.DELTA,
+    fuses=always,
     paper="2312.06795",
 )

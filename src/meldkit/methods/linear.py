@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from meldkit.methods.base import Combination, Elementwise, combine
+from meldkit import kernels
+from meldkit.kernels import Numbers, Rows
+from meldkit.methods.base import Elementwise, always
 from meldkit.methods.parameter import Parameter
-from meldkit.shapes import Float32, Tensor
 
 WEIGHT = Parameter(
     "weight",
@@ -19,7 +20,7 @@ WEIGHT = Parameter(
 )
 
 
-def linear(x: Float32[Tensor, "m n"], *, weight: Sequence[float], normalize: bool) -> Float32[Tensor, " n"]:
+def linear(x: Rows, *, weight: Sequence[float], normalize: bool) -> Numbers:
     """Weighted sum of the models, by default divided by the sum of the weights.
 
         θ = Σ w_i θ_i / Σ w_i          (normalize: true)
@@ -29,12 +30,7 @@ def linear(x: Float32[Tensor, "m n"], *, weight: Sequence[float], normalize: boo
 
     Weights that sum to 0 have no average; with `normalize` they are an error.
     """
-    return combine(x, combination(None, len(x), weight=weight, normalize=normalize))
-
-
-def combination(_: None, __: int, *, weight: Sequence[float], normalize: bool) -> Combination:
-    """The weighted sum."""
-    return Combination(normalized(weight) if normalize else weight)
+    return kernels.combine(x, normalized(weight) if normalize else weight)
 
 
 def normalized(weight: Sequence[float]) -> list[float]:
@@ -65,5 +61,5 @@ METHOD = Elementwise(
     paper="2203.05482",
     check_values=check_weights,
     shows_nonfinite=True,
-    combination=combination,
+    fuses=always,
 )

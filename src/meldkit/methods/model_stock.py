@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from meldkit.kernels import sum_rows
+from meldkit import kernels
+from meldkit.kernels import Numbers, Rows, Tile, sum_rows
 from meldkit.kernels.elsewhere import row_products
-from meldkit.methods.base import Base, Combination, Measured, Whole, combine
+from meldkit.methods.base import Base, Measured, Whole
 from meldkit.methods.parameter import COMPAT, Parameter
 from meldkit.methods.statistics import Gram, Statistic
-from meldkit.shapes import Float32, Tensor
 
 #: A product of lengths is taken to be at least this much.
 _MIN_PRODUCT = 1e-6
@@ -31,13 +31,13 @@ def by_rows(*, filter_wise: bool, **_: object) -> bool:
 
 
 def model_stock(
-    x: Float32[Tensor, "m n"],
+    x: Rows,
     gram: np.ndarray | None,
     *,
     filter_wise: bool,
     compat: bool,
     num_columns: int = 0,
-) -> Float32[Tensor, " n"]:
+) -> Numbers:
     """Average of the models, drawn back towards the base where their task vectors point apart.
 
         c = mean over pairs of cos(τ_i, τ_j)
@@ -50,7 +50,10 @@ def model_stock(
     """
     m = len(x)
     if not filter_wise:
-        return combine(x, combination(gram, m, compat=compat))
+        assert gram is not None
+        t = _drawn_back(gram, compat=compat)
+        return kernels.combine(x, [1.0] * m, t / m)
+    assert not isinstance(x, Tile)
     pairs = list(combinations(range(m), 2))
     rows = x.view(m, -1, num_columns)
     squares = [row_products(row, row) for row in rows]
@@ -63,17 +66,16 @@ def model_stock(
     return sum_rows(x).view(-1, num_columns).mul_(t.div_(m).unsqueeze(1)).view(-1)
 
 
-def combination(gram: np.ndarray | None, m: int, *, compat: bool, **_: object) -> Combination:
-    """The average, drawn back by the mean angle between whole tensors."""
-    assert gram is not None
+def _drawn_back(gram: np.ndarray, *, compat: bool) -> float:
+    """t from the mean cosine between whole tensors."""
+    m = len(gram)
     norms = np.sqrt(np.diag(gram))
     cosines = [
         max(-1.0, min(1.0, float(gram[i, j]) / max(float(norms[i] * norms[j]), _MIN_PRODUCT)))
         for i, j in combinations(range(m), 2)
     ]
     cosine = math.fsum(cosines) / len(cosines)
-    t = _ratio(cosine if compat else max(0.0, min(1.0, cosine)), m)
-    return Combination([1.0] * m, t / m)
+    return _ratio(cosine if compat else max(0.0, min(1.0, cosine)), m)
 
 
 def _ratio(cosine: Any, m: int) -> Any:
@@ -93,5 +95,5 @@ METHOD = Measured(
     num_models=(2, None),
     paper="2403.19522",
     by_rows=by_rows,
-    combination=combination,
+    fuses=lambda filter_wise, **_: not filter_wise,
 )

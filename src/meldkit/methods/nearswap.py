@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from meldkit.methods.base import Base, Elementwise
+from meldkit import kernels
+from meldkit.kernels import Numbers, Rows
+from meldkit.methods.base import Base, Elementwise, always
 from meldkit.methods.parameter import Parameter
-from meldkit.shapes import Float32, Tensor
 
 #: Weights of fine-tunes rarely differ by as much: a step of that size is the other model.
 _LARGEST_STEP = 0.1
 
 
-def nearswap(x: Float32[Tensor, "1 n"], *, t: float) -> Float32[Tensor, " n"]:
+def nearswap(x: Rows, *, t: float) -> Numbers:
     """The other model where it is within t of the base, else a step of t from the base towards it.
 
         θ = θ_0 + clip(θ_1 − θ_0, −t, t)
 
     Source: the interpolation weight min(1, t / |θ_1 − θ_0|) of alchemonaut's nearswap, written out.
     """
-    return x[0].clamp_(-t, t)
+    return kernels.clamp(x[0], -t, t)
 
 
 METHOD = Elementwise(
@@ -34,5 +35,6 @@ METHOD = Elementwise(
         ),
     ),
     base=Base.DELTA,
+    fuses=always,
     num_models=(1, 1),
 )

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from meldkit import kernels
+from meldkit.kernels import Numbers, Rows, Tile
 from meldkit.kernels.elsewhere import row_products
-from meldkit.methods.base import Base, Combination, Measured, Whole, combine
+from meldkit.methods.base import Base, Measured, Whole
 from meldkit.methods.linear import WEIGHT
 from meldkit.methods.parameter import Parameter
 from meldkit.methods.statistics import ColumnGram, Gram, Statistic
-from meldkit.shapes import Float32, Tensor
 
 #: A vector is taken to be at least this long.
 _MIN_NORM = 1e-7
@@ -36,14 +37,14 @@ def by_rows(*, nuslerp_flatten: bool, **_: object) -> bool:
 
 
 def nuslerp(
-    x: Float32[Tensor, "2 n"],
+    x: Rows,
     gram: np.ndarray | None,
     *,
     weight: Sequence[float],
     nuslerp_flatten: bool,
     nuslerp_row_wise: bool,
     num_columns: int = 0,
-) -> Float32[Tensor, " n"]:
+) -> Numbers:
     """Interpolation along the arc between two models at t = w_2 / (w_1 + w_2).
 
         θ = sin((1−t)Ω)/sin Ω · x_1 + sin(tΩ)/sin Ω · x_2        cos Ω = ⟨x_1, x_2⟩ / (‖x_1‖ ‖x_2‖)
@@ -53,10 +54,13 @@ def nuslerp(
     is mergekit's and says the opposite of what it does. Weights that sum to 0 give t = ½. Parallel and
     exactly opposite vectors are interpolated along the line.
     """
-    if nuslerp_flatten:
-        return combine(x, combination(gram, 2, weight=weight))
-    del nuslerp_row_wise  # decided what was measured
     t = _position(weight)
+    if nuslerp_flatten:
+        assert gram is not None
+        first, second = _coefficients(gram, t)
+        return kernels.combine(x, [float(first), float(second)])
+    assert not isinstance(x, Tile)
+    del nuslerp_row_wise  # decided what was measured
     a, b = x.view(2, -1, num_columns)
     if gram is None:
         products = [row_products(left, right) for left, right in ((a, a), (a, b), (b, b))]
@@ -67,13 +71,6 @@ def nuslerp(
         shape = (1, -1)
     factors = [torch.from_numpy(c.astype(np.float32)).view(shape).to(x.device) for c in (first, second)]
     return a.mul_(factors[0]).addcmul_(b, factors[1]).view(-1)
-
-
-def combination(gram: np.ndarray | None, _: int, *, weight: Sequence[float], **__: object) -> Combination:
-    """Along the arc between whole tensors."""
-    assert gram is not None
-    first, second = _coefficients(gram, _position(weight))
-    return Combination([float(first), float(second)])
 
 
 def _position(weight: Sequence[float]) -> float:
@@ -117,5 +114,5 @@ METHOD = Measured(
     base=Base.OPTIONAL_DELTA,
     num_models=(2, 2),
     by_rows=by_rows,
-    combination=combination,
+    fuses=lambda nuslerp_flatten, **_: nuslerp_flatten,
 )

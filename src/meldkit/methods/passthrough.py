@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from meldkit.methods.base import Combination, Elementwise
+from meldkit import kernels
+from meldkit.kernels import Numbers, Rows
+from meldkit.methods.base import Elementwise, always
 from meldkit.methods.parameter import Parameter
-from meldkit.shapes import Float32, Tensor
 
 
-def passthrough(x: Float32[Tensor, "1 n"], *, scale: Sequence[float | None]) -> Float32[Tensor, " n"]:
+def passthrough(x: Rows, *, scale: Sequence[float | None]) -> Numbers:
     """The single input's tensors, unchanged or multiplied by `scale`; stacks layers of several models.
 
         θ = scale · θ_1
@@ -17,13 +18,7 @@ def passthrough(x: Float32[Tensor, "1 n"], *, scale: Sequence[float | None]) -> 
     A scale of 0 on `o_proj` and `down_proj` makes an inserted duplicate layer an identity.
     """
     (factor,) = scale
-    return x[0] if factor is None else x[0].mul_(factor)
-
-
-def combination(_: None, __: int, *, scale: Sequence[float | None]) -> Combination:
-    """The scaled tensor."""
-    (factor,) = scale
-    return Combination([1.0 if factor is None else factor])
+    return x[0] if factor is None else kernels.combine(x, [factor])
 
 
 def is_copy(*, scale: Sequence[float | None]) -> bool:
@@ -38,5 +33,5 @@ METHOD = Elementwise(
     num_models=(1, 1),
     is_copy=is_copy,
     shows_nonfinite=True,
-    combination=combination,
+    fuses=always,
 )

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from meldkit import kernels
-from meldkit.methods.base import Base, Measured, Whole
+from meldkit.kernels import Numbers, Rows
+from meldkit.methods.base import Base, Measured, Whole, always
 from meldkit.methods.parameter import Parameter
 from meldkit.methods.ram import EPSILON
 from meldkit.methods.statistics import Statistic, Sums
-from meldkit.shapes import Float32, Tensor
 
 
 def measure(whole: Whole, *, epsilon: float, **_: object) -> Statistic:
     """For each model, how many elements it alone changed; then for each, how many it shares."""
 
-    def counts(x: Tensor, start: int) -> Sequence[float]:
-        del start
-        _, count = kernels.sum_changed(x, epsilon)
-        changed, alone = zip(*(kernels.count_alone(row, count) for row in x), strict=True)
-        return [*alone, *(c - a for c, a in zip(changed, alone, strict=True))]
+    def counts(x: Rows) -> list[list[float]]:
+        changed, alone = kernels.count_changed(x, epsilon)
+        return [[*alone, *(c - a for c, a in zip(changed, alone, strict=True))]]
 
     return Sums(counts, 2 * whole.num_models, whole.numel)
 
 
-def ramplus_tl(
-    x: Float32[Tensor, "m n"], counts: Sequence[float], *, r: float, alpha: float, epsilon: float
-) -> Float32[Tensor, " n"]:
+def ramplus_tl(x: Rows, counts: Sequence[float], *, r: float, alpha: float, epsilon: float) -> Numbers:
     """As ram, with each model's unshared changes amplified by how much of what it changed is shared.
 
         ρ_i = shared_i / unique_i               numbers of changed elements of this tensor
@@ -41,13 +35,11 @@ def ramplus_tl(
     """
     m = len(x)
     unique, shared = counts[:m], counts[m:]
-    total, count = kernels.sum_changed(x, epsilon)
-    total.div_(torch.clamp_min(count, 1))
-    alone = count.eq_(1)
-    for row, own, common in zip(x, unique, shared, strict=True):
-        ratio = common / max(own, epsilon) if own or epsilon else 0.0
-        total.addcmul_(row, alone, value=r * min(max(ratio, 0.0), alpha))
-    return total
+    ratios = [
+        common / max(own, epsilon) if own or epsilon else 0.0
+        for own, common in zip(unique, shared, strict=True)
+    ]
+    return kernels.average_changed(x, epsilon, [r * min(max(ratio, 0.0), alpha) for ratio in ratios])
 
 
 METHOD = Measured(
@@ -60,5 +52,6 @@ METHOD = Measured(
         EPSILON,
     ),
     base=Base.DELTA,
+    fuses=always,
     paper="2601.13572",
 )

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from meldkit import kernels
-from meldkit.kernels import elsewhere
-from meldkit.methods.base import Base, Measured, Whole
+from meldkit.kernels import Numbers, Rows
+from meldkit.methods.base import Base, Measured, Whole, always
 from meldkit.methods.parameter import COMPAT, Parameter
-from meldkit.methods.statistics import Bits, Chain, Derived, Known, KthMagnitude, Statistic, Sums
-from meldkit.shapes import Float32, Tensor
+from meldkit.methods.statistics import CHUNK, Bits, Chain, Derived, Known, KthMagnitude, Statistic, Sums
 
 #: Below this sum of mean squares mergekit weighs all models equally: nearly always, for language models.
 _COMPAT_MIN_ENERGY = 1e-6
@@ -31,9 +30,7 @@ def measure(whole: Whole, *, select_topk: float, fuse: str, **_: object) -> Stat
 
     selection: Statistic = Known(None)
     if select_topk < 1:
-        selection = Derived(
-            lambda x, _: kernels.variance(x).unsqueeze(0), KthMagnitude([[rank]], whole.numel)
-        )
+        selection = Derived(lambda x, _: [kernels.variance(x)], KthMagnitude([[rank]], whole.numel))
     # Bits of what is selected.
     held = whole.numel // 8 if select_topk < 1 else 0
     return Chain(selection, energies, lambda _, measured: measured, passes=1, held=held)
@@ -46,31 +43,17 @@ class _Energies(Sums):
     """
 
     def __init__(self, threshold: float, whole: Whole, *, remember: bool) -> None:
-        super().__init__(self._squares, whole.num_models, whole.numel)
+        super().__init__(None, whole.num_models, whole.numel)
         self._threshold = threshold
         self._remember = remember and threshold > 0
         self._bits = Bits()
 
-    def update(self, x: Float32[Tensor, "m n"], start: int) -> Any:
-        selected = None
-        if self._threshold > 0:
-            selected = kernels.at_least(kernels.variance(x), self._threshold)
-            for row in x:
-                kernels.keep_bits(row, selected)
-        return start, x.shape[1], selected if self._remember else None, super().update(x, start)
-
-    def _squares(self, x: Float32[Tensor, "m n"], start: int) -> list[float]:
-        del start
-        return [kernels.products(row.unsqueeze(0))[0] for row in x]
-
-    def all_terms(self, x: Float32[Tensor, "m n"], start: int) -> Sequence[Sequence[float]]:
-        del start
-        squares = [elsewhere.products(row.unsqueeze(0), self._grain) for row in x]
-        return [[chunk[0] for chunk in chunks] for chunks in zip(*squares, strict=True)]
+    def update(self, x: Rows, start: int) -> Any:
+        return start, x.shape[1], *kernels.squares_of_selected(x, self._threshold, CHUNK)
 
     def absorb(self, partial: Any) -> None:
         start, n, bits, squares = partial
-        if bits is not None:
+        if self._remember:
             self._bits.remember(start, n, bits)
         super().absorb(squares)
 
@@ -94,14 +77,14 @@ class Measurement:
 
 
 def sce(
-    x: Float32[Tensor, "m n"],
+    x: Rows,
     measured: Measurement,
     *,
     select_topk: float,
     fuse: str,
     compat: bool,
     start: int,
-) -> Float32[Tensor, " n"]:
+) -> Numbers:
     """Task vectors weighed by their energy, where they vary most and agree in sign.
 
         S    = the select_topk share of the elements of τ that vary (at all), by variance over the models
@@ -148,6 +131,7 @@ METHOD = Measured(
         COMPAT,
     ),
     base=Base.DELTA,
+    fuses=always,
     positional=True,
     paper="2408.07990",
 )

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-import torch
-
+from meldkit import kernels
+from meldkit.kernels import Numbers, Rows
 from meldkit.methods._task_vectors import (
     DENSITY,
     ELECT,
@@ -17,10 +16,9 @@ from meldkit.methods._task_vectors import (
     normalize_parameter,
     num_kept,
 )
-from meldkit.methods.base import Base, Measured, Whole
+from meldkit.methods.base import Base, Measured, Whole, always
 from meldkit.methods.parameter import Parameter
 from meldkit.methods.statistics import Chain, Known, KthMagnitude, L1Ratio, Statistic
-from meldkit.shapes import Float32, Tensor
 
 
 def measure(
@@ -32,7 +30,7 @@ def measure(
         return None
 
     def ratios(kept: Sequence[tuple[float, ...]]) -> Statistic | None:
-        return L1Ratio(lambda x, _: trim(x, kept), whole.num_models, whole.numel) if rescale else None
+        return L1Ratio(lambda x: trim(x, kept), whole.num_models, whole.numel) if rescale else None
 
     kth = Known(whole.of_model) if trim_scope == "model" else KthMagnitude(ranks, whole.numel)
     return Chain(kth, ratios, passes=int(rescale))
@@ -51,7 +49,7 @@ def _ranks(density: Sequence[float], whole: Whole) -> list[list[int]]:
 
 
 def ties(
-    x: Float32[Tensor, "m n"],
+    x: Rows,
     measured: tuple[Sequence[tuple[float, ...]], Sequence[float] | None] | None,
     *,
     weight: Sequence[float],
@@ -61,7 +59,7 @@ def ties(
     rescale: bool,
     elect: str,
     trim_scope: str,
-) -> Float32[Tensor, " n"]:
+) -> Numbers:
     """Keep each task vector's largest elements, elect a sign per element, average those that agree.
 
         τ̂_i = τ_i where |τ_i| is among the density·n largest of the tensor, else 0        (trim)
@@ -85,18 +83,11 @@ def ties(
     return merge_task_vectors(x, weight, ratios, elect=elect, normalize=normalize, lambda_=lambda_)
 
 
-def trim(x: Float32[Tensor, "m n"], smallest: Sequence[tuple[float, ...]]) -> None:
+def trim(x: Rows, smallest: Sequence[tuple[float, ...]]) -> None:
     """Zero, in place, elements of smaller magnitude than their model's smallest kept one, if given."""
     for row, kept in zip(x, smallest, strict=True):
         for threshold in kept:
-            drop_below(row, threshold)
-
-
-def drop_below(row: Float32[Tensor, " n"], threshold: float) -> None:
-    """Zero, in place, the elements of smaller magnitude than the threshold."""
-    if threshold > 0:
-        # hardshrink zeroes |x| ≤ λ: with the float below the threshold, ties are kept.
-        torch.hardshrink(row, float(np.nextafter(np.float32(threshold), np.float32(0))), out=row)
+            kernels.zero_below(row, threshold)
 
 
 METHOD = Measured(
@@ -122,4 +113,5 @@ METHOD = Measured(
     measure_model=measure_model,
     model_parameters=("density", "trim_scope"),
     paper="2306.01708",
+    fuses=always,
 )

@@ -169,8 +169,10 @@ def _data_offset(path: Path, f: BinaryIO, info: zipfile.ZipInfo) -> int:
     """Where a member's bytes begin: its local header, whose length only it knows, stands before them."""
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.compress_size != info.file_size:
         raise _bad(path, f"has {shown(info.filename)} compressed or encrypted, which torch.save never does")
-    f.seek(info.header_offset)
-    header = f.read(LOCAL_HEADER_BYTES)
+    header = b""
+    if 0 <= info.header_offset < 1 << 63:  # an archive can tell of offsets that no file has
+        f.seek(info.header_offset)
+        header = f.read(LOCAL_HEADER_BYTES)
     if len(header) < LOCAL_HEADER_BYTES or not header.startswith(_ZIP):
         raise _bad(path, f"is a damaged zip archive: no member at byte {info.header_offset:,}")
     (method,) = struct.unpack("<H", header[8:10])

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from meldkit.shapes import Float32, Tensor
+from meldkit.kernels import Numbers, Rows
 
 #: Elements over which sums are formed before they are added exactly. Tile sizes are multiples of it.
 CHUNK = 1 << 16
@@ -23,7 +23,7 @@ class Statistic(Protocol):
         """Element ranges of the next pass; empty when finished."""
         ...
 
-    def update(self, x: Float32[Tensor, "m n"], start: int) -> Any:
+    def update(self, x: Rows, start: int) -> Any:
         """Measure one tile, elements `start` to `start + n`, which may be overwritten.
 
         Called in any thread; nothing else is changed.
@@ -66,7 +66,7 @@ class Known:
     def ranges(self) -> Sequence[Range]:
         return []
 
-    def update(self, x: Float32[Tensor, "m n"], start: int) -> Any:
+    def update(self, x: Rows, start: int) -> Any:
         """Never called: there is no range to measure."""
 
     def absorb(self, partial: Any) -> None:
@@ -119,7 +119,7 @@ class Chain:
                 return self._current.ranges()
         return []
 
-    def update(self, x: Float32[Tensor, "m n"], start: int) -> Any:
+    def update(self, x: Rows, start: int) -> Any:
         return self._current.update(x, start)
 
     def absorb(self, partial: Any) -> None:
@@ -137,13 +137,11 @@ class Derived:
     """A statistic of numbers that are computed from each tile.
 
     Args:
-        derive: from a tile `[m, n]` and its start to `[r, n]`.
+        derive: from a tile `[m, n]` and its start to r rows `[n]`.
         inner: the statistic of the derived numbers.
     """
 
-    def __init__(
-        self, derive: Callable[[Float32[Tensor, "m n"], int], Float32[Tensor, "r n"]], inner: Statistic
-    ) -> None:
+    def __init__(self, derive: Callable[[Rows, int], Sequence[Numbers]], inner: KthMagnitude) -> None:
         self.passes = inner.passes
         self.held = inner.held
         self._derive = derive
@@ -152,7 +150,7 @@ class Derived:
     def ranges(self) -> Sequence[Range]:
         return self._inner.ranges()
 
-    def update(self, x: Float32[Tensor, "m n"], start: int) -> Any:
+    def update(self, x: Rows, start: int) -> Any:
         return self._inner.update(self._derive(x, start), start)
 
     def absorb(self, partial: Any) -> None:

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from meldkit import kernels
-from meldkit.kernels.elsewhere import numbers
+from meldkit.kernels import Numbers, Rows
 from meldkit.methods.statistics.base import CHUNK, Range
-from meldkit.shapes import Float32, Tensor
 
 #: Elements looked at to guess where an order statistic lies, in blocks spread over the tensor.
 _SAMPLE = 1 << 15
@@ -71,23 +70,23 @@ class KthMagnitude:
         length = max(1, _SAMPLE // self._num_blocks // self._grain) * self._grain
         return [(i * step, i * step + length) for i in range(self._num_blocks)]
 
-    def update(self, x: Float32[Tensor, "m n"], start: int) -> Any:
+    def update(self, x: Rows | Sequence[Numbers], start: int) -> Any:
+        """Measure one tile, given as such or as its rows."""
         del start
+        rows = list(x)
         if self._sampling:
-            return np.abs(x.cpu().numpy())
-        return [
-            [s.update(row) if s.value is None else None for s in selections]
-            for selections, row in zip(self._selections, numbers(x), strict=True)
-        ]
+            return kernels.magnitudes(rows)
+        brackets = [[s.bracket for s in row if s.value is None] for row in self._selections]
+        return kernels.count_magnitudes(rows, brackets)
 
     def absorb(self, partial: Any) -> None:
         if self._sampling:
             self._samples.append(partial)
             return
         for selections, parts in zip(self._selections, partial, strict=True):
-            for selection, part in zip(selections, parts, strict=True):
-                if part is not None:
-                    selection.absorb(part)
+            unfinished = (s for s in selections if s.value is None)
+            for selection, part in zip(unfinished, parts, strict=True):
+                selection.absorb(part)
 
     def finish_pass(self) -> None:
         if self._sampling:
@@ -150,8 +149,9 @@ class _Selection:
         if self._low > self._high:  # the sample says nothing about this side
             self._low, self._high = self._floor, self._ceiling
 
-    def update(self, row: np.ndarray | Tensor) -> tuple[list[int], np.ndarray]:
-        return kernels.count_magnitudes(row, float(self._low), float(self._high))
+    @property
+    def bracket(self) -> tuple[float, float]:
+        return float(self._low), float(self._high)
 
     def absorb(self, part: tuple[list[int], np.ndarray]) -> None:
         self._counts += part[0]

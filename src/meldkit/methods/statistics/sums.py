@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from meldkit import kernels
-from meldkit.kernels import elsewhere
+from meldkit.kernels import Rows
 from meldkit.kernels.elsewhere import in_memory
 from meldkit.methods.statistics.base import CHUNK, Range
 from meldkit.shapes import Float32, Tensor
@@ -21,8 +20,8 @@ _MIN_NORM = 1e-7
 #: Bytes of a list, and of a number in it.
 _LIST, _FLOAT = 72, 32
 
-#: Terms of the sums over one chunk, float32 `[m, ≤ CHUNK]`, that begins at that element.
-Terms = Callable[[Any, int], Sequence[float]]
+#: Of a tile, the numbers of each `grain` elements.
+Terms = Callable[[Rows], Sequence[Sequence[float]]]
 
 
 def exact_sum(numbers: Sequence[float]) -> float:
@@ -40,7 +39,7 @@ class Sums:
     does not matter then.
 
     Args:
-        terms: the chunk's numbers; the chunk may be overwritten.
+        terms: of a tile, which may be overwritten, the numbers of each chunk.
         num_sums: how many numbers that is.
         numel: elements of the tensor.
         grain: elements of a chunk: `CHUNK`, or a row where terms belong to rows.
@@ -52,7 +51,6 @@ class Sums:
         self._terms = terms
         self._num_sums = num_sums
         self._numel = numel
-        self._grain = grain
         self._parts: list[Sequence[float]] = []
         self._done = False
         self.held = -(-numel // grain) * (_LIST + num_sums * _FLOAT)
@@ -60,19 +58,9 @@ class Sums:
     def ranges(self) -> Sequence[Range]:
         return [] if self._done else [(0, self._numel)]
 
-    def update(self, x: Float32[Tensor, "m n"], start: int) -> Sequence[Sequence[float]]:
-        if not in_memory(x):
-            return self.all_terms(x, start)
-        chunks = range(0, x.shape[1], self._grain)
-        return [self._terms(x[:, i : i + self._grain], start + i) for i in chunks]
-
-    def all_terms(self, x: Float32[Tensor, "m n"], start: int) -> Sequence[Sequence[float]]:
-        """The numbers of a tile on an accelerator, where a call for each chunk takes longer than its work.
-
-        Those of all chunks at once, unless another class does better: right for whole numbers only, of which
-        sums are exact however they are cut.
-        """
-        return [self._terms(x, start)]
+    def update(self, x: Rows, start: int) -> Any:
+        del start
+        return self._terms(x)
 
     def absorb(self, partial: Sequence[Sequence[float]]) -> None:
         self._parts.extend(partial)
@@ -100,17 +88,10 @@ class Gram(Sums):
         self, num_models: int, numel: int, then: Callable[[np.ndarray], Any] = lambda gram: gram
     ) -> None:
         pairs = [(i, j) for i in range(num_models) for j in range(i, num_models)]
-        super().__init__(lambda chunk, _: kernels.products(chunk), len(pairs), numel)
+        super().__init__(lambda x: kernels.products(x, CHUNK), len(pairs), numel)
         self._pairs = pairs
         self._num_models = num_models
         self._then = then
-
-    def update(self, x: Float32[Tensor, "m n"] | np.ndarray, start: int) -> Sequence[Sequence[float]]:
-        """Measure one tile, which may also be an array."""
-        del start
-        if not in_memory(x):
-            return elsewhere.products(torch.as_tensor(x), CHUNK)
-        return [kernels.products(x[:, i : i + CHUNK]) for i in range(0, x.shape[1], CHUNK)]
 
     @property
     def result(self) -> Any:
@@ -124,28 +105,18 @@ class L1Ratio(Sums):
     """Σ|x| / Σ|trim(x)| of each model's vector: how much trimming shrank it.
 
     Args:
-        trim: zeroes, in place, what is not kept of a chunk `[m, n]` that begins at an element.
+        trim: zeroes, in place, what is not kept of a tile.
         num_models: m.
         numel: elements of the tensor.
-        grain: as for `Sums`.
     """
 
-    def __init__(
-        self, trim: Callable[[Tensor, int], None], num_models: int, numel: int, grain: int = CHUNK
-    ) -> None:
-        super().__init__(self._norms, 2 * num_models, numel, grain)
+    def __init__(self, trim: Callable[[Rows], None], num_models: int, numel: int) -> None:
+        super().__init__(self._norms, 2 * num_models, numel)
         self._trim = trim
         self._num_models = num_models
 
-    def _norms(self, chunk: Float32[Tensor, "m n"], start: int) -> list[float]:
-        before = [row.sum().item() for row in chunk.abs_()]
-        self._trim(chunk, start)
-        return before + [row.sum().item() for row in chunk]
-
-    def all_terms(self, x: Float32[Tensor, "m n"], start: int) -> Sequence[Sequence[float]]:
-        before = elsewhere.chunk_sums(x.abs_(), self._grain)
-        self._trim(x, start)
-        return elsewhere.lists(torch.cat([before, elsewhere.chunk_sums(x, self._grain)]).T)
+    def _norms(self, x: Rows) -> Sequence[Sequence[float]]:
+        return np.concatenate(kernels.norms_around(x, self._trim, CHUNK)).T.tolist()
 
     @property
     def result(self) -> list[float]:

@@ -1,0 +1,148 @@
+/* Numbers as they lie in files: read, rounded to, and looked at. */
+
+#include "numbers.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* Of the instructions that the loops use; 0 where there is one version only. */
+int meldkit_level(void) {
+#if CLONES
+    return __builtin_cpu_supports("x86-64-v4") ? 4 : __builtin_cpu_supports("x86-64-v3") ? 3 : 1;
+#else
+    return 0;
+#endif
+}
+
+/* --- types ------------------------------------------------------------------------------------------------ */
+
+/* bfloat16 is the upper half of float32. */
+LOOP void widen(const uint16_t *restrict from, float *restrict to, long n) {
+    for (long i = 0; i < n; i++) {
+        uint32_t bits = (uint32_t)from[i] << 16;
+        memcpy(to + i, &bits, 4);
+    }
+}
+
+/* Rounds to the nearest, of two equally near ones to the even one. */
+LOOP void narrow(const float *restrict from, uint16_t *restrict to, long n) {
+    for (long i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, from + i, 4);
+        to[i] = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    }
+}
+
+#if defined(__FLT16_MAX__)
+LOOP void widen_half(const uint16_t *restrict from, float *restrict to, long n) {
+    for (long i = 0; i < n; i++) {
+        _Float16 value;
+        memcpy(&value, from + i, 2);
+        to[i] = (float)value;
+    }
+}
+
+LOOP void narrow_half(const float *restrict from, uint16_t *restrict to, long n) {
+    for (long i = 0; i < n; i++) {
+        _Float16 value = (_Float16)from[i];
+        memcpy(to + i, &value, 2);
+    }
+}
+
+int meldkit_has_half(void) { return 1; }
+#else
+static void widen_half(const uint16_t *from, float *to, long n) { (void)from, (void)to, (void)n; }
+static void narrow_half(const float *from, uint16_t *to, long n) { (void)from, (void)to, (void)n; }
+int meldkit_has_half(void) { return 0; }
+#endif
+
+void meldkit_widen(int type, const void *from, float *to, long n) {
+    if (type == BF16) widen(from, to, n);
+    if (type == F16) widen_half(from, to, n);
+    if (type == F32) memcpy(to, from, 4 * n);
+}
+
+void meldkit_narrow(int type, const float *from, void *to, long n) {
+    if (type == BF16) narrow(from, to, n);
+    if (type == F16) narrow_half(from, to, n);
+    if (type == F32) memcpy(to, from, 4 * n);
+}
+
+/* Whether numbers of a type are all finite: the exponent of others has all bits set. */
+LOOP int finite_words(const float *restrict x, uint32_t exponent, long n) {
+    int others = 0;
+    for (long i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, 4);
+        others |= (bits & exponent) == exponent;
+    }
+    return !others;
+}
+
+LOOP int finite_halves(const uint16_t *restrict x, uint16_t exponent, long n) {
+    int others = 0;
+    for (long i = 0; i < n; i++) others |= (x[i] & exponent) == exponent;
+    return !others;
+}
+
+int meldkit_finite(int type, const void *x, long n) {
+    if (type == F32) return finite_words(x, 0x7f800000, n);
+    return finite_halves(x, type == BF16 ? 0x7f80 : 0x7c00, n);
+}
+
+/* --- reading ---------------------------------------------------------------------------------------------- */
+
+long meldkit_read_bytes(int file, long offset, long wanted, char *out) {
+    long got = 0;
+    while (got < wanted) {
+        ssize_t count = pread(file, out + got, wanted - got, offset + got);
+        if (count < 0 && errno == EINTR) continue;
+        if (count < 0) return -errno;
+        if (count == 0) break;
+        got += count;
+    }
+    return got;
+}
+
+/* Whether bytes of a file are in the page cache; also if the system does not tell. To ask by RWF_NOWAIT would
+ * begin to read them. */
+int meldkit_cached(int file, long offset, long length) {
+    unsigned char pages[1024];
+    long page = sysconf(_SC_PAGESIZE), end = offset + length;
+    for (long start = offset / page * page; start < end; start += page * (long)sizeof pages) {
+        long size = smaller(end - start, page * (long)sizeof pages), others = 0;
+        void *mapped = mmap(NULL, size, PROT_READ, MAP_SHARED, file, start);
+        if (mapped == MAP_FAILED) return 1;
+        int known = mincore(mapped, size, (void *)pages) == 0;
+        munmap(mapped, size);
+        if (!known) return 1;
+        for (long i = 0; i < (size + page - 1) / page; i++) others += !(pages[i] & 1);
+        if (others) return 0;
+    }
+    return 1;
+}
+
+/* Reads n numbers of a type as float32. Returns as meldkit_read_bytes. */
+long meldkit_read(int file, long offset, int type, long n, float *out) {
+    uint16_t piece[16 * BLOCK];
+    long size = size_of(type);
+    if (type == F32) return meldkit_read_bytes(file, offset, 4 * n, (char *)out);
+    for (long done = 0; done < n;) {
+        long wanted = size * smaller(n - done, 16 * BLOCK);
+        long got = meldkit_read_bytes(file, offset + size * done, wanted, (char *)piece);
+        if (got < wanted) return got < 0 ? got : size * done + got;
+        meldkit_widen(type, piece, out + done, wanted / size);
+        done += wanted / size;
+    }
+    return size * n;
+}
+
+/* Reads n runs of bytes that begin at these offsets; those that follow each other at once. As meldkit_read_bytes. */
+long meldkit_read_runs(int file, const int64_t *offsets, long n, long bytes, char *out) {
+    for (long i = 0, next; i < n; i = next) {
+        for (next = i + 1; next < n && offsets[next] == offsets[next - 1] + bytes;) next++;
+        long wanted = (next - i) * bytes, got = meldkit_read_bytes(file, offsets[i], wanted, out + i * bytes);
+        if (got < wanted) return got < 0 ? got : i * bytes + got;
+    }
+    return n * bytes;
+}
