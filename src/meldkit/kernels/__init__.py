@@ -134,41 +134,12 @@ def keep_bits(row: Float32[Tensor, " n"], bits: np.ndarray) -> None:
     row.mul_(torch.from_numpy(np.unpackbits(bits, count=len(row))).to(row.device))
 
 
-def keep(x: np.ndarray | Tensor, kept: np.ndarray) -> None:
-    """Multiply, in place, by flags of the same shape; `x` is an array if it is in main memory."""
-    if isinstance(x, np.ndarray):
-        np.multiply(x, kept, out=x)
-    else:
-        x.mul_(torch.from_numpy(kept).to(x.device))
-
-
 def divide(x: np.ndarray | Tensor, divisors: np.ndarray) -> None:
     """Divide, in place, by float32 numbers of the same shape; `x` is an array if it is in main memory."""
     if isinstance(x, np.ndarray):
         np.divide(x, divisors, out=x)
     else:
         x.div_(torch.from_numpy(divisors).to(x.device))
-
-
-def norms(row: Float32[Tensor, " n"], kept: np.ndarray, grain: int) -> np.ndarray:
-    """Σ|x| of each `grain` elements of a row, and of those that are kept: float64 `[n / grain, 2]`.
-
-    Args:
-        row: float32.
-        kept: bool `[n]`.
-        grain: elements of a sum; the last one may have fewer.
-    """
-    result = np.empty((-(-len(row) // grain), 2))
-    if library.FUNCTIONS is not None and fits(row) and kept.flags.c_contiguous:
-        library.FUNCTIONS.norms(row.data_ptr(), address(kept), len(row), grain, address(result))
-        return result
-    if not in_memory(row):
-        return elsewhere.norms(row, kept, grain)
-    starts = np.arange(0, len(row), grain)
-    magnitudes = np.abs(row.numpy()).astype(np.float64)
-    result[:, 0] = np.add.reduceat(magnitudes, starts)
-    result[:, 1] = np.add.reduceat(magnitudes * kept, starts)
-    return result
 
 
 def by_rank(rows: np.ndarray | Tensor, values: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 
 from meldkit import kernels
-from meldkit.kernels.elsewhere import numbers
 from meldkit.methods._kept import Kept, KeptL1
 from meldkit.methods._task_vectors import DENSITY, merge_task_vectors
 from meldkit.methods.base import TileNoise, Whole
@@ -38,7 +37,7 @@ def measure(whole: Whole, *, density: Sequence[float], rescale: str, **_: object
 
     def drawn(x: Tensor, start: int) -> np.ndarray:
         noise = TileNoise(whole.noise, start, x.shape[1])
-        return np.stack([noise.keep(model, d) for model, d in enumerate(density)])
+        return np.stack([noise.keep_bits(model, d) for model, d in enumerate(density)])
 
     return KeptL1(drawn, whole.num_models, whole.numel)
 
@@ -47,7 +46,7 @@ def drop(x: Float32[Tensor, "m n"], noise: TileNoise, density: Sequence[float]) 
     """Zero, in place, each element with probability 1 − density."""
     for model, (row, d) in enumerate(zip(x, density, strict=True)):
         if d < 1:
-            kernels.keep(numbers(row), noise.keep(model, d))
+            kernels.keep_bits(row, noise.keep_bits(model, d))
 
 
 def dare(

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from meldkit import kernels
+from meldkit.kernels import draws
 from meldkit.kernels.elsewhere import numbers
 from meldkit.methods._kept import Kept, KeptL1
 from meldkit.methods._task_vectors import DENSITY, LAMBDA, WEIGHT, merge_task_vectors
 from meldkit.methods.base import TileNoise, Whole
+from meldkit.methods.noise import all_or_nothing
 from meldkit.methods.parameter import Parameter
 from meldkit.methods.statistics import Statistic
 from meldkit.shapes import Float32, Tensor
@@ -75,7 +77,7 @@ def draw(
     epsilon: Sequence[float],
     num_columns: int,
 ) -> np.ndarray:
-    """Which elements to keep: bool `[m, n]`.
+    """Bits of the elements to keep: uint8 `[m, n / 8]`, the highest bit of a byte first.
 
     Args:
         x: task vectors, whole rows.
@@ -84,14 +86,14 @@ def draw(
         epsilon: half the width of the window of probabilities, per model.
         num_columns: elements of a row.
     """
-    keep = np.empty(x.shape, bool)
+    bits: list[np.ndarray] = []
     for model, (row, d, e) in enumerate(zip(x, density, epsilon, strict=True)):
         if d <= 0 or d >= 1:
-            keep[model] = d >= 1
+            bits.append(all_or_nothing(noise.n, d >= 1))
         else:
             levels = keep_levels(numbers(row).reshape(-1, num_columns), d, e)
-            np.less(noise.noise.uniform(model, noise.start, noise.n), levels, out=keep[model])
-    return keep
+            bits.append(draws.below(noise.noise.key(model), noise.start, levels))
+    return np.stack(bits)
 
 
 def keep_levels(rows: np.ndarray | Tensor, density: float, epsilon: float) -> np.ndarray:
@@ -132,14 +134,15 @@ def merge_della(
         for model, (row, d, e) in enumerate(zip(values, density, epsilon, strict=True)):
             if 0 < d < 1:
                 levels = keep_levels(row.reshape(-1, num_columns), d, e)
-                kernels.keep(row, noise.noise.uniform(model, noise.start, noise.n) < levels)
+                kernels.keep_bits(x[model], draws.below(noise.noise.key(model), noise.start, levels))
                 kernels.divide(row, levels.astype(np.float32) / _LEVELS)
             elif d <= 0:
                 row[:] = 0
     elif kept is not None:
         kept.drop(x, noise.start)
     elif min(density) < 1:
-        kernels.keep(values, draw(x, noise, density, epsilon, num_columns))
+        for row, bits in zip(x, draw(x, noise, density, epsilon, num_columns), strict=True):
+            kernels.keep_bits(row, bits)
     ratios = None if kept is None else kept.ratios
     return merge_task_vectors(x, weight, ratios, elect=elect, normalize=normalize, lambda_=lambda_)
 

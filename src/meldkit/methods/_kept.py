@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from meldkit import kernels
+from meldkit.kernels import draws
 from meldkit.methods.statistics import CHUNK, Bits, Range, exact_sum, l1_ratio
 from meldkit.shapes import Float32, Tensor
 
@@ -39,7 +40,8 @@ class KeptL1:
     Drawing costs far more than remembering, so that the pass that applies does not draw again.
 
     Args:
-        draw: from a tile `[m, n]` and its first element to what to keep of it, bool `[m, n]`.
+        draw: from a tile `[m, n]` and its first element to bits of what to keep of it, uint8
+            `[m, n / 8]`.
         num_models: m.
         numel: elements of the tensor.
         grain: elements over which sums are formed before they are added exactly.
@@ -67,9 +69,9 @@ class KeptL1:
         return [] if self._done else [(0, self._numel)]
 
     def update(self, x: Float32[Tensor, "m n"], start: int) -> Any:
-        kept = self._draw(x, start)
-        norms = [kernels.norms(row, row_kept, self._grain) for row, row_kept in zip(x, kept, strict=True)]
-        return start, x.shape[1], norms, np.packbits(kept, axis=1)
+        bits = self._draw(x, start)
+        norms = [draws.norms(row, row_bits, self._grain) for row, row_bits in zip(x, bits, strict=True)]
+        return start, x.shape[1], norms, bits
 
     def absorb(self, partial: tuple[int, int, list[np.ndarray], np.ndarray]) -> None:
         start, n, norms, bits = partial
