@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from meldkit import kernels
-from meldkit.kernels import library, stored
+from meldkit.kernels import draws, library, stored
 
 SIZES = st.sampled_from([1, 2, 7, 8, 15, 16, 17, 1023, 1024, 1025, 5000])
 
@@ -100,6 +101,24 @@ def test_changed_elements(x: Tensor, epsilon: float) -> None:
     assert first == second
 
 
+KEYS = st.integers(0, 2**128 - 1).map(lambda key: np.array([key % 2**64, key >> 64], np.uint64))
+#: From the first elements of a tensor to the last that can be numbered.
+STARTS = st.one_of(st.integers(0, 70_000), st.just(16 * (2**58 - 3) + 5))
+NUMBERS = st.integers(0, 2**16 - 1)
+
+
+@given(KEYS, STARTS, SIZES, NUMBERS, st.integers(0, 1000))
+@settings(max_examples=100, deadline=None)
+def test_draws(key: np.ndarray, start: int, n: int, most: int, seed: int) -> None:
+    levels = np.random.default_rng(seed).integers(0, 1 << 16, n, np.uint16)
+    for function in (
+        lambda _: draws.numbers(key, start, n),
+        lambda _: draws.at_most(key, start, n, most),
+        lambda _: draws.below(key, start, levels),
+    ):
+        same(*both(function, torch.empty(1, n)))
+
+
 @given(tiles())
 @settings(max_examples=50, deadline=None)
 def test_by_rank(x: Tensor) -> None:
@@ -107,11 +126,18 @@ def test_by_rank(x: Tensor) -> None:
     same(*both(lambda x: kernels.by_rank(x.contiguous().numpy(), values), x))
 
 
+def norms(x: Tensor, kept: np.ndarray, grain: int) -> np.ndarray:
+    return draws.norms(x[0], kept, grain)
+
+
 @given(tiles())
 @settings(max_examples=50, deadline=None)
 def test_sums_differ_only_by_their_order(x: Tensor) -> None:
-    kept = np.arange(x.shape[1]) % 3 > 0
-    for function in (kernels.products, lambda x: kernels.norms(x[0], kept, 40)):
+    kept = np.packbits(np.arange(x.shape[1]) % 3 > 0)
+    for function in (
+        kernels.products,
+        *(partial(norms, kept=kept, grain=grain) for grain in (1, 40, 77, 1100)),
+    ):
         first, second = (np.asarray(found, np.float64) for found in both(function, x))
         scale = np.abs(second).max(initial=0) + float((x.double() ** 2).sum())
         np.testing.assert_allclose(first, second, rtol=1e-12, atol=1e-13 * scale)

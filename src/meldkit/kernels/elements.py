@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from meldkit.kernels import elsewhere
+from meldkit.kernels import elsewhere, library
+from meldkit.kernels.library import address, rooms
 from meldkit.kernels.tile import Row, Tile
 from meldkit.shapes import Float32, Tensor
 
@@ -225,20 +226,12 @@ def take(x: Rows, values: Numbers, least: float) -> Numbers:
     return base.addcmul_(other.sub_(base), values.ge_(least))
 
 
-def keep(x: np.ndarray | Tensor, kept: np.ndarray) -> None:
-    """Multiply, in place, by flags of the same shape; `x` is an array if it is in main memory."""
-    if isinstance(x, np.ndarray):
-        np.multiply(x, kept, out=x)
+def divide(row: Numbers, divisors: np.ndarray) -> None:
+    """Divide, in place, by float32 numbers `[n]`."""
+    if isinstance(row, Row):
+        row.tile.step("divide", row.register, given=divisors)
     else:
-        x.mul_(torch.from_numpy(kept).to(x.device))
-
-
-def divide(x: np.ndarray | Tensor, divisors: np.ndarray) -> None:
-    """Divide, in place, by float32 numbers of the same shape; `x` is an array if it is in main memory."""
-    if isinstance(x, np.ndarray):
-        np.divide(x, divisors, out=x)
-    else:
-        x.div_(torch.from_numpy(divisors).to(x.device))
+        row.div_(torch.from_numpy(divisors).to(row.device))
 
 
 def by_rank(rows: np.ndarray | Tensor, values: np.ndarray) -> np.ndarray:

@@ -23,7 +23,18 @@ TYPES = {"F32": 0, "BF16": 1, "F16": 2}
 BLOCK, LANES, PIECE = 1024, 16, 16 * 1024
 #: In the order of tiles.c.
 _OPERATIONS = (
-    *("combine", "elect", "zero_below", "zero_above", "clamp", "keep_bits", "variance", "changed", "average"),
+    *(
+        "combine",
+        "elect",
+        "zero_below",
+        "zero_above",
+        "clamp",
+        "keep_bits",
+        "variance",
+        "changed",
+        "average",
+        "divide",
+    ),
     *("importance", "take", "store", "at_least", "count", "alone", "norm", "gram"),
 )
 _CODES = {name: code for code, name in enumerate(_OPERATIONS)}

@@ -128,6 +128,10 @@ LOOP void multiply(float *restrict row, const float *restrict flags, long n) {
     for (long i = 0; i < n; i++) row[i] *= flags[i];
 }
 
+LOOP void divide_each(float *restrict row, const float *restrict divisors, long n) {
+    for (long i = 0; i < n; i++) row[i] /= divisors[i];
+}
+
 /* Bits as numbers 0 and 1, the highest bit of a byte first. */
 LOOP void spread(const uint8_t *restrict bits, float *restrict flags, long bytes) {
     for (long i = 0; i < bytes; i++)
@@ -338,7 +342,7 @@ static void add_gram(float *x, long m, double *room, double *out, const place *a
 /* --- steps ------------------------------------------------------------------------------------------------ */
 
 enum {
-    COMBINE, ELECT, ZERO_BELOW, ZERO_ABOVE, CLAMP, KEEP_BITS, VARIANCE, CHANGED, AVERAGE, IMPORTANCE, TAKE,
+    COMBINE, ELECT, ZERO_BELOW, ZERO_ABOVE, CLAMP, KEEP_BITS, VARIANCE, CHANGED, AVERAGE, DIVIDE, IMPORTANCE, TAKE,
     STORE, AT_LEAST, COUNT, ALONE, NORM, GRAM
 };
 
@@ -357,6 +361,7 @@ static void take_step(step *s, float *x, long m, const place *at) {
         case VARIANCE: variance(x, m, row, n); break;
         case CHANGED: sum_changed(x, m, s->a, row, other, n); break;
         case AVERAGE: average_changed(x, m, s->in, row, other, n); break;
+        case DIVIDE: divide_each(row, (const float *)s->in + at->start, n); break;
         case IMPORTANCE: importance(x, x + BLOCK, ((const float *)s->in)[at->grain], row, n); break;
         case TAKE: take(x, x + BLOCK, row, s->a, n); break;
         case STORE: memcpy((float *)s->out + at->start, row, sizeof(float) * n); break;

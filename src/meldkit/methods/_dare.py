@@ -8,14 +8,13 @@ from dataclasses import replace
 import numpy as np
 
 from meldkit import kernels
-from meldkit.kernels.elsewhere import numbers
+from meldkit.kernels import Numbers, Rows
 from meldkit.methods._kept import Kept, KeptL1
 from meldkit.methods._task_vectors import DENSITY, merge_task_vectors
 from meldkit.methods.base import TileNoise, Whole
 from meldkit.methods.noise import quantised
 from meldkit.methods.parameter import Parameter
 from meldkit.methods.statistics import Statistic
-from meldkit.shapes import Float32, Tensor
 
 KEPT = replace(
     DENSITY, start=0.5, reason="half; where models changed little, 0.1 does as well, as the paper found"
@@ -36,22 +35,22 @@ def measure(whole: Whole, *, density: Sequence[float], rescale: str, **_: object
     if rescale != "l1" or min(density) >= 1:
         return None
 
-    def drawn(x: Tensor, start: int) -> np.ndarray:
+    def drawn(x: Rows, start: int) -> np.ndarray:
         noise = TileNoise(whole.noise, start, x.shape[1])
-        return np.stack([noise.keep(model, d) for model, d in enumerate(density)])
+        return np.stack([noise.keep_bits(model, d) for model, d in enumerate(density)])
 
     return KeptL1(drawn, whole.num_models, whole.numel)
 
 
-def drop(x: Float32[Tensor, "m n"], noise: TileNoise, density: Sequence[float]) -> None:
+def drop(x: Rows, noise: TileNoise, density: Sequence[float]) -> None:
     """Zero, in place, each element with probability 1 − density."""
     for model, (row, d) in enumerate(zip(x, density, strict=True)):
         if d < 1:
-            kernels.keep(numbers(row), noise.keep(model, d))
+            kernels.keep_bits(row, noise.keep_bits(model, d))
 
 
 def dare(
-    x: Float32[Tensor, "m n"],
+    x: Rows,
     kept: Kept | None,
     noise: TileNoise,
     *,
@@ -61,7 +60,7 @@ def dare(
     normalize: bool,
     lambda_: float,
     rescale: str,
-) -> Float32[Tensor, " n"]:
+) -> Numbers:
     """Drop, rescale, and merge with or without sign election."""
     ratios = None
     if kept is None:

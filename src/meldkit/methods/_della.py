@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from meldkit import kernels
-from meldkit.kernels.elsewhere import numbers
-from meldkit.methods._kept import Kept, KeptL1
+from meldkit.kernels import Numbers, Rows, draws
+from meldkit.methods._kept import Kept, KeptL1, keep
 from meldkit.methods._task_vectors import DENSITY, LAMBDA, WEIGHT, merge_task_vectors
 from meldkit.methods.base import TileNoise, Whole
+from meldkit.methods.noise import all_or_nothing
 from meldkit.methods.parameter import Parameter
 from meldkit.methods.statistics import Statistic
-from meldkit.shapes import Float32, Tensor
+from meldkit.shapes import Tensor
 
 EPSILON = Parameter(
     "epsilon",
@@ -62,20 +62,20 @@ def measure(
     if rescale != "l1" or min(density) >= 1:
         return None
 
-    def drawn(x: Tensor, start: int) -> np.ndarray:
+    def drawn(x: Rows, start: int) -> np.ndarray:
         return draw(x, TileNoise(whole.noise, start, x.shape[1]), density, epsilon, whole.num_columns)
 
     return KeptL1(drawn, whole.num_models, whole.numel, whole.num_columns)
 
 
 def draw(
-    x: Float32[Tensor, "m n"],
+    x: Rows,
     noise: TileNoise,
     density: Sequence[float],
     epsilon: Sequence[float],
     num_columns: int,
 ) -> np.ndarray:
-    """Which elements to keep: bool `[m, n]`.
+    """Bits of the elements to keep: uint8 `[m, n / 8]`, the highest bit of a byte first.
 
     Args:
         x: task vectors, whole rows.
@@ -84,14 +84,14 @@ def draw(
         epsilon: half the width of the window of probabilities, per model.
         num_columns: elements of a row.
     """
-    keep = np.empty(x.shape, bool)
-    for model, (row, d, e) in enumerate(zip(x, density, epsilon, strict=True)):
+    bits: list[np.ndarray] = []
+    for model, (row, d, e) in enumerate(zip(kernels.numbers(x), density, epsilon, strict=True)):
         if d <= 0 or d >= 1:
-            keep[model] = d >= 1
+            bits.append(all_or_nothing(noise.n, d >= 1))
         else:
-            levels = keep_levels(numbers(row).reshape(-1, num_columns), d, e)
-            np.less(noise.noise.uniform(model, noise.start, noise.n), levels, out=keep[model])
-    return keep
+            levels = keep_levels(row.reshape(-1, num_columns), d, e)
+            bits.append(draws.below(noise.noise.key(model), noise.start, levels))
+    return np.stack(bits)
 
 
 def keep_levels(rows: np.ndarray | Tensor, density: float, epsilon: float) -> np.ndarray:
@@ -113,7 +113,7 @@ def keep_levels(rows: np.ndarray | Tensor, density: float, epsilon: float) -> np
 
 
 def merge_della(
-    x: Float32[Tensor, "m n"],
+    x: Rows,
     kept: Kept | None,
     noise: TileNoise,
     *,
@@ -125,25 +125,19 @@ def merge_della(
     lambda_: float,
     rescale: str,
     num_columns: int,
-) -> Float32[Tensor, " n"]:
+) -> Numbers:
     """Drop, rescale, and merge with or without sign election."""
-    values = numbers(x)
     if rescale == "keep_probability":
-        for model, (row, d, e) in enumerate(zip(values, density, epsilon, strict=True)):
+        for model, (row, d, e) in enumerate(zip(kernels.numbers(x), density, epsilon, strict=True)):
             if 0 < d < 1:
                 levels = keep_levels(row.reshape(-1, num_columns), d, e)
-                kernels.keep(row, noise.noise.uniform(model, noise.start, noise.n) < levels)
-                kernels.divide(row, levels.astype(np.float32) / _LEVELS)
+                kernels.keep_bits(x[model], draws.below(noise.noise.key(model), noise.start, levels))
+                kernels.divide(x[model], levels.astype(np.float32) / _LEVELS)
             elif d <= 0:
-                row[:] = 0
+                kernels.keep_bits(x[model], all_or_nothing(noise.n, False))
     elif kept is not None:
         kept.drop(x, noise.start)
     elif min(density) < 1:
-        kernels.keep(values, draw(x, noise, density, epsilon, num_columns))
+        keep(x, draw(x, noise, density, epsilon, num_columns))
     ratios = None if kept is None else kept.ratios
     return merge_task_vectors(x, weight, ratios, elect=elect, normalize=normalize, lambda_=lambda_)
-
-
-def always(**_: Any) -> bool:
-    """Ranks are those of rows, so tiles must be whole rows."""
-    return True

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from meldkit import kernels
+from meldkit.kernels import Rows
 from meldkit.methods.statistics import CHUNK, Bits, Range, exact_sum, l1_ratio
-from meldkit.shapes import Float32, Tensor
 
 #: Bytes of a list of two numbers.
 _PAIR = 136
@@ -27,10 +27,15 @@ class Kept:
         self.bits = Bits()
         self.ratios: list[float] = []
 
-    def drop(self, x: Float32[Tensor, "m n"], start: int) -> None:
+    def drop(self, x: Rows, start: int) -> None:
         """Zero, in place, what is not kept of the tile that begins at element `start`."""
-        for row, bits in zip(x, self.bits.of(start, x.shape[1]), strict=True):
-            kernels.keep_bits(row, bits)
+        keep(x, self.bits.of(start, x.shape[1]))
+
+
+def keep(x: Rows, bits: np.ndarray) -> None:
+    """Zero, in place, what is not kept: bits, uint8 `[m, n / 8]`."""
+    for row, row_bits in zip(x, bits, strict=True):
+        kernels.keep_bits(row, row_bits)
 
 
 class KeptL1:
@@ -39,7 +44,8 @@ class KeptL1:
     Drawing costs far more than remembering, so that the pass that applies does not draw again.
 
     Args:
-        draw: from a tile `[m, n]` and its first element to what to keep of it, bool `[m, n]`.
+        draw: from a tile `[m, n]` and its first element to bits of what to keep of it, uint8
+            `[m, n / 8]`.
         num_models: m.
         numel: elements of the tensor.
         grain: elements over which sums are formed before they are added exactly.
@@ -49,7 +55,7 @@ class KeptL1:
 
     def __init__(
         self,
-        draw: Callable[[Tensor, int], np.ndarray],
+        draw: Callable[[Rows, int], np.ndarray],
         num_models: int,
         numel: int,
         grain: int = CHUNK,
@@ -66,12 +72,12 @@ class KeptL1:
     def ranges(self) -> Sequence[Range]:
         return [] if self._done else [(0, self._numel)]
 
-    def update(self, x: Float32[Tensor, "m n"], start: int) -> Any:
-        kept = self._draw(x, start)
-        norms = [kernels.norms(row, row_kept, self._grain) for row, row_kept in zip(x, kept, strict=True)]
-        return start, x.shape[1], norms, np.packbits(kept, axis=1)
+    def update(self, x: Rows, start: int) -> Any:
+        bits = self._draw(x, start)
+        norms = np.stack(kernels.norms_around(x, lambda x: keep(x, bits), self._grain), axis=-1)
+        return start, x.shape[1], norms, bits
 
-    def absorb(self, partial: tuple[int, int, list[np.ndarray], np.ndarray]) -> None:
+    def absorb(self, partial: tuple[int, int, np.ndarray, np.ndarray]) -> None:
         start, n, norms, bits = partial
         for parts, part in zip(self._norms, norms, strict=True):
             parts.append(part)

@@ -7,10 +7,12 @@ import math
 import numpy as np
 import torch
 
-from meldkit.kernels.elsewhere import has_float64, in_memory, row_sums
-from meldkit.methods.base import Base, Measured, Whole
+from meldkit import kernels
+from meldkit.kernels import Numbers, Rows
+from meldkit.kernels.elsewhere import has_float64, row_sums
+from meldkit.methods.base import Base, Measured, Whole, always
 from meldkit.methods.statistics import Chain, Derived, KthMagnitude, Statistic
-from meldkit.shapes import Float32, Tensor
+from meldkit.shapes import Tensor
 
 #: Keeps the logarithm of a probability finite.
 _FLOOR = 1e-8
@@ -26,7 +28,7 @@ def measure(whole: Whole) -> Statistic:
     ranks = [n - math.floor(q * (n - 1)) for q in (0.25, 0.5, 0.75)]
     divergences = Divergences(whole.num_columns)
     importances = Derived(
-        lambda x, start: divergences.importance(x, start).unsqueeze(0),
+        lambda x, start: [divergences.importance(x, start)],
         KthMagnitude([ranks], n, grain=whole.num_columns),
     )
     return Chain(importances, lambda _: None, lambda found, _: (found[0], divergences))
@@ -39,26 +41,25 @@ class Divergences:
         self._num_columns = num_columns
         self._known: dict[tuple[int, int], np.ndarray] = {}
 
-    def importance(self, x: Float32[Tensor, "2 n"], start: int) -> Float32[Tensor, " n"]:
+    def importance(self, x: Rows, start: int) -> Numbers:
         """|θ_1 − θ_0| times the divergence of its row, of the tile that begins at element `start`."""
-        base, other = x.view(2, -1, self._num_columns)
         tile = start, x.shape[1]
         if tile not in self._known:
+            base, other = kernels.numbers(x).reshape(2, -1, self._num_columns)
             self._known[tile] = _divergences(other, base)
-        known = torch.from_numpy(self._known[tile]).to(x.device)
-        return torch.sub(other, base).abs_().mul_(known).view(-1)
+        return kernels.importance(x, self._known[tile], self._num_columns)
 
 
-def _divergences(first: Tensor, second: Tensor) -> np.ndarray:
-    """Of rows `[rows, columns]`, as float32 `[rows, 1]`."""
-    if not in_memory(first):
+def _divergences(first: np.ndarray | Tensor, second: np.ndarray | Tensor) -> np.ndarray:
+    """Of rows `[rows, columns]`, as float32 `[rows]`."""
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
         if has_float64(first.device):
             p, q = (softmax.add_(_FLOOR) for softmax in map(_softmax_elsewhere, (first, second)))
-            return row_sums(torch.log(p / q).mul_(p)).float().cpu().numpy()[:, None]
-        first, second = first.cpu(), second.cpu()
+            return row_sums(torch.log(p / q).mul_(p)).float().cpu().numpy()
+        first, second = first.cpu().numpy(), second.cpu().numpy()
     rows = max(1, _CACHED // first.shape[1])
-    parts = zip(torch.split(first, rows), torch.split(second, rows), strict=True)
-    found = [_divergence(first.numpy(), second.numpy()) for first, second in parts]
+    starts = range(0, len(first), rows)
+    found = [_divergence(first[i : i + rows], second[i : i + rows]) for i in starts]
     return np.concatenate(found).astype(np.float32)
 
 
@@ -68,11 +69,11 @@ def _softmax_elsewhere(rows: Tensor) -> Tensor:
 
 
 def _divergence(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Of rows `[rows, columns]`, as float64 `[rows, 1]`."""
+    """Of rows `[rows, columns]`, as float64 `[rows]`."""
     # The divergence of two fine-tunes is far smaller than what float32 can tell from 0.
     p, q = _softmax(first), _softmax(second)
     logarithm = np.log(np.divide(p, q, out=q), out=q)
-    return np.multiply(logarithm, p, out=q).sum(axis=1, keepdims=True)
+    return np.multiply(logarithm, p, out=q).sum(axis=1)
 
 
 def _softmax(rows: np.ndarray) -> np.ndarray:
@@ -84,12 +85,12 @@ def _softmax(rows: np.ndarray) -> np.ndarray:
 
 
 def arcee_fusion(
-    x: Float32[Tensor, "2 n"],
+    x: Rows,
     measured: tuple[tuple[float, float, float], Divergences],
     *,
     num_columns: int,
     start: int,
-) -> Float32[Tensor, " n"]:
+) -> Numbers:
     """The base, with the elements of the other model whose change is far more important than most.
 
         importance = |θ_1 − θ_0| · KL(softmax(θ_1) ‖ softmax(θ_0))          softmax and KL per row
@@ -101,9 +102,7 @@ def arcee_fusion(
     del num_columns
     (q25, q50, q75), divergences = measured
     threshold = q50 + _SPREAD * (q75 - q25)
-    keep = divergences.importance(x, start).ge_(threshold)
-    base, other = x
-    return base.addcmul_(other.sub_(base), keep)
+    return kernels.take(x, divergences.importance(x, start), threshold)
 
 
 METHOD = Measured(
@@ -112,6 +111,7 @@ METHOD = Measured(
     measure=measure,
     base=Base.ENDPOINT,
     num_models=(2, 2),
-    by_rows=lambda: True,
+    by_rows=always,
+    fuses=always,
     positional=True,
 )

@@ -100,6 +100,10 @@ class TileNoise:
         """Which elements of a model's tile to keep: bool `[n]`."""
         return self.noise.keep(model, self.start, self.n, density)
 
+    def keep_bits(self, model: int, density: float) -> np.ndarray:
+        """The same as bits: uint8 `[n / 8]`, the highest bit of a byte first."""
+        return self.noise.keep_bits(model, self.start, self.n, density)
+
 
 def always(**_: object) -> bool:
     """Whatever the parameters are."""

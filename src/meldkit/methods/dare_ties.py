@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from meldkit.kernels import Numbers, Rows
 from meldkit.methods._dare import KEPT, RESCALE, Kept, dare, measure
 from meldkit.methods._task_vectors import LAMBDA, WEIGHT, normalize_parameter
-from meldkit.methods.base import Base, Measured, TileNoise
-from meldkit.shapes import Float32, Tensor
+from meldkit.methods.base import Base, Measured, TileNoise, always
 
 
-def dare_ties(
-    x: Float32[Tensor, "m n"], kept: Kept | None, *, noise: TileNoise, **parameters: Any
-) -> Float32[Tensor, " n"]:
+def dare_ties(x: Rows, kept: Kept | None, *, noise: TileNoise, **parameters: Any) -> Numbers:
     """Randomly dropped and rescaled task vectors, merged by sign election as in ties.
 
         τ̂_ij = τ_ij with probability density_i, else 0
@@ -34,6 +32,7 @@ METHOD = Measured(
     measure=measure,
     parameters=(WEIGHT, KEPT, normalize_parameter(default=False), LAMBDA, RESCALE),
     base=Base.DELTA,
+    fuses=always,
     paper="2311.03099",
     random=True,
 )

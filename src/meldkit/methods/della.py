@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from meldkit.methods._della import PARAMETERS, Kept, always, check_window, measure, merge_della
+from meldkit.kernels import Numbers, Rows
+from meldkit.methods._della import PARAMETERS, Kept, check_window, measure, merge_della
 from meldkit.methods._task_vectors import normalize_parameter
-from meldkit.methods.base import Base, Measured, TileNoise
-from meldkit.shapes import Float32, Tensor
+from meldkit.methods.base import Base, Measured, TileNoise, always
 
 
-def della(
-    x: Float32[Tensor, "m n"], kept: Kept | None, *, noise: TileNoise, **parameters: Any
-) -> Float32[Tensor, " n"]:
+def della(x: Rows, kept: Kept | None, *, noise: TileNoise, **parameters: Any) -> Numbers:
     """Task vectors dropped at random, small elements likelier, merged by sign election as in ties.
 
         p_ij  = density_i − ε_i + 2 ε_i (rank of |τ_ij| in its row) / (length of the row − 1)
@@ -36,6 +34,7 @@ METHOD = Measured(
     measure=measure,
     parameters=(*PARAMETERS, normalize_parameter(default=True)),
     base=Base.DELTA,
+    fuses=always,
     paper="2406.11617",
     check_values=check_window,
     by_rows=always,

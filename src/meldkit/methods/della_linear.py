@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from meldkit.methods._della import PARAMETERS, Kept, always, check_window, measure, merge_della
+from meldkit.kernels import Numbers, Rows
+from meldkit.methods._della import PARAMETERS, Kept, check_window, measure, merge_della
 from meldkit.methods._task_vectors import normalize_parameter
-from meldkit.methods.base import Base, Measured, TileNoise
+from meldkit.methods.base import Base, Measured, TileNoise, always
 from meldkit.methods.linear import check_weights
-from meldkit.shapes import Float32, Tensor
 
 
 def check(**parameters: Any) -> None:
@@ -17,9 +17,7 @@ def check(**parameters: Any) -> None:
     check_weights(**parameters)
 
 
-def della_linear(
-    x: Float32[Tensor, "m n"], kept: Kept | None, *, noise: TileNoise, **parameters: Any
-) -> Float32[Tensor, " n"]:
+def della_linear(x: Rows, kept: Kept | None, *, noise: TileNoise, **parameters: Any) -> Numbers:
     """Task vectors dropped at random, small elements likelier, summed and added to the base.
 
         p_ij  = density_i − ε_i + 2 ε_i (rank of |τ_ij| in its row) / (length of the row − 1)
@@ -42,6 +40,7 @@ METHOD = Measured(
     measure=measure,
     parameters=(*PARAMETERS, normalize_parameter(default=False)),
     base=Base.DELTA,
+    fuses=always,
     paper="2406.11617",
     check_values=check,
     by_rows=always,

@@ -17,8 +17,8 @@ import hashlib
 
 import numpy as np
 
-#: 16-bit numbers per step of Philox's counter: four uint64.
-_PER_STEP = 16
+from meldkit.kernels import draws
+
 _LEVELS = 1 << 16
 
 
@@ -35,18 +35,28 @@ class Noise:
 
     def uniform(self, model: int, start: int, n: int) -> np.ndarray:
         """Numbers of elements [start, start + n) of a model's tensor: uint16 `[n]`, uniform on 0 to 65535."""
-        digest = hashlib.sha256(f"{self._prefix}{model}".encode()).digest()
-        first, skip = divmod(start, _PER_STEP)
-        generator = np.random.Philox(key=np.frombuffer(digest[:16], "<u8"), counter=[first, 0, 0, 0])
-        steps = -(-(skip + n) // _PER_STEP)
-        return generator.random_raw(4 * steps).astype("<u8", copy=False).view("<u2")[skip : skip + n]
+        return draws.numbers(self.key(model), start, n)
 
     def keep(self, model: int, start: int, n: int, density: float) -> np.ndarray:
         """Which of the elements [start, start + n) to keep, each with that probability: bool `[n]`."""
+        return np.unpackbits(self.keep_bits(model, start, n, density), count=n).view(bool)
+
+    def keep_bits(self, model: int, start: int, n: int, density: float) -> np.ndarray:
+        """The same as bits: uint8 `[n / 8]`, the highest bit of a byte first."""
         below = _threshold(density)
         if below in (0, _LEVELS):
-            return np.full(n, below > 0)
-        return self.uniform(model, start, n) <= np.uint16(below - 1)
+            return all_or_nothing(n, below > 0)
+        return draws.at_most(self.key(model), start, n, below - 1)
+
+    def key(self, model: int) -> np.ndarray:
+        """Of a model's numbers: uint64 `[2]`."""
+        digest = hashlib.sha256(f"{self._prefix}{model}".encode()).digest()
+        return np.frombuffer(digest[:16], "<u8").astype(np.uint64)
+
+
+def all_or_nothing(n: int, kept: bool) -> np.ndarray:
+    """Bits that are all alike: uint8 `[n / 8]`."""
+    return np.full(-(-n // 8), 255 * kept, np.uint8)
 
 
 def quantised(density: float) -> float:

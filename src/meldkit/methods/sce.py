@@ -11,7 +11,7 @@ from meldkit import kernels
 from meldkit.kernels import Numbers, Rows
 from meldkit.methods.base import Base, Measured, Whole, always
 from meldkit.methods.parameter import COMPAT, Parameter
-from meldkit.methods.statistics import CHUNK, Bits, Chain, Derived, Known, KthMagnitude, Statistic, Sums
+from meldkit.methods.statistics import CHUNK, Bits, Chain, ChunkSums, Derived, Known, KthMagnitude, Statistic
 
 #: Below this sum of mean squares mergekit weighs all models equally: nearly always, for language models.
 _COMPAT_MIN_ENERGY = 1e-6
@@ -36,14 +36,14 @@ def measure(whole: Whole, *, select_topk: float, fuse: str, **_: object) -> Stat
     return Chain(selection, energies, lambda _, measured: measured, passes=1, held=held)
 
 
-class _Energies(Sums):
+class _Energies(ChunkSums):
     """Each model's mean square of what is selected; and what that is, one bit per element.
 
     Variances cost more than remembering a bit, so the pass that applies does not compute them again.
     """
 
     def __init__(self, threshold: float, whole: Whole, *, remember: bool) -> None:
-        super().__init__(None, whole.num_models, whole.numel)
+        super().__init__(whole.num_models, whole.numel)
         self._threshold = threshold
         self._remember = remember and threshold > 0
         self._bits = Bits()

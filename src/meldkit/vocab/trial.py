@@ -33,8 +33,8 @@ _MAX_STEPS = 1_000_000
 _MAX_SIZE = 1_000_000
 #: Markers that are passed on; real templates write a dozen.
 _MAX_MARKERS = 1_000
-#: What a template may raise besides Jinja's own errors; NameError where it has a number like 1e999, which Jinja
-#: writes into its code as inf.
+#: What a template may raise besides Jinja's own errors; NameError where it has a number like 1e999, which
+#: Jinja writes into its code as inf.
 _FAILURES = (
     *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError, NameError),
     *(RuntimeError, MemoryError, SyntaxError),

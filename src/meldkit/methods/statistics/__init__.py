@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from meldkit.methods.statistics.base import CHUNK, Bits, Chain, Derived, Known, Range, Statistic
 from meldkit.methods.statistics.order import KthMagnitude
-from meldkit.methods.statistics.sums import ColumnGram, Gram, L1Ratio, Sums, exact_sum, l1_ratio
+from meldkit.methods.statistics.sums import ChunkSums, ColumnGram, Gram, L1Ratio, Sums, exact_sum, l1_ratio
 
 __all__ = [
     "CHUNK",
     "Bits",
     "Chain",
+    "ChunkSums",
     "ColumnGram",
     "Derived",
     "Gram",

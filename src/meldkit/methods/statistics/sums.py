@@ -32,23 +32,18 @@ def exact_sum(numbers: Sequence[float]) -> float:
         return math.nan
 
 
-class Sums:
-    """Sums of whatever can be summed chunk by chunk.
-
-    Each chunk gives one float64 number per sum; those are added exactly (`math.fsum`), in which order
-    does not matter then.
+class ChunkSums:
+    """Sums that are formed chunk by chunk, and then added exactly (`math.fsum`), in whatever order.
 
     Args:
-        terms: of a tile, which may be overwritten, the numbers of each chunk.
-        num_sums: how many numbers that is.
+        num_sums: how many.
         numel: elements of the tensor.
-        grain: elements of a chunk: `CHUNK`, or a row where terms belong to rows.
+        grain: elements of a chunk: `CHUNK`, or a row where sums belong to rows.
     """
 
     passes = 1
 
-    def __init__(self, terms: Terms, num_sums: int, numel: int, grain: int = CHUNK) -> None:
-        self._terms = terms
+    def __init__(self, num_sums: int, numel: int, grain: int = CHUNK) -> None:
         self._num_sums = num_sums
         self._numel = numel
         self._parts: list[Sequence[float]] = []
@@ -58,11 +53,8 @@ class Sums:
     def ranges(self) -> Sequence[Range]:
         return [] if self._done else [(0, self._numel)]
 
-    def update(self, x: Rows, start: int) -> Any:
-        del start
-        return self._terms(x)
-
     def absorb(self, partial: Sequence[Sequence[float]]) -> None:
+        """Take the sums of each chunk of a tile."""
         self._parts.extend(partial)
 
     def finish_pass(self) -> None:
@@ -71,6 +63,23 @@ class Sums:
     @property
     def result(self) -> Any:
         return [exact_sum([part[i] for part in self._parts]) for i in range(self._num_sums)]
+
+
+class Sums(ChunkSums):
+    """Sums of whatever can be summed chunk by chunk.
+
+    Args:
+        terms: of a tile, which may be overwritten, the float64 numbers of each chunk.
+        args: as for `ChunkSums`.
+    """
+
+    def __init__(self, terms: Terms, *args: int) -> None:
+        super().__init__(*args)
+        self._terms = terms
+
+    def update(self, x: Rows, start: int) -> Any:
+        del start
+        return self._terms(x)
 
 
 class Gram(Sums):
