@@ -7,15 +7,12 @@ import math
 import numpy as np
 import torch
 
+from meldkit.kernels.divergences import FLOOR, softmax_divergences
 from meldkit.kernels.elsewhere import has_float64, in_memory, row_sums
 from meldkit.methods.base import Base, Measured, Whole
 from meldkit.methods.statistics import Chain, Derived, KthMagnitude, Statistic
 from meldkit.shapes import Float32, Tensor
 
-#: Keeps the logarithm of a probability finite.
-_FLOOR = 1e-8
-#: Elements of float64 whose intermediate results stay in the cache.
-_CACHED = 1 << 14
 #: How many interquartile ranges above the median a change is outstanding.
 _SPREAD = 1.5
 
@@ -53,34 +50,16 @@ def _divergences(first: Tensor, second: Tensor) -> np.ndarray:
     """Of rows `[rows, columns]`, as float32 `[rows, 1]`."""
     if not in_memory(first):
         if has_float64(first.device):
-            p, q = (softmax.add_(_FLOOR) for softmax in map(_softmax_elsewhere, (first, second)))
+            p, q = (softmax.add_(FLOOR) for softmax in map(_softmax_elsewhere, (first, second)))
             return row_sums(torch.log(p / q).mul_(p)).float().cpu().numpy()[:, None]
         first, second = first.cpu(), second.cpu()
-    rows = max(1, _CACHED // first.shape[1])
-    parts = zip(torch.split(first, rows), torch.split(second, rows), strict=True)
-    found = [_divergence(first.numpy(), second.numpy()) for first, second in parts]
-    return np.concatenate(found).astype(np.float32)
+    # The divergence of two fine-tunes is far smaller than what float32 can tell from 0.
+    return softmax_divergences(first.numpy(), second.numpy()).astype(np.float32)[:, None]
 
 
 def _softmax_elsewhere(rows: Tensor) -> Tensor:
     values = (rows.double() - rows.amax(1, keepdim=True)).exp_()
     return values.div_(row_sums(values).unsqueeze(1))
-
-
-def _divergence(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Of rows `[rows, columns]`, as float64 `[rows, 1]`."""
-    # The divergence of two fine-tunes is far smaller than what float32 can tell from 0.
-    p, q = _softmax(first), _softmax(second)
-    logarithm = np.log(np.divide(p, q, out=q), out=q)
-    return np.multiply(logarithm, p, out=q).sum(axis=1, keepdims=True)
-
-
-def _softmax(rows: np.ndarray) -> np.ndarray:
-    values = np.subtract(rows, rows.max(axis=1, keepdims=True), dtype=np.float64)
-    np.exp(values, out=values)
-    values /= values.sum(axis=1, keepdims=True)
-    values += _FLOOR
-    return values
 
 
 def arcee_fusion(
