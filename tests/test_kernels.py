@@ -18,6 +18,7 @@ from torch import Tensor
 
 from meldkit import kernels
 from meldkit.kernels import draws, library, stored
+from meldkit.kernels.divergences import softmax_divergences
 
 SIZES = st.sampled_from([1, 2, 7, 8, 15, 16, 17, 1023, 1024, 1025, 5000])
 
@@ -141,6 +142,40 @@ def test_sums_differ_only_by_their_order(x: Tensor) -> None:
         first, second = (np.asarray(found, np.float64) for found in both(function, x))
         scale = np.abs(second).max(initial=0) + float((x.double() ** 2).sum())
         np.testing.assert_allclose(first, second, rtol=1e-12, atol=1e-13 * scale)
+
+
+@given(tiles(), st.sampled_from([1e-4, 0.1, 100.0]))
+@settings(max_examples=100, deadline=None)
+def test_divergences(x: Tensor, distance: float) -> None:
+    """Of rows nearly alike and of others, whose softmax may have one element; sums are of terms up to 1."""
+    other = x + distance * x.flip(1)
+    found, expected = both(lambda x: softmax_divergences(x.contiguous().numpy(), other.numpy()), x)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=3e-15)
+
+
+def test_divergences_of_near_rows_are_those_of_longer_numbers() -> None:
+    """Σ p ln(p / q) in numbers of 64 bits of fraction, to more digits than NumPy's float64 gives."""
+    rng = np.random.default_rng(0)
+    second = rng.standard_normal((4, 5001)).astype(np.float32) * np.float32(0.02)
+    first = second + rng.standard_normal(second.shape).astype(np.float32) * np.float32(1e-3)
+    p, q = (np.exp(x.astype(np.longdouble)) for x in (first, second))
+    p, q = (x / x.sum(axis=1, keepdims=True) + np.longdouble(1e-8) for x in (p, q))
+    expected = (p * np.log(p / q)).sum(axis=1).astype(np.float64)
+    precise = library.compiled() and np.finfo(np.longdouble).nmant >= 63
+    np.testing.assert_allclose(softmax_divergences(first, second), expected, rtol=1e-12 if precise else 1e-8)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_divergences_of_rows_that_are_not_finite(value: float) -> None:
+    x = torch.linspace(-1, 1, 2 * 1030).view(2, 1030)
+    for which in (0, 1):
+        for place in (0, 1029):
+            rows = [x.clone().numpy(), x.flip(1).contiguous().numpy()]
+            rows[which][1, place] = value
+            first, second = both(lambda _, rows=rows: softmax_divergences(*rows), x)
+            np.testing.assert_allclose(first, second, rtol=1e-12)
+            assert np.isnan(first[1]) == (not value < 0)
 
 
 @given(tiles())

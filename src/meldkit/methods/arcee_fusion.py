@@ -9,15 +9,12 @@ import torch
 
 from meldkit import kernels
 from meldkit.kernels import Numbers, Rows
+from meldkit.kernels.divergences import FLOOR, softmax_divergences
 from meldkit.kernels.elsewhere import has_float64, row_sums
 from meldkit.methods.base import Base, Measured, Whole, always
 from meldkit.methods.statistics import Chain, Derived, KthMagnitude, Statistic
 from meldkit.shapes import Tensor
 
-#: Keeps the logarithm of a probability finite.
-_FLOOR = 1e-8
-#: Elements of float64 whose intermediate results stay in the cache.
-_CACHED = 1 << 14
 #: How many interquartile ranges above the median a change is outstanding.
 _SPREAD = 1.5
 
@@ -51,37 +48,18 @@ class Divergences:
 
 
 def _divergences(first: np.ndarray | Tensor, second: np.ndarray | Tensor) -> np.ndarray:
-    """Of rows `[rows, columns]`, as float32 `[rows]`."""
-    if isinstance(first, Tensor) and isinstance(second, Tensor):
+    """Of rows `[rows, columns]`, as float32 `[rows]`; in float64: those of fine-tunes are next to 0."""
+    if not isinstance(first, np.ndarray) and not isinstance(second, np.ndarray):
         if has_float64(first.device):
-            p, q = (softmax.add_(_FLOOR) for softmax in map(_softmax_elsewhere, (first, second)))
+            p, q = (softmax.add_(FLOOR) for softmax in map(_softmax_elsewhere, (first, second)))
             return row_sums(torch.log(p / q).mul_(p)).float().cpu().numpy()
         first, second = first.cpu().numpy(), second.cpu().numpy()
-    rows = max(1, _CACHED // first.shape[1])
-    starts = range(0, len(first), rows)
-    found = [_divergence(first[i : i + rows], second[i : i + rows]) for i in starts]
-    return np.concatenate(found).astype(np.float32)
+    return softmax_divergences(np.asarray(first), np.asarray(second)).astype(np.float32)
 
 
 def _softmax_elsewhere(rows: Tensor) -> Tensor:
     values = (rows.double() - rows.amax(1, keepdim=True)).exp_()
     return values.div_(row_sums(values).unsqueeze(1))
-
-
-def _divergence(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Of rows `[rows, columns]`, as float64 `[rows]`."""
-    # The divergence of two fine-tunes is far smaller than what float32 can tell from 0.
-    p, q = _softmax(first), _softmax(second)
-    logarithm = np.log(np.divide(p, q, out=q), out=q)
-    return np.multiply(logarithm, p, out=q).sum(axis=1)
-
-
-def _softmax(rows: np.ndarray) -> np.ndarray:
-    values = np.subtract(rows, rows.max(axis=1, keepdims=True), dtype=np.float64)
-    np.exp(values, out=values)
-    values /= values.sum(axis=1, keepdims=True)
-    values += _FLOOR
-    return values
 
 
 def arcee_fusion(
