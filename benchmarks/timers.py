@@ -99,7 +99,7 @@ def install(timers: Timers, marks: Marks) -> None:
     """Put timers around the parts of meldkit. A part that is not there any more is an AttributeError."""
     from meldkit import api
     from meldkit.checkpoint import OpenFiles
-    from meldkit.engine import combination, jobs, tensor_run
+    from meldkit.engine import fused, jobs, tensor_run
     from meldkit.output import OutputFolder, Sums
 
     timed, run = timers.around, import_module("meldkit.engine.run")  # a function has the same name
@@ -110,7 +110,7 @@ def install(timers: Timers, marks: Marks) -> None:
         patch(tensor_run.TensorRun, name, timed, "maths")
     # The second converts and rounds, too.
     for name in ("_measure_tile", "_make_tile"):
-        patch(combination.CombinationRun, name, timed, "maths")
+        patch(fused.FusedRun, name, timed, "maths")
     patch(jobs._Measuring, "process", timed, "maths")
     # Nothing else is left of these two when what they call is taken away.
     for name in ("_make_tile", "_write_in_blocks"):

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from meldkit import merge_tensors
 from meldkit.methods import METHODS, Method, Noise, Whole, get_method
 from meldkit.methods._della import keep_levels
-from meldkit.methods._task_vectors import weighted_sum
-from meldkit.methods.base import Combination
+from meldkit.methods._task_vectors import combine_weighted
 from meldkit.methods.karcher import karcher
 from meldkit.methods.linear import normalized
 from meldkit.methods.slerp import COLLINEAR, slerp
@@ -36,6 +35,14 @@ def values_of(name: str, **given: Any) -> tuple[Method, dict[str, Any]]:
         value = given.get(p.name, 1.0 if p.required else p.default)
         values[p.name] = (value,) * 2 if p.per_model and not isinstance(value, tuple) else value
     return method, values
+
+
+def coefficients(method: Method, values: dict[str, Any], measured: Any) -> list[float]:
+    """What two models are multiplied by."""
+    whole = Whole(2, (2,), Noise(0, "w"))
+    merged = method.apply(torch.eye(2), values, measured, whole, 0)
+    assert isinstance(merged, torch.Tensor)
+    return merged.tolist()
 
 
 # shares
@@ -104,9 +111,9 @@ def test_slerp_follows_the_arc_up_to_its_threshold() -> None:
 @pytest.mark.parametrize(("cosine", "on_arc"), [(-1 + 1.5e-6, True), (-1 + 0.5e-6, False), (-0.9996, True)])
 def test_nuslerp_follows_the_arc_almost_up_to_opposite_vectors(cosine: float, on_arc: bool) -> None:
     method, values = values_of("nuslerp")
-    found = method.combined(values, np.array([[1.0, cosine], [cosine, 1.0]]), 2)
+    found = coefficients(method, values, np.array([[1.0, cosine], [cosine, 1.0]]))
     want = 0.5 / math.cos(math.acos(cosine) / 2) if on_arc else 0.5
-    assert list(found.coefficients) == pytest.approx([want, want])
+    assert found == pytest.approx([want, want])
 
 
 @pytest.mark.parametrize(("length", "cosine"), [(1.5e-8, 0.5), (0.9e-8, 0.0)])
@@ -144,8 +151,7 @@ def test_cosines_beyond_1_are_1(sign: int) -> None:
         mean = np.array(karcher(gram, weight=[1.0] * 3, max_iter=9, tol=1e-9, compat=False)) @ models
         np.testing.assert_allclose(mean, np.abs(lengths).mean() * x, rtol=1e-5, atol=1e-5)
         method, values = values_of("nuslerp")
-        found = method.combined(values, gram[:2, :2], 2)
-        middle = np.array(found.coefficients) @ models[:2]
+        middle = np.array(coefficients(method, values, gram[:2, :2])) @ models[:2]
         np.testing.assert_allclose(middle, models[:2].mean(axis=0), rtol=1e-5, atol=1e-5)
 
 
@@ -174,48 +180,6 @@ def test_karcher_begins_with_the_first_direction_where_the_sum_is_shorter_than_t
         np.testing.assert_allclose(merged.numpy(), want, rtol=1e-6, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("name", "given", "combines"),
-    [
-        ("linear", {"weight": (0.7, 0.4)}, True),
-        ("linear", {"weight": (0.7, 0.4), "normalize": False}, True),
-        ("task_arithmetic", {"weight": (0.7, -0.4), "lambda": 0.5}, True),
-        ("task_arithmetic", {"weight": (0.7, 0.4), "normalize": True}, True),
-        ("slerp", {"t": 0.3}, True),
-        ("karcher", {}, True),
-        ("multislerp", {"weight": (1.0, 3.0)}, True),
-        ("nuslerp", {"weight": (1.0, 3.0)}, True),
-        ("nuslerp", {"weight": (1.0, 3.0), "nuslerp_flatten": False}, False),
-        ("model_stock", {}, True),
-        ("model_stock", {"filter_wise": True}, False),
-        ("passthrough", {"scale": (None,)}, True),
-        ("passthrough", {"scale": (2.0,)}, True),
-        ("ties", {}, False),
-        ("ram", {}, False),
-    ],
-)
-def test_linear_combinations_are_what_the_methods_do(
-    name: str, given: dict[str, Any], combines: bool
-) -> None:
-    """The engine may carry them out in another way."""
-    method, values = values_of(name, **given)
-    assert method.combines(values) is combines
-    if not combines:
-        return
-    m = min(2, method.num_models[1] or 2)
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(m, 64, generator=generator)
-    whole = Whole(m, (64,), Noise(0, "w"))
-    statistic = method.statistic(whole, values)
-    if statistic is not None and statistic.ranges():
-        statistic.absorb(statistic.update(x.clone(), 0))
-        statistic.finish_pass()
-    measured = None if statistic is None else statistic.result
-    found = method.combined(values, measured, m)
-    want = found.factor * sum(c * row for c, row in zip(found.coefficients, x, strict=True))
-    torch.testing.assert_close(method.apply(x.clone(), values, measured, whole, 0), want)
-
-
 def test_multislerp_shortens_directions_by_eps() -> None:
     merged = merge_tensors(
         [torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])], "multislerp", weight=1, eps=0.5
@@ -226,8 +190,9 @@ def test_multislerp_shortens_directions_by_eps() -> None:
 
 def test_a_sum_of_weights_that_is_0_is_never_divided_by() -> None:
     with pytest.raises(ValueError, match="sum to 0"):
-        weighted_sum([1.0, -1.0], [1.0, -1.0], normalize=True, lambda_=1)
-    assert weighted_sum([1.0, -1.0], [1.0, -1.0], normalize=False, lambda_=2) == Combination([2.0, -2.0])
+        combine_weighted(torch.ones(2, 1), [1.0, -1.0], [1.0, -1.0], normalize=True, lambda_=1)
+    x = torch.tensor([[3.0], [1.0]])
+    assert combine_weighted(x, [1.0, -1.0], [1.0, -1.0], normalize=False, lambda_=2) == 4
 
 
 def test_opposite_models_have_no_mean_and_the_first_one_gives_the_direction() -> None:
@@ -463,14 +428,13 @@ def test_tiles_are_rows_or_chunks(name: str, given: dict[str, Any], by_rows: boo
 
 @pytest.mark.parametrize("grain", [1, 5, 8])
 @pytest.mark.parametrize("tile", [1, 3])
-def test_terms_know_where_their_chunk_begins(grain: int, tile: int) -> None:
-    """Σ i · x_i, of chunks that each must know their first i."""
+def test_terms_are_those_of_chunks(grain: int, tile: int) -> None:
+    """In tiles of several chunks, which arrive in any order."""
     n = 8 * grain + grain // 2
     x = torch.arange(1.0, n + 1)[None]
 
-    def terms(chunk: torch.Tensor, start: int) -> list[float]:
-        places = torch.arange(start, start + chunk.shape[1])
-        return [float((places * chunk[0]).sum()), float(chunk.shape[1])]
+    def terms(x: torch.Tensor) -> list[list[float]]:
+        return [[float(chunk.sum()), float(len(chunk))] for chunk in x[0].split(grain)]
 
     sums = Sums(terms, 2, n, grain)
     for start in reversed(range(0, n, tile * grain)):
@@ -478,7 +442,7 @@ def test_terms_know_where_their_chunk_begins(grain: int, tile: int) -> None:
     assert sums.ranges() == [(0, n)]
     sums.finish_pass()
     assert not sums.ranges()
-    assert sums.result == [sum(i * (i + 1) for i in range(n)), n]
+    assert sums.result == [n * (n + 1) / 2, n]
 
 
 # methods of others

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from meldkit import kernels
-from meldkit.kernels import draws, library, stored
+from meldkit.kernels import draws, elsewhere, library, stored
 from meldkit.kernels.divergences import softmax_divergences
+from meldkit.kernels.tile import PIECE, Failed, Row, Tile, in_file, in_memory
 
 SIZES = st.sampled_from([1, 2, 7, 8, 15, 16, 17, 1023, 1024, 1025, 5000])
 
@@ -40,8 +41,8 @@ def test_there_is_a_library_where_there_is_a_compiler() -> None:
     assert library.compiled() or shutil.which("cc") is None
 
 
-def both(function: Callable[[Tensor], Any], x: Tensor) -> tuple[Any, Any]:
-    """Results with the compiled library and without it, of the same tile."""
+def both(function: Callable[[Any], Any], x: Tensor) -> tuple[Any, Any]:
+    """Results with the compiled library and without it, of the same numbers."""
     first = function(x.clone().as_strided(x.shape, (x.shape[1], 1)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(library, "FUNCTIONS", None)
@@ -53,24 +54,67 @@ def same(first: Any, second: Any) -> None:
     np.testing.assert_array_equal(np.asarray(first), np.asarray(second))
 
 
+def tile_of(x: Tensor, grain: int = 1 << 16, *, base: bool = False) -> Tile:
+    """The numbers of a tile in memory, the first row perhaps as a base."""
+    rows = [row.clone().numpy() for row in x]
+    sources = [in_memory(row, "F32") for row in rows]
+    return Tile(sources, x.shape[1], grain=grain, has_base=base, check=True, keep=rows)
+
+
+def deferred(function: Callable[[Any], Any], x: Tensor, grain: int = 1 << 16) -> tuple[Any, Any]:
+    """Results of a tile whose numbers are not there yet, and of PyTorch's operations."""
+    tile, x = tile_of(x, grain), x.clone()
+    found, expected = function(tile), function(x)
+    if isinstance(found, Row):
+        out = np.empty(len(found), np.float32)
+        tile.run(found, "F32", out)
+        return out, expected.numpy()
+    return found, expected
+
+
 @given(tiles(), st.data())
 @settings(max_examples=100, deadline=None)
 def test_elect(x: Tensor, data: st.DataObject) -> None:
     numbers = st.sampled_from([1.0, 0.5, 0.3, 2.0, -0.7, 0.0])
     before, factor, share = (data.draw(st.lists(numbers, min_size=len(x), max_size=len(x))) for _ in range(3))
     least, lambda_ = data.draw(st.sampled_from([-np.inf, 0.0, 1e-6, 0.3])), data.draw(numbers)
-    same(*both(lambda x: kernels.elect(x, before, factor, share, least=least, lambda_=lambda_), x))
+    same(*deferred(lambda x: kernels.elect(x, before, factor, share, least=least, lambda_=lambda_), x))
+
+
+@given(tiles(), st.lists(st.floats(-2, 2, width=32), min_size=5, max_size=5))
+@settings(max_examples=50, deadline=None)
+def test_combine(x: Tensor, numbers: list[float]) -> None:
+    same(*deferred(lambda x: kernels.combine(x, numbers[: len(x)], numbers[-1]), x))
 
 
 @given(tiles(), st.floats(0, 2, width=32), st.floats(0, 2, width=32))
 @settings(max_examples=100, deadline=None)
-def test_count_magnitudes(x: Tensor, low: float, width: float) -> None:
+def test_what_is_done_with_elements(x: Tensor, low: float, width: float) -> None:
     high = float(np.float32(low + width))
-    (counts, inside), (expected, expected_inside) = both(
-        lambda x: kernels.count_magnitudes(x[0].numpy(), low, high), x
-    )
-    assert counts == expected
-    same(inside, expected_inside)
+    divisors = np.random.default_rng(0).uniform(0.1, 1, x.shape[1]).astype(np.float32)
+
+    def clamped(x: Any) -> Any:
+        return kernels.clamp(x[0], -high, high)
+
+    def cut(x: Any) -> Any:
+        kernels.zero_below(x[0], low)
+        kernels.zero_above(x[0], high)
+        kernels.divide(x[0], divisors)
+        return x[0]
+
+    for function in (clamped, cut):
+        same(*deferred(function, x))
+
+
+@given(tiles(), st.lists(st.tuples(st.floats(0, 2, width=32), st.floats(0, 2, width=32)), max_size=3))
+@settings(max_examples=100, deadline=None)
+def test_count_magnitudes(x: Tensor, pairs: list[tuple[float, float]]) -> None:
+    brackets = [[(low, float(np.float32(low + width))) for low, width in pairs]] + [[]] * (len(x) - 1)
+    found, expected = deferred(lambda x: kernels.count_magnitudes(list(x), brackets), x)
+    for row, others in zip(found, expected, strict=True):
+        for (counts, inside), (other_counts, others_inside) in zip(row, others, strict=True):
+            assert counts == other_counts
+            same(inside, others_inside)
 
 
 @given(tiles(), st.integers(0, 100))
@@ -78,28 +122,44 @@ def test_count_magnitudes(x: Tensor, low: float, width: float) -> None:
 def test_keep_bits(x: Tensor, seed: int) -> None:
     bits = np.random.default_rng(seed).integers(0, 256, -(-x.shape[1] // 8), np.uint8)
 
-    def kept(x: Tensor) -> Tensor:
+    def kept(x: Any) -> Any:
         kernels.keep_bits(x[0], bits)
         return x[0]
 
-    same(*both(kept, x))
+    for grain in (1 << 16, 77):
+        same(*deferred(kept, x, grain))
 
 
 @given(tiles(), st.sampled_from([0.0, 0.25, 1e-6, 2.0]))
 @settings(max_examples=50, deadline=None)
-def test_at_least(x: Tensor, threshold: float) -> None:
-    same(*both(lambda x: kernels.at_least(x[0], threshold), x))
+def test_squares_of_selected(x: Tensor, threshold: float) -> None:
+    (bits, sums), (expected, others) = deferred(
+        lambda x: kernels.squares_of_selected(x, threshold, 1024), x, 1024
+    )
+    same(bits, expected)
+    np.testing.assert_allclose(sums, others, rtol=1e-12)
 
 
-@given(tiles(), st.sampled_from([0.0, 0.25, 1e-6]))
+@given(tiles(), st.sampled_from([0.0, 0.25, 1e-6]), st.booleans())
 @settings(max_examples=50, deadline=None)
-def test_changed_elements(x: Tensor, epsilon: float) -> None:
-    def found(x: Tensor) -> list[Any]:
-        total, count = kernels.sum_changed(x, epsilon)
-        return [total.tolist(), count.tolist(), x.tolist(), [kernels.count_alone(row, count) for row in x]]
-
-    first, second = both(found, x)
+def test_changed_elements(x: Tensor, epsilon: float, own: bool) -> None:
+    factors = [0.3, 1.0, 0.0, 0.7][: len(x)] if own else None
+    same(*deferred(lambda x: kernels.average_changed(x, epsilon, factors), x))
+    first, second = deferred(lambda x: kernels.count_changed(x, epsilon), x)
     assert first == second
+
+
+@given(tiles(max_models=2), st.floats(0, 3, width=32), st.sampled_from([1, 8, 25, 1025]))
+@settings(max_examples=50, deadline=None)
+def test_importance(x: Tensor, least: float, num_columns: int) -> None:
+    x = torch.cat([x, x.flip(1)])[:2, : max(1, x.shape[1] // num_columns) * num_columns]
+    num_columns = min(num_columns, x.shape[1])
+    factors = np.random.default_rng(0).uniform(0, 2, x.shape[1] // num_columns).astype(np.float32)
+
+    def taken(x: Any) -> Any:
+        return kernels.take(x, kernels.importance(x, factors, num_columns), least)
+
+    same(*deferred(taken, x, num_columns))
 
 
 KEYS = st.integers(0, 2**128 - 1).map(lambda key: np.array([key % 2**64, key >> 64], np.uint64))
@@ -127,19 +187,18 @@ def test_by_rank(x: Tensor) -> None:
     same(*both(lambda x: kernels.by_rank(x.contiguous().numpy(), values), x))
 
 
-def norms(x: Tensor, kept: np.ndarray, grain: int) -> np.ndarray:
-    return draws.norms(x[0], kept, grain)
-
-
-@given(tiles())
+@given(tiles(), st.sampled_from([1, 40, 77, 1100]))
 @settings(max_examples=50, deadline=None)
-def test_sums_differ_only_by_their_order(x: Tensor) -> None:
-    kept = np.packbits(np.arange(x.shape[1]) % 3 > 0)
+def test_sums_differ_only_by_their_order(x: Tensor, grain: int) -> None:
+    def kept(x: Any) -> None:
+        for row in x:
+            kernels.zero_below(row, 0.5)
+
     for function in (
-        kernels.products,
-        *(partial(norms, kept=kept, grain=grain) for grain in (1, 40, 77, 1100)),
+        lambda x: kernels.products(x, grain),
+        lambda x: kernels.norms_around(x, kept, grain),
     ):
-        first, second = (np.asarray(found, np.float64) for found in both(function, x))
+        first, second = (np.asarray(found, np.float64) for found in deferred(function, x, grain))
         scale = np.abs(second).max(initial=0) + float((x.double() ** 2).sum())
         np.testing.assert_allclose(first, second, rtol=1e-12, atol=1e-13 * scale)
 
@@ -198,7 +257,43 @@ def test_count_conflicts(x: Tensor, least: float) -> None:
 @given(tiles())
 @settings(max_examples=50, deadline=None)
 def test_variance(x: Tensor) -> None:
-    same(*both(kernels.variance, x))
+    same(*deferred(kernels.variance, x))
+
+
+def test_a_tile_is_read_from_files_block_by_block(tmp_path: Path) -> None:
+    """Of all types, with a base, in grains that end within blocks; nothing is measured twice."""
+    n, grain = 3 * PIECE + 1234, 5000
+    dtypes = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+    stored_as = {name: torch.randn(n + 5).to(dtype) for name, dtype in dtypes.items()}
+    sources = []
+    for name, values in stored_as.items():
+        path = tmp_path / name
+        path.write_bytes(values.view(torch.uint8).numpy().tobytes())
+        sources.append(in_file(os.open(path, os.O_RDONLY), 5 * values.element_size(), name))
+    tile = Tile(sources, n, grain=grain, has_base=True, check=True)
+    base, *models = (values[5:].float() for values in stored_as.values())
+    x = torch.stack(models) - base
+    np.testing.assert_allclose(kernels.products(tile, grain), elsewhere.products(x, grain), rtol=1e-9)
+    same(tile.array(), x)
+    out = np.empty(n, np.uint16)
+    tile.run(tile[1], "BF16", out)
+    same(out, (x[1] + base).bfloat16().view(torch.int16).numpy().view(np.uint16))
+    for source in sources:
+        os.close(source.file)
+    with pytest.raises(Failed):
+        tile.run()
+
+
+@pytest.mark.parametrize(("bad", "base"), [(0, True), (1, True), (2, False)])
+def test_numbers_that_are_not_finite_are_noticed(bad: int, base: bool) -> None:
+    x = torch.randn(3, 2000)
+    x[bad, 1999] = float("inf")
+    with pytest.raises(Failed):
+        tile_of(x, base=base).run()
+    tile = tile_of(torch.full((1, 10), 3e38))
+    kernels.combine(tile, [2.0])
+    with pytest.raises(Failed):
+        tile.run(tile[0], "F32", np.empty(10, np.float32))
 
 
 @pytest.mark.parametrize("functions", [library.FUNCTIONS, None])

@@ -336,9 +336,8 @@ def test_gram_of_anything_has_a_result(values: tuple[float, float]) -> None:
 # L1Ratio
 
 
-def shrink(x: Tensor, start: int, *, limit: float) -> None:
+def shrink(x: Tensor, *, limit: float) -> None:
     """A trim: zero what is not larger than the limit."""
-    del start
     x[x.abs() <= limit] = 0
 
 

@@ -203,11 +203,11 @@ def check_ranks(x: torch.Tensor, ranks: list[int]) -> None:
 def test_many_short_chunks(numel: int) -> None:
     """Where a number is kept for every few elements, the numbers are what counts."""
     x = torch.randn(2, numel)
-    sums = Sums(lambda chunk, start: [float(start), float(chunk[0, 0]), 0.5], 3, numel, 8)
+    sums = Sums(lambda x: [[float(a[0, 0]), float(a[1, 0]), 0.5] for a in x.split(8, dim=1)], 3, numel, 8)
     held = sums.held
     most, _ = most_held(sums, x, 8)
     assert 0.8 * held <= most <= 1.1 * held
-    kept = KeptL1(lambda x, _: np.ones(x.shape, bool), 2, numel, 8)
+    kept = KeptL1(lambda x, _: np.full((2, -(-x.shape[1] // 8)), 255, np.uint8), 2, numel, 8)
     held = kept.held
     # At the end they are joined, and become lists for one model at a time.
     arrays = 2 * numel // 8 * 2 * 8 + 2 * numel // 8

@@ -1,4 +1,4 @@
-"""Linear combinations by compiled kernels: the same bytes as the general way, and PyTorch is not imported."""
+"""What compiled loops make: the same bytes as the general way, and PyTorch is not imported."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ import tiny
 from meldkit.checkpoint import DTYPES, OpenFiles, StoredTensor, TileSource, open_files
 from meldkit.checkpoint.safetensors import read_header
 from meldkit.engine import TensorRun, run
-from meldkit.engine.combination import CombinationRun, stored_sources
+from meldkit.engine.fused import FusedRun, stored_sources
 from meldkit.errors import CheckpointError, RunError
-from meldkit.kernels import stored
+from meldkit.kernels.tile import Tile, in_memory
 from meldkit.methods import METHODS, Values
 from meldkit.methods.statistics import CHUNK
 from meldkit.plan import Input, TensorJob
@@ -28,8 +28,13 @@ from test_engine import Memory
 
 #: Elements: whole and broken chunks, and pieces that kernels read at a time.
 SIZES = (1, 1000, 16 * 1024 + 3, 2 * CHUNK + 17)
+SHAPES = {1000: (8, 125), 16 * 1024 + 3: (7, 2341)}
 STORED = ("F32", "BF16", "F16")
-#: Methods that combine: values of their parameters, how many models they take, and whether there is a base.
+_THREE = (0.7, 1.0, -0.4)
+SPARSE: Values = {"weight": _THREE, "density": (0.5, 0.2, 1.0), "lambda": 0.9, "rescale": False}
+EDGES: Values = SPARSE | {"gamma": (0.01, 0.1, 0.0)}
+RANKED: Values = SPARSE | {"density": (0.5, 0.3, 1.0), "epsilon": (0.15, 0.1, 0.2)}
+#: Methods with values of their parameters, how many models they take, and whether there is a base.
 CASES: dict[str, tuple[str, Values, int, bool]] = {
     "copied": ("", {}, 1, False),
     "linear": ("linear", {"weight": (0.25, 0.5, 1.5), "normalize": True}, 3, False),
@@ -67,6 +72,27 @@ CASES: dict[str, tuple[str, Values, int, bool]] = {
         False,
     ),
     "model stock": ("model_stock", {"filter_wise": False, "compat": False}, 4, True),
+    "nearswap": ("nearswap", {"t": 0.2}, 1, True),
+    "ties": ("ties", SPARSE | {"normalize": True, "elect": "weighted", "trim_scope": "tensor"}, 3, True),
+    "ties, rescaled": (
+        "ties",
+        SPARSE | {"normalize": False, "elect": "unweighted", "trim_scope": "tensor", "rescale": True},
+        3,
+        True,
+    ),
+    "breadcrumbs": ("breadcrumbs", EDGES | {"normalize": False}, 3, True),
+    "breadcrumbs_ties": ("breadcrumbs_ties", EDGES | {"normalize": True, "rescale": True}, 3, True),
+    "dare_linear": ("dare_linear", SPARSE | {"normalize": False, "rescale": "l1"}, 3, True),
+    "dare_ties": ("dare_ties", SPARSE | {"normalize": True, "rescale": "inverse_density"}, 3, True),
+    "della": ("della", RANKED | {"normalize": True, "rescale": "l1"}, 3, True),
+    "della_linear": ("della_linear", RANKED | {"normalize": False, "rescale": "keep_probability"}, 3, True),
+    "della, not rescaled": ("della", RANKED | {"normalize": True, "rescale": "none"}, 3, True),
+    "sce": ("sce", {"select_topk": 0.3, "fuse": "selected", "compat": False}, 3, True),
+    "sce, all": ("sce", {"select_topk": 0.3, "fuse": "all", "compat": True}, 3, True),
+    "sce, of all": ("sce", {"select_topk": 1.0, "fuse": "selected", "compat": False}, 3, True),
+    "ram": ("ram", {"epsilon": 0.3}, 3, True),
+    "ramplus_tl": ("ramplus_tl", {"r": 0.1, "alpha": 0.2, "epsilon": 0.3}, 3, True),
+    "arcee_fusion": ("arcee_fusion", {}, 2, False),
 }
 
 
@@ -116,7 +142,12 @@ def job_of(case: str, name: str, dtype: str, numel: int) -> TensorJob:
     method, values, num_models, has_base = CASES[case]
     base = Input(4, name) if has_base else None
     models = tuple(Input(i, name) for i in range(num_models))
-    return TensorJob(name, dtype, (numel,), METHODS.get(method), values, models, base, 0, 8)
+    shape = SHAPES.get(numel, (numel,))
+    return TensorJob(name, dtype, shape, METHODS.get(method), values, models, base, 0, 8)
+
+
+def test_there_is_a_case_for_each_method() -> None:
+    assert {method for method, *_ in CASES.values()} == {"", *METHODS}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -129,7 +160,7 @@ def test_kernels_give_the_bytes_of_the_general_way(case: str, stored: str, input
             assert sources
             fast, general = Memory(), Memory()
             before = inputs.files.bytes_read
-            run([CombinationRun(sources, job, inputs, fast, tile=CHUNK)])
+            run([FusedRun(sources, job, inputs, fast, tile=CHUNK)])
             read = inputs.files.bytes_read - before
             run([TensorRun(job, inputs, general, tile=CHUNK)])
             assert fast.bytes[job.name] == general.bytes[job.name]
@@ -150,7 +181,8 @@ def test_numbers_are_rounded_as_pytorch_rounds_them(dtype: str) -> None:
     limit = torch.finfo(getattr(torch, DTYPES[dtype].torch)).max
     values = values[np.isfinite(values) & (np.abs(values) <= limit)]
     out = np.empty(len(values) * DTYPES[dtype].itemsize, np.uint8)
-    assert stored.combine([(values.view(np.uint8), "F32")], [1.0], 1.0, dtype, out, has_base=False)
+    tile = Tile([in_memory(values, "F32")], len(values), grain=CHUNK)
+    tile.run(tile[0], dtype, out)
     expected = torch.from_numpy(values).to(getattr(torch, DTYPES[dtype].torch))
     assert np.array_equal(out, expected.view(torch.uint8).numpy())
 
@@ -171,9 +203,9 @@ def test_numbers_that_are_not_finite_are_refused_in_the_general_way(
         sources = stored_sources(job, inputs)
         assert sources
         with pytest.raises(RunError, match=rf"value {bad}.*{CHUNK + 5:,}"):
-            run([CombinationRun(sources, job, inputs, Memory(), tile=CHUNK)])
+            run([FusedRun(sources, job, inputs, Memory(), tile=CHUNK)])
         let, general = Memory(), Memory()
-        run([CombinationRun(sources, job, inputs, let, tile=CHUNK, allow_nonfinite=True)])
+        run([FusedRun(sources, job, inputs, let, tile=CHUNK, allow_nonfinite=True)])
         run([TensorRun(job, inputs, general, tile=CHUNK, allow_nonfinite=True)])
         assert let.nonfinite == general.nonfinite == {"x"}
         assert let.bytes == general.bytes
@@ -185,7 +217,7 @@ def test_what_a_type_cannot_hold_is_refused(tmp_path: Path) -> None:
         inputs = Stored(files, [tmp_path / "0"])
         job = job_of("linear, one", "x", "F16", 100)
         with pytest.raises(RunError, match="which float16 cannot hold"):
-            run([CombinationRun(stored_sources(job, inputs), job, inputs, Memory())])
+            run([FusedRun(stored_sources(job, inputs), job, inputs, Memory())])
 
 
 def test_a_file_that_ends_too_early_is_named(tmp_path: Path) -> None:
@@ -198,7 +230,7 @@ def test_a_file_that_ends_too_early_is_named(tmp_path: Path) -> None:
         with (tmp_path / "1").open("r+b") as f:
             f.truncate(9 * CHUNK)
         with pytest.raises(CheckpointError, match=r"1 ends at byte 589,824"):
-            run([CombinationRun(sources, job, inputs, Memory())])
+            run([FusedRun(sources, job, inputs, Memory())])
 
 
 @pytest.mark.parametrize(
@@ -225,16 +257,25 @@ RECIPES: Mapping[str, Any] = {
             {"sources": [{"model": "b", "layer_range": [1, 2]}]},
         ],
     },
-    "ties": {
-        "merge_method": "ties",
-        "base_model": "a",
-        "models": ["b"],
-        "parameters": {"density": 0.5, "weight": 1},
+    **{
+        method: {
+            "merge_method": method,
+            "base_model": "a",
+            "models": ["b"],
+            "parameters": {"density": 0.5, "weight": 1},
+        }
+        for method in ("ties", "dare_ties", "della", "breadcrumbs")
+    },
+    "arcee_fusion": {"merge_method": "arcee_fusion", "base_model": "a", "models": ["a", "b"]},
+    "by rows": {
+        "merge_method": "nuslerp",
+        "models": ["a", "b"],
+        "parameters": {"weight": 1, "nuslerp_flatten": False},
     },
 }
 
 
-@pytest.mark.parametrize(("name", "torch_needed"), [(name, name == "ties") for name in RECIPES])
+@pytest.mark.parametrize(("name", "torch_needed"), [(name, name == "by rows") for name in RECIPES])
 def test_pytorch_is_imported_where_it_is_needed(name: str, torch_needed: bool, tmp_path: Path) -> None:
     for seed, model in enumerate("ab"):
         tiny.decoder(tmp_path / model, seed)
