@@ -99,7 +99,7 @@ def counted() -> Generator[Costs]:
             process = partial(_process, costs, cls.process, num_threads, num_descriptors)
             # A function, so that it becomes a method.
             patches.enter_context(mock.patch.object(cls, "process", lambda *a, _p=process: _p(*a)))
-        patches.enter_context(mock.patch.object(OpenFiles, "_account", _reader(costs)))
+        patches.enter_context(mock.patch.object(OpenFiles, "account", _reader(costs)))
         for name, function in _writer(costs).items():
             patches.enter_context(mock.patch.object(WeightFile, name, function))
         if library.FUNCTIONS is not None:
@@ -136,7 +136,7 @@ def _process(
 
 
 def _reader(costs: Costs) -> Any:
-    real = OpenFiles._account
+    real = OpenFiles.account
 
     def account(self: OpenFiles, path: Path, offset: int, done: int, wanted: int) -> None:
         real(self, path, offset, done, wanted)

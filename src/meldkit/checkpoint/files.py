@@ -67,7 +67,7 @@ class OpenFiles:
             fd = self._descriptor(path)
             while done < len(buffer) and (got := os.preadv(fd, [buffer[done:]], offset + done)):
                 done += got
-        self._account(path, offset, done, len(buffer))
+        self.account(path, offset, done, len(buffer))
 
     def read_once(self, path: Path, offset: int, buffer: memoryview) -> None:
         """As `read_into`, for bytes that nobody will read again.
@@ -80,7 +80,7 @@ class OpenFiles:
         if cached or not self._read_past_cache(path, offset, buffer):
             self.read_into(path, offset, buffer)
         else:
-            self._account(path, offset, len(buffer), len(buffer))
+            self.account(path, offset, len(buffer), len(buffer))
 
     def _read_past_cache(self, path: Path, offset: int, buffer: memoryview) -> bool:
         """Whole pages to page-aligned memory, as such reads must be; whether that could be done."""
@@ -114,7 +114,7 @@ class OpenFiles:
         """
         with self._failures(path, offset):
             done = stored.read_bfloat16(self._descriptor(path), offset, out)
-        self._account(path, offset, done, 2 * len(out))
+        self.account(path, offset, done, 2 * len(out))
 
     def read_floats(self, path: Path, offset: int, dtype: str, out: np.ndarray) -> None:
         """Fill `out`, float32, with the numbers of a type that lie in `path` from `offset` on.
@@ -124,7 +124,7 @@ class OpenFiles:
         """
         with self._failures(path, offset):
             done = stored.read_floats(self._descriptor(path), offset, dtype, out)
-        self._account(path, offset, done, DTYPES[dtype].itemsize * len(out))
+        self.account(path, offset, done, DTYPES[dtype].itemsize * len(out))
 
     def read_runs(self, path: Path, offsets: np.ndarray, out: Tensor) -> None:
         """Fill the rows of `out`, uint8 `[n, bytes]`, with those that lie in `path` from `offsets` on, int64.
@@ -135,7 +135,7 @@ class OpenFiles:
         first = int(offsets[0])
         with self._failures(path, first):
             done = stored.read_runs(self._descriptor(path), offsets, out)
-        self._account(path, first, done, out.numel())
+        self.account(path, first, done, out.numel())
 
     @contextmanager
     def _failures(self, path: Path, offset: int) -> Generator[None]:
@@ -148,19 +148,20 @@ class OpenFiles:
                 raise RunError(message, hint=f"raise the limit with 'ulimit -n', and {again}") from e
             raise CheckpointError(message, hint=f"what is done is kept; {again}") from e
 
-    def _account(self, path: Path, offset: int, done: int, wanted: int) -> None:
+    def account(self, path: Path, offset: int, done: int, wanted: int) -> None:
+        """Of `wanted` bytes from `offset` on, `done` were read.
+
+        Raises:
+            CheckpointError: these are fewer.
+        """
         if done < wanted:
             raise CheckpointError(
                 f"{path} ends at byte {offset + done:,}, {wanted - done:,} bytes too early",
                 hint="the file changed after it was opened; make it whole and run the command again",
             )
-        self.count(done)
-
-    def count(self, nbytes: int) -> None:
-        """So many bytes were read."""
         self._begun.set()
         with self._lock:
-            self.bytes_read += nbytes
+            self.bytes_read += done
 
     def descriptor(self, path: Path) -> int:
         """An open descriptor of the file, which stays open.

@@ -165,9 +165,10 @@ class StoredTensor:
         """Whether bytes from element `start` on are in the system's page cache; also if that is not known."""
         return stored.cached(*self.place(start), nbytes)
 
-    def was_read(self, n: int) -> None:
+    def was_read(self, start: int, n: int) -> None:
         """Somebody has read n elements from their place."""
-        self._files.count(n * self._itemsize)
+        nbytes = n * self._itemsize
+        self._files.account(self._info.file, self._info.offset + start * self._itemsize, nbytes, nbytes)
 
     def read_floats(self, start: int, out: np.ndarray) -> None:
         """Fill `out`, float32 `[n]`, from element `start` on; of the types that compiled kernels know."""

@@ -7,7 +7,7 @@ says what is wrong.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,12 @@ def tile_of(
     return Tile(places, stop - start, grain=grain, has_base=job.base is not None, check=check)
 
 
+def were_read(sources: Iterable[StoredTensor], start: int, stop: int) -> None:
+    """Elements [start, stop) were read from their places."""
+    for source in sources:
+        source.was_read(start, stop - start)
+
+
 class FusedRun(TensorRun):
     """As `TensorRun`, for what compiled loops can do.
 
@@ -80,8 +86,7 @@ class FusedRun(TensorRun):
                 partial = self._statistic.update(tile, start)
         except Failed:
             return super()._measure_tile(start, stop, buffers)
-        for source in self._stored:
-            source.was_read(stop - start)
+        were_read(self._stored, start, stop)
         return partial
 
     def _make_tile(self, start: int, stop: int, raw: np.ndarray, buffers: Buffers) -> None:
@@ -109,5 +114,4 @@ class FusedRun(TensorRun):
         except Failed:
             super()._make_tile(start, stop, raw, buffers)
             return
-        for source in from_file:
-            source.was_read(n)
+        were_read(from_file, start, stop)

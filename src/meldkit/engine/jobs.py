@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from threading import Lock
 from typing import Any
 
@@ -11,9 +12,10 @@ from meldkit.checkpoint import StoredTensor
 from meldkit.engine.buffers import TILE, Buffers, cut
 from meldkit.engine.device import ON_CPU, Device, tile_for
 from meldkit.engine.ends import Inputs, Observer, Sink
-from meldkit.engine.fused import FusedRun, stored_sources
+from meldkit.engine.fused import FusedRun, stored_sources, tile_of, were_read
 from meldkit.engine.run import Progress, Runnable, run
 from meldkit.engine.tensor_run import TensorRun, read_tile
+from meldkit.kernels.tile import Failed
 from meldkit.methods import Noise, Whole
 from meldkit.methods.statistics import CHUNK, Range, Statistic
 from meldkit.plan import TensorJob
@@ -69,7 +71,10 @@ def run_jobs(
         large = tile_for(devices, job, threads)
         return {"tile": tile} if large is None else {"tile": large, "span": large}
 
-    of_model = measure_model(jobs, inputs, run_all, seed=seed, tile_of=lambda job: sizes(job)["tile"])
+    in_memory = devices[0].in_memory
+    of_model = measure_model(
+        jobs, inputs, run_all, seed=seed, size_of=lambda job: sizes(job)["tile"], in_memory=in_memory
+    )
     options: dict[str, Any] = {
         "seed": seed,
         "of_model": of_model,
@@ -77,11 +82,7 @@ def run_jobs(
         "observe": observe,
     }
 
-    def fused(job: TensorJob) -> list[StoredTensor]:
-        """What compiled loops work on."""
-        return stored_sources(job, inputs) if devices[0].in_memory else []
-
-    left = [(job, fused(job)) for job in jobs if job.name not in finished]
+    left = [(job, _fused(job, inputs, in_memory)) for job in jobs if job.name not in finished]
     tensors = (
         FusedRun(stored, job, inputs, sink, **options, **sizes(job))
         if stored
@@ -94,10 +95,11 @@ def run_jobs(
 def measure_model(
     jobs: Sequence[TensorJob],
     inputs: Inputs,
-    run_all: Callable[[Iterable[Runnable]], object],
+    run_all: Callable[..., object],
     *,
     seed: int,
-    tile_of: Callable[[TensorJob], int],
+    size_of: Callable[[TensorJob], int],
+    in_memory: bool = True,
 ) -> Any:
     """What a method wants to know of all tensors together, one after the other in order; None if nothing."""
     merged = [job for job in jobs if job.method is not None]
@@ -111,29 +113,36 @@ def measure_model(
     if statistic is None:
         return None
     lock = Lock()
+    sources = [(job, _fused(job, inputs, in_memory)) for job in merged]
+    with_torch = not all(stored for _, stored in sources)
     while ranges := statistic.ranges():
-        run_all(_pass(merged, inputs, statistic, ranges, lock, tile_of))
+        run_all(_pass(sources, inputs, statistic, ranges, lock, size_of), with_torch=with_torch)
         statistic.finish_pass()
     return statistic.result
 
 
+def _fused(job: TensorJob, inputs: Inputs, in_memory: bool) -> list[StoredTensor]:
+    """What compiled loops work on, if they can."""
+    return stored_sources(job, inputs) if in_memory else []
+
+
 def _pass(
-    jobs: Sequence[TensorJob],
+    jobs: Sequence[tuple[TensorJob, list[StoredTensor]]],
     inputs: Inputs,
     statistic: Statistic,
     ranges: Sequence[Range],
     lock: Lock,
-    tile_of: Callable[[TensorJob], int],
+    size_of: Callable[[TensorJob], int],
 ) -> Iterator[_Measuring]:
     offset = 0
-    for job in jobs:
+    for job, stored in jobs:
         own = [
             (max(start, offset) - offset, min(stop, offset + job.numel) - offset)
             for start, stop in ranges
             if start < offset + job.numel and stop > offset
         ]
         if own:
-            yield _Measuring(job, inputs, statistic, own, offset, lock, tile_of(job))
+            yield _Measuring(job, inputs, stored, statistic, own, offset, lock, size_of(job))
         offset += job.numel
 
 
@@ -144,6 +153,7 @@ class _Measuring:
         self,
         job: TensorJob,
         inputs: Inputs,
+        stored: Sequence[StoredTensor],
         statistic: Statistic,
         ranges: Sequence[Range],
         offset: int,
@@ -155,18 +165,28 @@ class _Measuring:
         self._tile = tile
         self.outstanding = 0
         self._sources = [inputs.open(i) for i in job.all_inputs]
+        self._stored = stored
         self._statistic = statistic
         self._offset = offset
         self._lock = lock
 
     def process(self, start: int, stop: int, buffers: Buffers) -> None:
         def measure(first: int, last: int) -> None:
-            models, _ = read_tile(self.job, self._sources, first, last, buffers.measuring)
-            partial = self._statistic.update(models, self._offset + first)
+            partial = self._partial(first, last, buffers)
             with self._lock:
                 self._statistic.absorb(partial)
 
         buffers.each_tile(start, stop, self._tile, CHUNK, measure)
+
+    def _partial(self, start: int, stop: int, buffers: Buffers) -> Any:
+        if self._stored:
+            tile = tile_of(self.job, self._stored, start, stop, grain=CHUNK, check=False)
+            with suppress(Failed):
+                partial = self._statistic.update(tile, self._offset + start)
+                were_read(self._stored, start, stop)
+                return partial
+        models, _ = read_tile(self.job, self._sources, start, stop, buffers.measuring)
+        return self._statistic.update(models, self._offset + start)
 
     def advance(self) -> bool:
         return False

@@ -130,7 +130,7 @@ def measure_computing(plan: Plan, reading: Reading) -> float:
             reads = reading.again * len(infos)
         buffers, sink = Buffers(), Nowhere()
         began = time.perf_counter()
-        of_model = measure_model([job], inputs, run, seed=0, tile_of=lambda _: TILE)
+        of_model = measure_model([job], inputs, run, seed=0, size_of=lambda _: TILE)
         in_advance = time.perf_counter() - began if of_model is not None else 0.0
         times: list[float] = []
         until = time.perf_counter() + _COMPUTING
