@@ -158,7 +158,7 @@ def test_draws_by_rank(x: Tensor, key: np.ndarray, start: int, first: int, last:
     same(*both(lambda x: ranks.below(x.contiguous().numpy(), levels, key, start), x))
 
 
-@pytest.mark.parametrize("columns", [65_535, 65_536, 70_001])
+@pytest.mark.parametrize("columns", [65_534, 65_535, 70_001])
 @pytest.mark.parametrize("step", [0.0, 0.25])
 def test_ranks_of_long_rows(columns: int, step: float) -> None:
     x = torch.randn(2, columns, generator=torch.Generator().manual_seed(1))

@@ -19,8 +19,8 @@ enum { BELOW = 5, ABOVE = 4, MOST_BUCKETS = 81 << 8 };
 enum { SAMPLED = 256 };
 
 /* How many elements are looked for one by one; sorted by insertion; from how many on by long digits; up to how many
- * counts of 16 bits go. */
-enum { FEW = 64, SHORT = 24, LONG = 4096, COUNTED = 65535 };
+ * counts of 16 bits go, with a sign. */
+enum { FEW = 64, SHORT = 24, LONG = 4096, COUNTED = 65534 };
 
 /* Room for the work on rows of n elements: words of 64 bits, of which kernels/ranks.py has enough. */
 typedef struct {
@@ -140,6 +140,7 @@ static long sum_plainly(void *counts, int wide, long n) {
 
 #if defined(__GNUC__) && !defined(__clang__)
 typedef uint16_t Eight __attribute__((vector_size(16)));
+typedef int16_t Signed __attribute__((vector_size(16)));
 
 static long sum_short(uint16_t *counts, long n) {
     const Eight zero = {0};
@@ -147,7 +148,7 @@ static long sum_short(uint16_t *counts, long n) {
     for (long i = 0; i < n; i += 8) {
         Eight own, sums;
         memcpy(&own, counts + i, sizeof own);
-        Eight more = (Eight)(own > most);
+        Eight more = (Eight)((Signed)own > (Signed)most);
         most = (own & more) | (most & ~more);
         sums = own + __builtin_shuffle(zero, own, (Eight){0, 8, 9, 10, 11, 12, 13, 14});
         sums += __builtin_shuffle(zero, sums, (Eight){0, 0, 8, 9, 10, 11, 12, 13});
