@@ -65,7 +65,7 @@ class Cost:
 
 #: Of methods that draw; and of those that look at numbers of rows before.
 DRAWN = {"draw_at_most": 3}
-RANKED = {"tile": 3, "by_rank": 3, "draw_below": 3}
+RANKED = {"tile": 3, "draw_by_rank": 3}
 #: By method, or variant of one. A number may be lowered where the code does with less; to raise one, say why.
 COSTS: dict[str, Cost] = {
     "linear": Cost(passes=1, calls=(0, 34)),

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meldkit import merge_tensors
+from meldkit.kernels.ranks import by_rank
 from meldkit.methods import METHODS, Method, Noise, Whole, get_method
-from meldkit.methods._della import keep_levels
+from meldkit.methods._della import levels_by_rank
 from meldkit.methods._task_vectors import combine_weighted
 from meldkit.methods.karcher import karcher
 from meldkit.methods.linear import normalized
@@ -248,7 +249,7 @@ def test_weights_of_both_signs_are_divided_by_their_sum() -> None:
 def test_probabilities_rise_evenly_with_the_rank(num_columns: int, density: float, epsilon: float) -> None:
     """From d − ε to d + ε, in 65536ths, and never 0 or 1; the largest of a row has the last rank."""
     rows = np.random.default_rng(num_columns).standard_normal((5, num_columns)).astype(np.float32)
-    levels = keep_levels(rows, density, epsilon).reshape(rows.shape)
+    levels = by_rank(rows, levels_by_rank(num_columns, density, epsilon)).reshape(rows.shape)
     ranks = np.abs(rows).argsort(axis=1).argsort(axis=1)
     share = ranks / (num_columns - 1) if num_columns > 1 else np.full(rows.shape, 0.5)
     want = np.clip(np.round(65536 * (density - epsilon + 2 * epsilon * share)), 1, 65535)

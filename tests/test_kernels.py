@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from meldkit import kernels
-from meldkit.kernels import draws, elsewhere, library, stored
+from meldkit.kernels import draws, elsewhere, library, ranks, stored
 from meldkit.kernels.divergences import softmax_divergences
 from meldkit.kernels.tile import PIECE, Failed, Row, Tile, in_file, in_memory
 
@@ -180,11 +180,52 @@ def test_draws(key: np.ndarray, start: int, n: int, most: int, seed: int) -> Non
         same(*both(function, torch.empty(1, n)))
 
 
-@given(tiles())
-@settings(max_examples=50, deadline=None)
+@st.composite
+def ranked(draw: st.DrawFn) -> Tensor:
+    """Rows whose ranks are hard to tell: of equal numbers, near ones, far ones, and some that are none."""
+    columns = draw(st.sampled_from([1, 2, 24, 25, 255, 256, 1000, 1023, 1024, 4097, 5001, 16384]))
+    rows = draw(st.integers(1, 4))
+    rng = np.random.default_rng(draw(st.integers(0, 1000)))
+    values = rng.standard_normal((rows, columns)).astype(np.float32)
+    kind = draw(st.sampled_from(["numbers", "differences", "few", "near", "far", "tiny", "not finite"]))
+    if kind in ("differences", "few"):
+        scale = 0.05 if kind == "differences" else 0.003
+        old = torch.from_numpy(rng.standard_normal(values.shape).astype(np.float32)).bfloat16()
+        return (old + scale * torch.from_numpy(values)).bfloat16().float() - old.float()
+    if kind == "near":
+        values = np.float32(1) + values * np.float32(1e-6)
+    if kind == "far":
+        values *= np.float32(10) ** rng.uniform(-37, 37, values.shape).astype(np.float32)
+    if kind == "tiny":
+        values *= np.float32(1e-42)
+    if kind == "not finite":
+        values[:, columns // 3] = np.nan
+        values[:, columns // 2] = -np.inf
+    return torch.from_numpy(values)
+
+
+@given(ranked())
+@settings(max_examples=100, deadline=None)
 def test_by_rank(x: Tensor) -> None:
     values = np.arange(x.shape[1], dtype=np.uint16) * 7
-    same(*both(lambda x: kernels.by_rank(x.contiguous().numpy(), values), x))
+    same(*both(lambda x: ranks.by_rank(x.contiguous().numpy(), values), x))
+
+
+@given(ranked(), KEYS, STARTS, NUMBERS, NUMBERS)
+@settings(max_examples=200, deadline=None)
+def test_draws_by_rank(x: Tensor, key: np.ndarray, start: int, first: int, last: int) -> None:
+    levels = np.rint(np.linspace(first, last, x.shape[1])).astype(np.uint16)
+    same(*both(lambda x: ranks.below(x.contiguous().numpy(), levels, key, start), x))
+
+
+@pytest.mark.parametrize("columns", [65_534, 65_535, 70_001])
+@pytest.mark.parametrize("step", [0.0, 0.25])
+def test_ranks_of_long_rows(columns: int, step: float) -> None:
+    x = torch.randn(2, columns, generator=torch.Generator().manual_seed(1))
+    x = (x / step).round() * step if step else x
+    values, key = (np.arange(columns) // 2).astype(np.uint16), np.array([3, 4], np.uint64)
+    same(*both(lambda x: ranks.by_rank(x.numpy(), values), x))
+    same(*both(lambda x: ranks.below(x.numpy(), values, key, 5), x))
 
 
 @given(tiles(), st.sampled_from([1, 40, 77, 1100]))

@@ -14,9 +14,6 @@
 
 enum { ROUNDS = 10 };
 
-/* Numbers that are drawn before they are used: of a multiple of the steps that go together below. */
-enum { DRAWN = 6 * 11 * PER_STEP };
-
 /* A round of a counter. */
 static inline void mix(uint64_t *c, const uint64_t *key) {
     unsigned __int128 a = (unsigned __int128)FIRST_FACTOR * c[0], b = (unsigned __int128)SECOND_FACTOR * c[2];

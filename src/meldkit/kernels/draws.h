@@ -5,6 +5,9 @@
 /* 16-bit numbers per step of the generator's counter. */
 enum { PER_STEP = 16 };
 
+/* Numbers that are drawn before they are used: of a multiple of the steps that go together in draws.c. */
+enum { DRAWN = 6 * 11 * PER_STEP };
+
 /* Words of 64 bits into which up to n numbers are drawn. */
 #define ROOM(n) (((n) + 2 * PER_STEP) / 4)
 

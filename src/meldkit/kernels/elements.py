@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from meldkit.kernels import elsewhere, library
-from meldkit.kernels.library import address, rooms
 from meldkit.kernels.tile import Row, Tile
 from meldkit.shapes import Float32, Tensor
 
@@ -232,27 +230,3 @@ def divide(row: Numbers, divisors: np.ndarray) -> None:
         row.tile.step("divide", row.register, given=divisors)
     else:
         row.div_(torch.from_numpy(divisors).to(row.device))
-
-
-def by_rank(rows: np.ndarray | Tensor, values: np.ndarray) -> np.ndarray:
-    """Give each element what stands in `values` at its rank in its row, by magnitude, ties by position.
-
-    Args:
-        rows: float32 `[rows, columns]`, an array if they are in main memory.
-        values: uint16 `[columns]`.
-
-    Returns:
-        uint16 `[rows · columns]`.
-    """
-    if not isinstance(rows, np.ndarray):
-        return elsewhere.by_rank(rows, values)
-    result = np.empty(rows.size, np.uint16)
-    if not rows.size:
-        return result
-    if library.FUNCTIONS is not None and rows.flags.c_contiguous:
-        room = rooms.take("ranks", np.uint64, 2 * rows.shape[1])
-        library.FUNCTIONS.by_rank(address(rows), *rows.shape, address(values), address(room), address(result))
-        return result
-    order = np.argsort(np.abs(rows).view(np.uint32), axis=1, kind="stable")
-    np.put_along_axis(result.reshape(rows.shape), order, values[None], axis=1)
-    return result

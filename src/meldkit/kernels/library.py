@@ -28,6 +28,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "draw": (None, [c_void_p, c_long, c_long, c_void_p]),
     "draw_at_most": (None, [c_void_p, c_long, c_long, c_int, c_void_p]),
     "draw_below": (None, [c_void_p, c_long, c_long, c_void_p, c_void_p]),
+    "draw_by_rank": (
+        None,
+        [c_void_p, c_long, c_long, c_void_p, c_void_p, c_long, c_void_p, c_void_p],
+    ),
     "divergences": (None, [c_void_p, c_void_p, c_long, c_long, c_void_p, c_void_p]),
     "by_rank": (None, [c_void_p, c_long, c_long, c_void_p, c_void_p, c_void_p]),
     "differences": (

@@ -8,14 +8,13 @@ from dataclasses import replace
 import numpy as np
 
 from meldkit import kernels
-from meldkit.kernels import Numbers, Rows, draws
+from meldkit.kernels import Numbers, Rows, draws, ranks
 from meldkit.methods._kept import Kept, KeptL1, keep
 from meldkit.methods._task_vectors import DENSITY, LAMBDA, WEIGHT, merge_task_vectors
 from meldkit.methods.base import TileNoise, Whole
 from meldkit.methods.noise import all_or_nothing
 from meldkit.methods.parameter import Parameter
 from meldkit.methods.statistics import Statistic
-from meldkit.shapes import Tensor
 
 EPSILON = Parameter(
     "epsilon",
@@ -89,27 +88,25 @@ def draw(
         if d <= 0 or d >= 1:
             bits.append(all_or_nothing(noise.n, d >= 1))
         else:
-            levels = keep_levels(row.reshape(-1, num_columns), d, e)
-            bits.append(draws.below(noise.noise.key(model), noise.start, levels))
+            rows, levels = row.reshape(-1, num_columns), levels_by_rank(num_columns, d, e)
+            bits.append(ranks.below(rows, levels, noise.noise.key(model), noise.start))
     return np.stack(bits)
 
 
-def keep_levels(rows: np.ndarray | Tensor, density: float, epsilon: float) -> np.ndarray:
-    """The probability of keeping each element, in units of 1/65536: uint16 `[n]`.
+def levels_by_rank(num_columns: int, density: float, epsilon: float) -> np.ndarray:
+    """The probability of keeping the element of each rank, in units of 1/65536: uint16 `[num_columns]`.
 
     An element of rank r (from 0, by magnitude, ties by position) in a row of n has probability
     density − ε + 2 ε r / (n − 1); in a row of one, density.
 
     Args:
-        rows: float32 `[rows, columns]`, an array if they are in main memory.
+        num_columns: elements of a row.
         density: strictly between 0 and 1.
         epsilon: small enough for probabilities strictly between 0 and 1.
     """
-    num_columns = rows.shape[1]
-    ranks = np.linspace(0, 1, num_columns) if num_columns > 1 else np.full(1, 0.5)
-    probabilities = density - epsilon + 2 * epsilon * ranks
-    by_rank = np.rint(probabilities * _LEVELS).clip(1, _LEVELS - 1).astype(np.uint16)
-    return kernels.by_rank(rows, by_rank)
+    relative = np.linspace(0, 1, num_columns) if num_columns > 1 else np.full(1, 0.5)
+    probabilities = density - epsilon + 2 * epsilon * relative
+    return np.rint(probabilities * _LEVELS).clip(1, _LEVELS - 1).astype(np.uint16)
 
 
 def merge_della(
@@ -130,7 +127,7 @@ def merge_della(
     if rescale == "keep_probability":
         for model, (row, d, e) in enumerate(zip(kernels.numbers(x), density, epsilon, strict=True)):
             if 0 < d < 1:
-                levels = keep_levels(row.reshape(-1, num_columns), d, e)
+                levels = ranks.by_rank(row.reshape(-1, num_columns), levels_by_rank(num_columns, d, e))
                 kernels.keep_bits(x[model], draws.below(noise.noise.key(model), noise.start, levels))
                 kernels.divide(x[model], levels.astype(np.float32) / _LEVELS)
             elif d <= 0:
