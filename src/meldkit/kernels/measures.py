@@ -12,7 +12,7 @@ from meldkit.kernels import elsewhere, library
 from meldkit.kernels.elements import Numbers, Rows, keep_bits, variance
 from meldkit.kernels.elsewhere import in_memory
 from meldkit.kernels.library import fits, rooms
-from meldkit.kernels.tile import BLOCK, LANES, Row, Tile
+from meldkit.kernels.tile import LANES, STRIDE, Row, Tile
 from meldkit.kernels.tile import in_memory as source_in_memory
 from meldkit.shapes import Float32, Tensor
 
@@ -59,7 +59,7 @@ def products(x: Rows, grain: int) -> list[list[float]]:
     m, n = x.shape
     num_pairs = m * (m + 1) // 2
     found = np.zeros((-(-n // grain), num_pairs))
-    x.step("gram", 0, m, out=found, room=rooms.take("gram", np.float64, m * BLOCK + num_pairs * LANES))
+    x.step("gram", 0, m, out=found, room=rooms.take("gram", np.float64, m * STRIDE + num_pairs * LANES))
     x.run()
     return found.tolist()
 
@@ -87,9 +87,9 @@ def squares_of_selected(x: Rows, threshold: float, grain: int) -> tuple[np.ndarr
             for row in x:
                 keep_bits(row, bits)
         sums = np.zeros((m, -(-n // grain)))
-        room = rooms.take("gram", np.float64, m * (BLOCK + LANES)).reshape(-1)
+        room = rooms.take("gram", np.float64, m * (STRIDE + LANES))
         for i in range(m):
-            x.step("gram", i, 1, out=sums[i], room=room[i * (BLOCK + LANES) :])
+            x.step("gram", i, 1, out=sums[i], room=room[i * (STRIDE + LANES) :])
         x.run()
         return bits, sums.T.tolist()
     if threshold > 0:

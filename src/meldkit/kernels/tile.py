@@ -21,6 +21,8 @@ from meldkit.kernels.library import address, rooms
 TYPES = {"F32": 0, "BF16": 1, "F16": 2}
 #: Numbers of a block, of lanes and of what is read at once in the library.
 BLOCK, LANES, PIECE = 1024, 16, 16 * 1024
+#: Numbers from one register to the next, and from one piece.
+STRIDE, PIECE_STRIDE = BLOCK + 32, PIECE + 32
 #: In the order of tiles.c.
 _OPERATIONS = (
     *(
@@ -194,8 +196,8 @@ class Tile:
         """
         num_sources, num_steps = len(self._sources), len(self._steps)
         steps = (_Step * num_steps)(*self._steps)
-        registers = rooms.take("registers", np.float32, (self._num_registers + 1) * BLOCK)
-        pieces = rooms.take("pieces", np.float32, num_sources * PIECE)
+        registers = rooms.take("registers", np.float32, (self._num_registers + 1) * STRIDE)
+        pieces = rooms.take("pieces", np.float32, num_sources * PIECE_STRIDE)
         tile = _Tile(
             ctypes.addressof(self._sources),
             ctypes.addressof(steps),

@@ -5,6 +5,8 @@
 
 /* Numbers that are read from a file at once. */
 enum { PIECE = 16 * BLOCK };
+/* Numbers from one register to the next: whole pages apart, all would fall into the same sets of the cache. */
+enum { STRIDE = BLOCK + 32 };
 
 /* Where the numbers of a row are: in memory, or from an offset of a file on. */
 typedef struct {
@@ -63,7 +65,7 @@ LOOP void add_multiple(float *restrict total, const float *restrict row, float f
 
 static void combine(float *x, long m, const float *factors, float factor, long n) {
     scale(x, factors[0], n);
-    for (long k = 1; k < m; k++) add_multiple(x, x + k * BLOCK, factors[k], n);
+    for (long k = 1; k < m; k++) add_multiple(x, x + k * STRIDE, factors[k], n);
     scale(x, factor, n);
 }
 
@@ -98,12 +100,12 @@ LOOP void divide(float *restrict out, const float *restrict total, const float *
 
 /* `numbers`: what comes before, factors and shares of the rows. */
 static void elect(float *x, long m, const float *numbers, float least, float lambda, long n) {
-    float total[BLOCK] = {0}, sign[BLOCK], agreeing[BLOCK] = {0};
-    for (long k = 0; k < m; k++) add_scaled(total, x + k * BLOCK, numbers[k], n);
+    float total[STRIDE] = {0}, sign[STRIDE], agreeing[STRIDE] = {0};
+    for (long k = 0; k < m; k++) add_scaled(total, x + k * STRIDE, numbers[k], n);
     signs(total, sign, n);
     memset(total, 0, sizeof total);
     for (long k = 0; k < m; k++)
-        add_agreeing(total, agreeing, x + k * BLOCK, sign, numbers[k], numbers[m + k], numbers[2 * m + k], n);
+        add_agreeing(total, agreeing, x + k * STRIDE, sign, numbers[k], numbers[m + k], numbers[2 * m + k], n);
     divide(x, total, agreeing, sign, least, lambda, n);
 }
 
@@ -124,24 +126,31 @@ LOOP void clamp(float *restrict row, float low, float high, long n) {
     }
 }
 
-LOOP void multiply(float *restrict row, const float *restrict flags, long n) {
-    for (long i = 0; i < n; i++) row[i] *= flags[i];
-}
-
 LOOP void divide_each(float *restrict row, const float *restrict divisors, long n) {
     for (long i = 0; i < n; i++) row[i] /= divisors[i];
 }
 
-/* Bits as numbers 0 and 1, the highest bit of a byte first. */
-LOOP void spread(const uint8_t *restrict bits, float *restrict flags, long bytes) {
-    for (long i = 0; i < bytes; i++)
-        for (int b = 0; b < 8; b++) flags[8 * i + b] = (float)(bits[i] >> (7 - b) & 1);
+typedef uint32_t eight_words __attribute__((vector_size(32)));
+typedef float eight_floats __attribute__((vector_size(32)));
+
+/* Multiplies by bits, 0 or 1, the highest bit of a byte first: by the bits of the number 1, or by none. */
+LOOP void multiply_bytes(float *restrict row, const uint8_t *restrict bits, long bytes) {
+    const eight_words places = {128, 64, 32, 16, 8, 4, 2, 1};
+    for (long i = 0; i < bytes; i++) {
+        eight_words flags = (eight_words)((places & bits[i]) != 0) & 0x3f800000;
+        eight_floats values;
+        memcpy(&values, row + 8 * i, sizeof values);
+        values *= (eight_floats)flags;
+        memcpy(row + 8 * i, &values, sizeof values);
+    }
 }
 
 static void keep_bits(float *row, const uint8_t *bits, long start, long n) {
-    float flags[BLOCK + 16];
-    spread(bits + start / 8, flags, (start + n + 7) / 8 - start / 8);
-    multiply(row, flags + start % 8, n);
+    long first = smaller((8 - start % 8) % 8, n), bytes = (n - first) / 8;
+    for (long i = 0; i < n; i++) {
+        if (i == first) multiply_bytes(row + first, bits + (start + first) / 8, bytes), i += 8 * bytes;
+        if (i < n) row[i] *= (float)(bits[(start + i) / 8] >> (7 - (start + i) % 8) & 1);
+    }
 }
 
 LOOP void pack(const float *restrict values, float threshold, uint8_t *restrict bits, long bytes) {
@@ -187,10 +196,10 @@ LOOP void divide_by(float *restrict row, float count, long n) {
 }
 
 static void variance(const float *x, long m, float *out, long n) {
-    float mean[BLOCK] = {0};
-    for (long k = 1; k < m; k++) add_difference(mean, x + k * BLOCK, x, n);
+    float mean[STRIDE] = {0};
+    for (long k = 1; k < m; k++) add_difference(mean, x + k * STRIDE, x, n);
     scale_and_square(mean, out, (float)m, n);
-    for (long k = 1; k < m; k++) add_square(out, x + k * BLOCK, x, mean, n);
+    for (long k = 1; k < m; k++) add_square(out, x + k * STRIDE, x, mean, n);
     divide_by(out, (float)m, n);
 }
 
@@ -198,18 +207,20 @@ static void variance(const float *x, long m, float *out, long n) {
 
 LOOP void add_changed(float *restrict total, float *restrict count, float *restrict row, float epsilon, long n) {
     for (long i = 0; i < n; i++) {
-        float value = row[i];
-        value = fabsf(value) <= epsilon ? 0.0f : value;
-        row[i] = value;
-        total[i] += value;
-        count[i] += value != 0 ? 1.0f : 0.0f;
+        /* By bits: a choice is compiled into masked stores, which some processors are slow at. */
+        uint32_t bits, changed = -(uint32_t)!(fabsf(row[i]) <= epsilon);
+        memcpy(&bits, row + i, 4);
+        bits &= changed;
+        memcpy(row + i, &bits, 4);
+        total[i] += row[i];
+        count[i] += row[i] != 0 ? 1.0f : 0.0f;
     }
 }
 
 static void sum_changed(float *x, long m, float epsilon, float *total, float *count, long n) {
     memset(total, 0, sizeof(float) * n);
     memset(count, 0, sizeof(float) * n);
-    for (long k = 0; k < m; k++) add_changed(total, count, x + k * BLOCK, epsilon, n);
+    for (long k = 0; k < m; k++) add_changed(total, count, x + k * STRIDE, epsilon, n);
 }
 
 LOOP void divide_by_count(float *restrict total, const float *restrict count, long n) {
@@ -225,7 +236,7 @@ LOOP void add_alone(float *restrict total, const float *restrict row, const floa
 static void average_changed(const float *x, long m, const float *factors, float *total, const float *count,
                             long n) {
     divide_by_count(total, count, n);
-    for (long k = 0; factors != NULL && k < m; k++) add_alone(total, x + k * BLOCK, count, factors[k], n);
+    for (long k = 0; factors != NULL && k < m; k++) add_alone(total, x + k * STRIDE, count, factors[k], n);
 }
 
 LOOP void count_alone(const float *restrict row, const float *restrict count, int *restrict out, long n) {
@@ -322,20 +333,20 @@ static void add_norm(float *row, double *lanes, double *out, const place *at) {
     if (at->last) out[at->grain] = sum_of(lanes);
 }
 
-/* Products of m rows i <= j, in that order, of each grain; `room` has place for m BLOCK + pairs LANES. */
+/* Products of m rows i <= j, in that order, of each grain; `room` has place for m STRIDE + pairs LANES. */
 static void add_gram(float *x, long m, double *room, double *out, const place *at) {
-    double *lanes = room + m * BLOCK;
+    double *lanes = room + m * STRIDE;
     long num_pairs = m * (m + 1) / 2, whole = 0;
     if (at->first) memset(lanes, 0, sizeof(double) * num_pairs * LANES);
     for (long i = 0; i < m; i++) {
-        whole = whole_lanes(x + i * BLOCK, at->n);
-        to_doubles(room + i * BLOCK, x + i * BLOCK, whole);
+        whole = whole_lanes(x + i * STRIDE, at->n);
+        to_doubles(room + i * STRIDE, x + i * STRIDE, whole);
     }
     for (long i = 0; i < m; i++)
         for (long j = i; j < m; j++, lanes += LANES)
-            add_products(lanes, room + i * BLOCK, room + j * BLOCK, whole);
+            add_products(lanes, room + i * STRIDE, room + j * STRIDE, whole);
     if (!at->last) return;
-    lanes = room + m * BLOCK;
+    lanes = room + m * STRIDE;
     for (long pair = 0; pair < num_pairs; pair++) out[at->grain * num_pairs + pair] = sum_of(lanes + pair * LANES);
 }
 
@@ -347,7 +358,7 @@ enum {
 };
 
 static void take_step(step *s, float *x, long m, const place *at) {
-    float *row = x + s->row * BLOCK, *other = x + s->other * BLOCK;
+    float *row = x + s->row * STRIDE, *other = x + s->other * STRIDE;
     long n = at->n;
     int64_t *counts = s->out;
     int part[2];
@@ -362,8 +373,8 @@ static void take_step(step *s, float *x, long m, const place *at) {
         case CHANGED: sum_changed(x, m, s->a, row, other, n); break;
         case AVERAGE: average_changed(x, m, s->in, row, other, n); break;
         case DIVIDE: divide_each(row, (const float *)s->in + at->start, n); break;
-        case IMPORTANCE: importance(x, x + BLOCK, ((const float *)s->in)[at->grain], row, n); break;
-        case TAKE: take(x, x + BLOCK, row, s->a, n); break;
+        case IMPORTANCE: importance(x, x + STRIDE, ((const float *)s->in)[at->grain], row, n); break;
+        case TAKE: take(x, x + STRIDE, row, s->a, n); break;
         case STORE: memcpy((float *)s->out + at->start, row, sizeof(float) * n); break;
         case AT_LEAST: at_least(row, s->a, (uint8_t *)s->out + at->start / 8, n); break;
         case COUNT: s->found += count_magnitudes(row, s->a, s->b, s->out, (float *)s->room + s->found, n); break;
@@ -379,7 +390,7 @@ static void take_step(step *s, float *x, long m, const place *at) {
 /* Carries out the steps on all blocks. Returns one of the numbers above. */
 int meldkit_tile(tile *t) {
     long m = t->num_models, num_sources = m + t->has_base;
-    float *base = t->registers, *x = base + BLOCK;
+    float *base = t->registers, *x = base + STRIDE;
     for (long start = 0, next; start < t->n; start = next) {
         /* Neither across a piece nor across a grain. */
         long in_piece = start % PIECE, in_grain = start % t->grain;
@@ -391,7 +402,7 @@ int meldkit_tile(tile *t) {
             long size = size_of(from->type);
             const char *stored = from->memory + size * start;
             if (from->memory == NULL) {
-                char *piece = t->pieces + k * PIECE * 4;
+                char *piece = t->pieces + k * (PIECE + 32) * 4;
                 if (in_piece == 0) {
                     long wanted = size * smaller(PIECE, t->n - start);
                     t->got = meldkit_read_bytes(from->file, from->offset + size * start, wanted, piece);
@@ -405,13 +416,13 @@ int meldkit_tile(tile *t) {
             }
             t->failed = (int)k;
             if (t->check && !meldkit_finite(from->type, stored, count)) return INPUT_NOT_FINITE;
-            float *row = t->has_base && k == 0 ? base : x + (k - t->has_base) * BLOCK;
+            float *row = t->has_base && k == 0 ? base : x + (k - t->has_base) * STRIDE;
             meldkit_widen(from->type, stored, row, count);
             if (t->has_base && k > 0) subtract(row, base, count);
         }
         for (long k = 0; k < t->num_steps; k++) take_step(t->steps + k, x, m, &at);
         if (t->out == NULL) continue;
-        float *result = x + t->result * BLOCK;
+        float *result = x + t->result * STRIDE;
         if (t->has_base) add(result, base, count);
         char *place = t->out + size_of(t->type) * start;
         meldkit_narrow(t->type, result, place, count);
