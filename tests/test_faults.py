@@ -23,7 +23,7 @@ import tiny
 from meldkit import merge, plan
 from meldkit.checkpoint import Scratch
 from meldkit.errors import CheckpointError, MeldError, OutputError, RunError, out_of_memory
-from meldkit.kernels import stored
+from meldkit.kernels import library, stored
 from meldkit.options import MergeOptions
 from meldkit.output import PARTIAL, OutputFolder, folder, journal, replace, weight_file
 from meldkit.output.journal import Journal, read_journal
@@ -134,14 +134,35 @@ def test_any_call_to_the_disk_may_fail(
     assert killed.hashes(OUT) == expected
 
 
-@pytest.mark.parametrize(("owner", "name"), [(os, "preadv"), (stored, "read_bfloat16")], ids=["f32", "bf16"])
-def test_read_errors(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+#: What the library answers where a file cannot be read.
+CANNOT_READ = 3
+
+
+@contextmanager
+def unreadable(patch: pytest.MonkeyPatch, count: int) -> Iterator[None]:
+    """After so many tiles nothing can be read any more, neither by compiled loops nor without them."""
+    tiles = iter(range(10**6))
+    real = library.FUNCTIONS.tile
+
+    def tile(*args: Any) -> int:
+        if next(tiles) < count:
+            return real(*args)
+        inner.setattr(os, "preadv", failing)
+        return CANNOT_READ
+
+    def failing(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with patch.context() as inner:
+        inner.setattr(library.FUNCTIONS, "tile", tile)
+        inner.setattr(stored, "read_bfloat16", failing)
+        yield
+
+
+def test_read_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = undisturbed()
     for count in (0, 2, 5):
-        with (
-            after(monkeypatch, owner, name, count, failure(errno.EIO)),
-            pytest.raises(CheckpointError) as caught,
-        ):
+        with unreadable(monkeypatch, count), pytest.raises(CheckpointError) as caught:
             merge(RECIPE, OUT, ONE)
         lines = str(caught.value).split("\n")
         assert lines[0].endswith(": Input/output error")

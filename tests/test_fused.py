@@ -18,7 +18,7 @@ import tiny
 from meldkit.checkpoint import DTYPES, OpenFiles, StoredTensor, TileSource, open_files
 from meldkit.checkpoint.safetensors import read_header
 from meldkit.engine import TensorRun, run
-from meldkit.engine.fused import FusedRun, stored_sources
+from meldkit.engine.fused import FusedRun, fused_sources
 from meldkit.errors import CheckpointError, RunError
 from meldkit.kernels.tile import Tile, in_memory
 from meldkit.methods import METHODS, Values
@@ -156,7 +156,7 @@ def test_kernels_give_the_bytes_of_the_general_way(case: str, stored: str, input
     for dtype in STORED:
         for n in SIZES:
             job = job_of(case, f"{stored} {n}", dtype, n)
-            sources = stored_sources(job, inputs)
+            sources = fused_sources(job, inputs)
             assert sources
             fast, general = Memory(), Memory()
             before = inputs.files.bytes_read
@@ -200,7 +200,7 @@ def test_numbers_that_are_not_finite_are_refused_in_the_general_way(
     with open_files() as files:
         inputs = Stored(files, [tmp_path / f"{i}" for i in range(5)])
         job = job_of(case, "x", "F16", n)
-        sources = stored_sources(job, inputs)
+        sources = fused_sources(job, inputs)
         assert sources
         with pytest.raises(RunError, match=rf"value {bad}.*{CHUNK + 5:,}"):
             run([FusedRun(sources, job, inputs, Memory(), tile=CHUNK)])
@@ -217,7 +217,7 @@ def test_what_a_type_cannot_hold_is_refused(tmp_path: Path) -> None:
         inputs = Stored(files, [tmp_path / "0"])
         job = job_of("linear, one", "x", "F16", 100)
         with pytest.raises(RunError, match="which float16 cannot hold"):
-            run([FusedRun(stored_sources(job, inputs), job, inputs, Memory())])
+            run([FusedRun(fused_sources(job, inputs), job, inputs, Memory())])
 
 
 def test_a_file_that_ends_too_early_is_named(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_file_that_ends_too_early_is_named(tmp_path: Path) -> None:
     with open_files() as files:
         inputs = Stored(files, [tmp_path / "0", tmp_path / "1"])
         job = job_of("slerp", "x", "BF16", 4 * CHUNK)
-        sources = stored_sources(job, inputs)
+        sources = fused_sources(job, inputs)
         with (tmp_path / "1").open("r+b") as f:
             f.truncate(9 * CHUNK)
         with pytest.raises(CheckpointError, match=r"1 ends at byte 589,824"):
@@ -244,7 +244,7 @@ def test_a_file_that_ends_too_early_is_named(tmp_path: Path) -> None:
 def test_other_types_go_the_general_way(job: TensorJob, tmp_path: Path) -> None:
     save_file({"x": torch.ones(10)}, tmp_path / "0")
     with open_files() as files:
-        assert not stored_sources(job, Stored(files, [tmp_path / "0"]))
+        assert not fused_sources(job, Stored(files, [tmp_path / "0"]))
 
 
 RECIPES: Mapping[str, Any] = {

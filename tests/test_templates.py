@@ -319,9 +319,9 @@ def test_a_preset_or_text_replaces_all_templates_of_the_donor() -> None:
             "the result of a multiplication is too large\n  the line is: {{ 9 ** (9 ** 9) }}",
         ),
         (
-            "{{ 1e999 }}",
+            "{{ 1e999 > messages | length }}",
             "r.yml:3: line 1 of the chat_template: rendering a short conversation fails: "
-            "name 'inf' is not defined\n  the line is: {{ 1e999 }}",
+            "name 'inf' is not defined\n  the line is: {{ 1e999 > messages | length }}",
         ),
         (
             "{{ '\ud800' }}",

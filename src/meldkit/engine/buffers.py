@@ -47,13 +47,9 @@ class Buffers:
 
     def rows(self, num_rows: int, n: int) -> Float32[Tensor, "num_rows n"]:
         """Room for one tile of each input."""
-        return torch.from_numpy(self.row_arrays(num_rows, n))
-
-    def row_arrays(self, num_rows: int, n: int) -> np.ndarray:
-        """The same, as a float32 array `[num_rows, n]`; rows are aligned alike whatever n is."""
         stride = stride_of(n)
         room = self._values.array(num_rows * stride * 4).view(np.float32)
-        return room.reshape(num_rows, stride)[:, :n]
+        return torch.from_numpy(room.reshape(num_rows, stride)[:, :n])
 
     def source(self, index: int, nbytes: int) -> np.ndarray:
         """Room for bytes of one of a job's inputs, uint8."""

@@ -7,18 +7,21 @@ says what is wrong.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
-from meldkit.checkpoint import DTYPES, StoredTensor, TensorInfo
+from meldkit.checkpoint import DTYPES, StoredTensor, TensorInfo, TileSource
 from meldkit.engine.buffers import Buffers
 from meldkit.engine.ends import Inputs
 from meldkit.engine.tensor_run import TensorRun
 from meldkit.kernels import Tile, stored
+from meldkit.kernels.library import compiled, rooms
 from meldkit.kernels.tile import Failed, Row, Source, in_file, in_memory
 from meldkit.plan import TensorJob
+from meldkit.shapes import Float32, Tensor
 
 
 def stored_dtype(info: TensorInfo) -> str | None:
@@ -42,76 +45,102 @@ def takes_torch(job: TensorJob, dtypes: Sequence[str | None]) -> bool:
     return job.method is not None and not job.method.works_on_tiles(job.values)
 
 
-def stored_sources(job: TensorJob, inputs: Inputs) -> list[StoredTensor]:
-    """The inputs, the base first, as they lie in files; empty where it takes PyTorch to make the tensor."""
-    found = [inputs.open_raw(tensor, None) for tensor in job.all_inputs]
-    dtypes = [None if source is None else source.dtype for source in found]
-    return [] if takes_torch(job, dtypes) else [source for source in found if source is not None]
+def fused_sources(job: TensorJob, inputs: Inputs) -> list[TileSource]:
+    """The inputs, the base first, as they lie in files where they can; none if no compiled loops are used."""
+    raw = [inputs.open_raw(tensor, None) for tensor in job.all_inputs]
+    if takes_torch(job, [None if source is None else source.dtype for source in raw]):
+        if job.method is None or not compiled() or not job.method.works_on_tiles(job.values):
+            return []
+        raw = [source if source is not None and stored.knows(source.dtype) else None for source in raw]
+    return [source or inputs.open(tensor) for source, tensor in zip(raw, job.all_inputs, strict=True)]
+
+
+def without_torch(job: TensorJob, sources: Sequence[TileSource]) -> bool:
+    """Whether a tensor is made of these sources without PyTorch."""
+    dtypes = [source.dtype if isinstance(source, StoredTensor) else None for source in sources]
+    return bool(sources) and not takes_torch(job, dtypes)
 
 
 def tile_of(
-    job: TensorJob, sources: Sequence[StoredTensor], start: int, stop: int, *, grain: int, check: bool
+    job: TensorJob,
+    sources: Sequence[TileSource],
+    start: int,
+    stop: int,
+    buffers: Buffers,
+    *,
+    grain: int,
+    check: bool,
+    once: bool = False,
 ) -> Tile:
-    """Elements [start, stop) of a job's inputs, as task vectors if it has a base; read when needed."""
-    places = [in_file(*source.place(start), source.dtype) for source in sources]
-    return Tile(places, stop - start, grain=grain, has_base=job.base is not None, check=check)
+    """Elements [start, stop) of a job's inputs, as task vectors if it has a base.
 
-
-def were_read(sources: Iterable[StoredTensor], start: int, stop: int) -> None:
-    """Elements [start, stop) were read from their places."""
-    for source in sources:
-        source.was_read(start, stop - start)
+    What lies in files and in the page cache is read when it is needed, all else at once.
+    """
+    n = stop - start
+    places: list[Source] = []
+    rows: Tensor | None = None
+    for i, source in enumerate(sources):
+        if not isinstance(source, StoredTensor):
+            rows = buffers.rows(len(sources), n) if rows is None else rows
+            source.read(start, stop, rows[i], buffers.scratch)
+            places.append(in_memory(rows[i].numpy(), "F32"))
+        elif once and not source.cached(start, n * DTYPES[source.dtype].itemsize):
+            room = buffers.source(i, n * DTYPES[source.dtype].itemsize)
+            source.read_bytes(start, room.data, once=True)
+            places.append(in_memory(room, source.dtype))
+        else:
+            places.append(in_file(*source.place(start), source.dtype))
+            source.was_read(start, n)
+    return Tile(places, n, grain=grain, has_base=job.base is not None, check=check, keep=rows)
 
 
 class FusedRun(TensorRun):
     """As `TensorRun`, for what compiled loops can do.
 
     Args:
-        sources: see `stored_sources`.
+        sources: see `fused_sources`.
         args, options: as for `TensorRun`.
     """
 
-    def __init__(self, sources: Sequence[StoredTensor], *args: Any, **options: Any) -> None:
+    def __init__(self, sources: Sequence[TileSource], *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._stored = sources
+        self._fused = sources
         method = self.job.method
-        # Where what is measured or made shows them, nobody has to look for them.
+        # Where what is made shows them, nobody has to look for them.
         self._looks = not (self._allow_nonfinite or method is None or method.shows_nonfinite)
 
     def _measure_tile(self, start: int, stop: int, buffers: Buffers) -> Any:
         assert self._statistic is not None
-        tile = tile_of(self.job, self._stored, start, stop, grain=self._grain, check=self._looks)
+        room = buffers.measuring
+        tile = tile_of(self.job, self._fused, start, stop, room, grain=self._grain, check=self._looks)
         try:
             with self._method_failures():
-                partial = self._statistic.update(tile, start)
+                return self._statistic.update(tile, start)
         except Failed:
             return super()._measure_tile(start, stop, buffers)
-        were_read(self._stored, start, stop)
-        return partial
 
     def _make_tile(self, start: int, stop: int, raw: np.ndarray, buffers: Buffers) -> None:
-        job, n = self.job, stop - start
-        check = self._looks and self._statistic is None
-        places: list[Source] = []
-        from_file: list[StoredTensor] = []
-        for i, source in enumerate(self._stored):
-            nbytes = n * DTYPES[source.dtype].itemsize
-            if source.cached(start, nbytes):
-                places.append(in_file(*source.place(start), source.dtype))
-                from_file.append(source)
-            else:
-                room = buffers.source(i, nbytes)
-                source.read_bytes(start, room.data, once=True)
-                places.append(in_memory(room, source.dtype))
-        tile = Tile(places, n, grain=self._grain, has_base=job.base is not None, check=check)
+        made = stored.knows(self.job.dtype) and self._make(start, stop, self.job.dtype, raw, buffers)
+        if not made:
+            super()._make_tile(start, stop, raw, buffers)
+
+    def _values(self, start: int, stop: int, buffers: Buffers) -> Float32[Tensor, " n"]:
+        values = rooms.take("values", np.float32, stop - start)[: stop - start]
+        if self._make(start, stop, "F32", values, buffers):
+            return torch.from_numpy(values)
+        return super()._values(start, stop, buffers)
+
+    def _make(self, start: int, stop: int, dtype: str, out: np.ndarray, buffers: Buffers) -> bool:
+        """Put elements [start, stop) of the output, in a type, into `out`; whether all are finite."""
+        job, check = self.job, self._looks and self._statistic is None
+        tile = tile_of(job, self._fused, start, stop, buffers, grain=self._grain, check=check, once=True)
         try:
             merged = tile[0]
             if job.method is not None:
                 with self._method_failures():
                     merged = job.method.apply(tile, job.values, self._measured, self._whole, start)
             assert isinstance(merged, Row)
-            tile.run(merged, job.dtype, raw)
+            tile.run(merged, dtype, out)
         except Failed:
-            super()._make_tile(start, stop, raw, buffers)
-            return
-        were_read(from_file, start, stop)
+            return False
+        return True

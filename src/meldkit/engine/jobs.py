@@ -8,11 +8,11 @@ from contextlib import suppress
 from threading import Lock
 from typing import Any
 
-from meldkit.checkpoint import StoredTensor
+from meldkit.checkpoint import TileSource
 from meldkit.engine.buffers import TILE, Buffers, cut
 from meldkit.engine.device import ON_CPU, Device, tile_for
 from meldkit.engine.ends import Inputs, Observer, Sink
-from meldkit.engine.fused import FusedRun, stored_sources, tile_of, were_read
+from meldkit.engine.fused import FusedRun, fused_sources, tile_of, without_torch
 from meldkit.engine.run import Progress, Runnable, run
 from meldkit.engine.tensor_run import TensorRun, read_tile
 from meldkit.kernels.tile import Failed
@@ -84,12 +84,12 @@ def run_jobs(
 
     left = [(job, _fused(job, inputs, in_memory)) for job in jobs if job.name not in finished]
     tensors = (
-        FusedRun(stored, job, inputs, sink, **options, **sizes(job))
-        if stored
+        FusedRun(fused, job, inputs, sink, **options, **sizes(job))
+        if fused
         else TensorRun(job, inputs, sink, **options, **sizes(job))
-        for job, stored in left
+        for job, fused in left
     )
-    run_all(tensors, with_torch=not all(stored for _, stored in left))
+    run_all(tensors, with_torch=not all(without_torch(job, fused) for job, fused in left))
 
 
 def measure_model(
@@ -114,20 +114,20 @@ def measure_model(
         return None
     lock = Lock()
     sources = [(job, _fused(job, inputs, in_memory)) for job in merged]
-    with_torch = not all(stored for _, stored in sources)
+    with_torch = not all(without_torch(job, fused) for job, fused in sources)
     while ranges := statistic.ranges():
         run_all(_pass(sources, inputs, statistic, ranges, lock, size_of), with_torch=with_torch)
         statistic.finish_pass()
     return statistic.result
 
 
-def _fused(job: TensorJob, inputs: Inputs, in_memory: bool) -> list[StoredTensor]:
+def _fused(job: TensorJob, inputs: Inputs, in_memory: bool) -> list[TileSource]:
     """What compiled loops work on, if they can."""
-    return stored_sources(job, inputs) if in_memory else []
+    return fused_sources(job, inputs) if in_memory else []
 
 
 def _pass(
-    jobs: Sequence[tuple[TensorJob, list[StoredTensor]]],
+    jobs: Sequence[tuple[TensorJob, list[TileSource]]],
     inputs: Inputs,
     statistic: Statistic,
     ranges: Sequence[Range],
@@ -135,14 +135,14 @@ def _pass(
     size_of: Callable[[TensorJob], int],
 ) -> Iterator[_Measuring]:
     offset = 0
-    for job, stored in jobs:
+    for job, fused in jobs:
         own = [
             (max(start, offset) - offset, min(stop, offset + job.numel) - offset)
             for start, stop in ranges
             if start < offset + job.numel and stop > offset
         ]
         if own:
-            yield _Measuring(job, inputs, stored, statistic, own, offset, lock, size_of(job))
+            yield _Measuring(job, inputs, fused, statistic, own, offset, lock, size_of(job))
         offset += job.numel
 
 
@@ -153,7 +153,7 @@ class _Measuring:
         self,
         job: TensorJob,
         inputs: Inputs,
-        stored: Sequence[StoredTensor],
+        fused: Sequence[TileSource],
         statistic: Statistic,
         ranges: Sequence[Range],
         offset: int,
@@ -165,7 +165,7 @@ class _Measuring:
         self._tile = tile
         self.outstanding = 0
         self._sources = [inputs.open(i) for i in job.all_inputs]
-        self._stored = stored
+        self._fused = fused
         self._statistic = statistic
         self._offset = offset
         self._lock = lock
@@ -179,12 +179,11 @@ class _Measuring:
         buffers.each_tile(start, stop, self._tile, CHUNK, measure)
 
     def _partial(self, start: int, stop: int, buffers: Buffers) -> Any:
-        if self._stored:
-            tile = tile_of(self.job, self._stored, start, stop, grain=CHUNK, check=False)
+        if self._fused:
+            room = buffers.measuring
+            tile = tile_of(self.job, self._fused, start, stop, room, grain=CHUNK, check=False)
             with suppress(Failed):
-                partial = self._statistic.update(tile, self._offset + start)
-                were_read(self._stored, start, stop)
-                return partial
+                return self._statistic.update(tile, self._offset + start)
         models, _ = read_tile(self.job, self._sources, start, stop, buffers.measuring)
         return self._statistic.update(models, self._offset + start)
 

@@ -23,7 +23,7 @@ from meldkit.checkpoint import (
 )
 from meldkit.engine.buffers import SPAN, TILE, Buffers, cut
 from meldkit.engine.ends import Nowhere, PlanInputs
-from meldkit.engine.fused import FusedRun, stored_dtype, stored_sources, takes_torch
+from meldkit.engine.fused import FusedRun, fused_sources, stored_dtype, takes_torch
 from meldkit.engine.jobs import measure_model
 from meldkit.engine.run import run, single_threaded_torch
 from meldkit.engine.tensor_run import TensorRun
@@ -126,7 +126,7 @@ def measure_computing(plan: Plan, reading: Reading) -> float:
             inputs, run_of = _Random(job), TensorRun
         else:
             inputs = PlanInputs(plan, stack.enter_context(open_files()))
-            run_of = partial(FusedRun, stored_sources(job, inputs))
+            run_of = partial(FusedRun, fused_sources(job, inputs))
             reads = reading.again * len(infos)
         buffers, sink = Buffers(), Nowhere()
         began = time.perf_counter()

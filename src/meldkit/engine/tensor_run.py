@@ -243,7 +243,8 @@ class TensorRun:
             self._check_inputs(start, models, base)
         with self._method_failures():
             merged = method.apply(models, self.job.values, self._measured, self._whole, start)
-            if isinstance(merged, Row) or merged.shape != models.shape[1:]:
+            assert not isinstance(merged, Row)
+            if merged.shape != models.shape[1:]:
                 raise ValueError(f"it returned {list(merged.shape)} for a tile of {list(models[0].shape)}")
         return merged if base is None else merged.add_(base)
 

@@ -64,7 +64,7 @@ def chunk_sums(x: Tensor, grain: int) -> Tensor:
     return torch.cat(found, 1)
 
 
-def lists(x: Tensor) -> list[list[float]]:
+def lists(x: Tensor | np.ndarray) -> list[list[float]]:
     """The rows of a matrix as lists."""
     return cast("list[list[float]]", x.tolist())
 

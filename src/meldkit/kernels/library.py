@@ -59,18 +59,9 @@ def load() -> Any:
     return functions
 
 
-def fits(x: Tensor | np.ndarray) -> bool:
-    """Whether the library can work on a tile: float32 numbers in main memory, one row after the other."""
-    if isinstance(x, np.ndarray):
-        return x.shape[-1] < 2 or x.strides[-1] == x.itemsize
+def fits(x: Tensor) -> bool:
+    """Whether the library can work on a tensor: in main memory, its last dimension without gaps."""
     return x.device.type == "cpu" and (x.shape[-1] < 2 or x.stride(-1) == 1)
-
-
-def rows_at(x: Tensor | np.ndarray) -> tuple[int, int]:
-    """Where a tile `[m, n]` begins, and how many elements its rows are apart."""
-    if isinstance(x, np.ndarray):
-        return address(x), x.strides[0] // x.itemsize
-    return x.data_ptr(), x.stride(0)
 
 
 def address(array: np.ndarray) -> int:

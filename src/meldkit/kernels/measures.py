@@ -10,7 +10,7 @@ import torch
 
 from meldkit.kernels import elsewhere, library
 from meldkit.kernels.elements import Numbers, Rows, keep_bits, variance
-from meldkit.kernels.elsewhere import in_memory
+from meldkit.kernels.elsewhere import in_memory, lists
 from meldkit.kernels.library import fits, rooms
 from meldkit.kernels.tile import LANES, STRIDE, Row, Tile
 from meldkit.kernels.tile import in_memory as source_in_memory
@@ -61,7 +61,7 @@ def products(x: Rows, grain: int) -> list[list[float]]:
     found = np.zeros((-(-n // grain), num_pairs))
     x.step("gram", 0, m, out=found, room=rooms.take("gram", np.float64, m * STRIDE + num_pairs * LANES))
     x.run()
-    return found.tolist()
+    return lists(found)
 
 
 def squares_of_selected(x: Rows, threshold: float, grain: int) -> tuple[np.ndarray | None, list[list[float]]]:
@@ -91,7 +91,7 @@ def squares_of_selected(x: Rows, threshold: float, grain: int) -> tuple[np.ndarr
         for i in range(m):
             x.step("gram", i, 1, out=sums[i], room=room[i * (STRIDE + LANES) :])
         x.run()
-        return bits, sums.T.tolist()
+        return bits, lists(sums.T)
     if threshold > 0:
         varied = variance(x)
         assert not isinstance(varied, Row)
@@ -144,7 +144,11 @@ def count_magnitudes(
     wanted = [(row, low, high) for row, pairs in zip(rows, brackets, strict=True) for low, high in pairs]
     tile = next((row.tile for row, _, _ in wanted if isinstance(row, Row)), None)
     if tile is None:
-        found = [elsewhere.count_magnitudes(row, low, high) for row, low, high in wanted]
+        found = [
+            elsewhere.count_magnitudes(row, low, high)
+            for row, low, high in wanted
+            if not isinstance(row, Row)
+        ]
     else:
         found = _count_in_tile(tile, wanted)
     everything = iter(found)

@@ -25,6 +25,11 @@ def measure(whole: Whole, *, filter_wise: bool, **_: object) -> Statistic | None
     return None if filter_wise else Gram(whole.num_models, whole.numel)
 
 
+def fuses(*, filter_wise: bool, **_: object) -> bool:
+    """Where whole tensors count."""
+    return not filter_wise
+
+
 def by_rows(*, filter_wise: bool, **_: object) -> bool:
     """Angles of rows need whole rows."""
     return filter_wise
@@ -95,5 +100,5 @@ METHOD = Measured(
     num_models=(2, None),
     paper="2403.19522",
     by_rows=by_rows,
-    fuses=lambda filter_wise, **_: not filter_wise,
+    fuses=fuses,
 )

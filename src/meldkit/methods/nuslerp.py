@@ -31,6 +31,11 @@ def measure(whole: Whole, *, nuslerp_flatten: bool, nuslerp_row_wise: bool, **_:
     )
 
 
+def fuses(*, nuslerp_flatten: bool, **_: object) -> bool:
+    """Where whole tensors count."""
+    return nuslerp_flatten
+
+
 def by_rows(*, nuslerp_flatten: bool, **_: object) -> bool:
     """Vectors along rows or columns need whole rows."""
     return not nuslerp_flatten
@@ -114,5 +119,5 @@ METHOD = Measured(
     base=Base.OPTIONAL_DELTA,
     num_models=(2, 2),
     by_rows=by_rows,
-    fuses=lambda nuslerp_flatten, **_: nuslerp_flatten,
+    fuses=fuses,
 )

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from meldkit.kernels import Numbers, Rows
+from meldkit.kernels import Rows
 
 #: Elements over which sums are formed before they are added exactly. Tile sizes are multiples of it.
 CHUNK = 1 << 16
@@ -137,11 +137,11 @@ class Derived:
     """A statistic of numbers that are computed from each tile.
 
     Args:
-        derive: from a tile `[m, n]` and its start to r rows `[n]`.
-        inner: the statistic of the derived numbers.
+        derive: from a tile `[m, n]` and its start to rows `[n]`.
+        inner: the statistic of the derived numbers, which takes rows.
     """
 
-    def __init__(self, derive: Callable[[Rows, int], Sequence[Numbers]], inner: KthMagnitude) -> None:
+    def __init__(self, derive: Callable[[Rows, int], Any], inner: Statistic) -> None:
         self.passes = inner.passes
         self.held = inner.held
         self._derive = derive

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from meldkit import kernels
-from meldkit.kernels import Rows
-from meldkit.kernels.elsewhere import in_memory
+from meldkit.kernels import Rows, Tile
+from meldkit.kernels.elsewhere import in_memory, lists
 from meldkit.methods.statistics.base import CHUNK, Range
-from meldkit.shapes import Float32, Tensor
 
 #: A vector whose L1 norm is below this is left as it is, as in mergekit.
 _MIN_NORM = 1e-7
@@ -125,7 +124,7 @@ class L1Ratio(Sums):
         self._num_models = num_models
 
     def _norms(self, x: Rows) -> Sequence[Sequence[float]]:
-        return np.concatenate(kernels.norms_around(x, self._trim, CHUNK)).T.tolist()
+        return lists(np.concatenate(kernels.norms_around(x, self._trim, CHUNK)).T)
 
     @property
     def result(self) -> list[float]:
@@ -168,7 +167,8 @@ class ColumnGram:
     def ranges(self) -> Sequence[Range]:
         return [] if self._done else [(0, self._numel)]
 
-    def update(self, x: Float32[Tensor, "m n"], start: int) -> tuple[int, list[np.ndarray]]:
+    def update(self, x: Rows, start: int) -> tuple[int, list[np.ndarray]]:
+        assert not isinstance(x, Tile)
         if in_memory(x):
             rows = x.numpy().reshape(self._num_models, -1, self._num_columns)
             products = [np.multiply(rows[i], rows[j], dtype=np.float64) for i, j in self._pairs]

@@ -178,10 +178,10 @@ class Measurement:
         rounded = [self._count_rounded(values, pair) for pair in self._pairs]
         if self._task_pairs:
             _task_vectors(values, changes)
-            task_products = kernels.products(changes)
+            task_products = _products(changes)
             if not all(map(math.isfinite, task_products)):  # the difference of two numbers may be too large
                 changes.nan_to_num_()
-                task_products = kernels.products(changes)
+                task_products = _products(changes)
             tops, conflicts = kernels.count_conflicts(changes, self._least)
         sums = _Sums(*differences, rounded, task_products, tops, conflicts, nonfinite, left_out)
         with self._lock:
@@ -316,6 +316,11 @@ def _clear_nonfinite(values: Float32[Tensor, "m n"]) -> tuple[list[int], int]:
     somewhere = bad.any(0)
     values.masked_fill_(somewhere, 0)
     return [int(row.sum()) for row in bad], int(somewhere.sum())
+
+
+def _products(changes: Float32[Tensor, "m n"]) -> list[float]:
+    """Inner products of rows i ≤ j, in that order."""
+    return kernels.products(changes, changes.shape[1])[0]
 
 
 def _task_vectors(

@@ -62,7 +62,7 @@ def _spectrum(one: TileSource, other: TileSource, shape: tuple[int, ...], buffer
     squares: list[float] = []
     for change in _changes(one, other, rows, columns, buffers):
         sketch.addmm_(torch.randn(k, len(change), generator=generator), change)
-        squares += kernels.products(change.view(1, -1))
+        squares += kernels.products(change.view(1, -1), change.numel())[0]
     basis = cast("Tensor", torch.linalg.qr(sketch.T).Q)
     gram = torch.zeros(k, k, dtype=torch.float64)
     for change in _changes(one, other, rows, columns, buffers):
