@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import tiny
 from meldkit.checkpoint import DTYPES, OpenFiles, StoredTensor, TileSource, open_files
 from meldkit.checkpoint.safetensors import read_header
 from meldkit.engine import TensorRun, run
-from meldkit.engine.fused import FusedRun, fused_sources
+from meldkit.engine.fused import FusedRun, fused_sources, without_torch
 from meldkit.errors import CheckpointError, RunError
 from meldkit.kernels.tile import Tile, in_memory
 from meldkit.methods import METHODS, Values
@@ -233,18 +234,38 @@ def test_a_file_that_ends_too_early_is_named(tmp_path: Path) -> None:
             run([FusedRun(sources, job, inputs, Memory())])
 
 
-@pytest.mark.parametrize(
-    "job",
-    [
-        TensorJob("x", "F8_E4M3", (10,), METHODS["linear"], {"weight": (1.0,)}, (Input(0, "x"),), None, 0, 0),
-        TensorJob("x", "F64", (10,), None, {}, (Input(0, "x"),), None, 0, 0),
-    ],
-    ids=["8 bits", "64 bits"],
-)
-def test_other_types_go_the_general_way(job: TensorJob, tmp_path: Path) -> None:
-    save_file({"x": torch.ones(10)}, tmp_path / "0")
-    with open_files() as files:
-        assert not fused_sources(job, Stored(files, [tmp_path / "0"]))
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F64"])
+def test_other_types_are_rounded_by_pytorch(dtype: str, inputs: Stored) -> None:
+    for case, name in (("linear", "BF16 1000"), ("ties", "F16 1000")):
+        job = replace(job_of(case, name, "BF16", 1000), dtype=dtype)
+        sources = fused_sources(job, inputs)
+        assert sources
+        assert not without_torch(job, sources)
+        fast, general = Memory(), Memory()
+        run([FusedRun(sources, job, inputs, fast)])
+        run([TensorRun(job, inputs, general)])
+        assert fast.bytes[job.name] == general.bytes[job.name]
+    assert not fused_sources(replace(job_of("copied", "F32 1000", "F32", 1000), dtype=dtype), inputs)
+
+
+def test_numbers_in_memory_go_the_same_way(inputs: Stored) -> None:
+    """As those of adapters, quantised models and state dicts: made by PyTorch, merged by compiled loops."""
+
+    class Held(Stored):
+        def open_raw(self, tensor: Input, dtype: str | None) -> StoredTensor | None:
+            return None if tensor.checkpoint == 1 else super().open_raw(tensor, dtype)
+
+    held = Held(inputs.files, [])
+    held.headers = inputs.headers
+    for case in ("linear", "ties", "della", "arcee_fusion"):
+        job = job_of(case, f"BF16 {SIZES[-1]}", "BF16", SIZES[-1])
+        sources = fused_sources(job, held)
+        assert sources
+        assert not without_torch(job, sources)
+        fast, general = Memory(), Memory()
+        run([FusedRun(sources, job, held, fast, tile=CHUNK)])
+        run([TensorRun(job, inputs, general, tile=CHUNK)])
+        assert fast.bytes[job.name] == general.bytes[job.name]
 
 
 RECIPES: Mapping[str, Any] = {
