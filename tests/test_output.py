@@ -387,7 +387,9 @@ def test_overwrite_leaves_nothing_of_the_old_model() -> None:
     donate()
     merge(PASSTHROUGH, "out", MergeOptions(out_shard_size="300"))
     Path("out/pytorch_model.bin").write_text("old")
+    Path("out/adapter_config.json").write_text("{}")
     Path("out/notes.md").write_text("mine")
+    assert Path("out/additional_chat_templates").is_dir()
     merge({**PASSTHROUGH, "models": [{"model": "b"}]}, "out", MergeOptions(overwrite=True))
     left = set(content(Path("out")))
     assert {
@@ -402,6 +404,8 @@ def test_overwrite_leaves_nothing_of_the_old_model() -> None:
         n for n in left if n.startswith(("tokenizer", "vocab", "chat_template.", "model-", "pytorch"))
     ]
     assert not left & {"model.safetensors.index.json", "generation_config.json", "modules.json"}
+    # transformers would take these for the new model's.
+    assert not left & {"additional_chat_templates/tool.jinja", "adapter_config.json"}
     assert tiny.tensors(Path("out"))["model.norm.weight"].equal(tiny.tensors(Path("b"))["model.norm.weight"])
 
 

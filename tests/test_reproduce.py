@@ -116,6 +116,21 @@ def test_tensor_that_the_file_has_not(out: Path) -> None:
     assert damage.text == "model-00001-of-00002.safetensors has no tensor 'more'"
 
 
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_record_has_the_sum_of_every_tensor(out: Path, left: int) -> None:
+    """Nothing would be known of the values of a tensor without one."""
+
+    def take(record: dict[str, Any]) -> None:
+        sums = next(iter(record["weights"].values()))["sums"]
+        for name in list(sums)[left:]:
+            del sums[name]
+
+    edit(out, take)
+    with pytest.raises(CheckpointError, match=r"not a whole record: it has no sum of tensor '.+' of model-0"):
+        verify_output(out)
+    assert {d.kind for d in reproduce(out).differences} == {"extra"}
+
+
 # trust
 
 

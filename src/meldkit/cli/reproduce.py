@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from meldkit.cli import DIFFERENT
-from meldkit.cli.arguments import Folder
+from meldkit.cli.arguments import Merged
 from meldkit.cli.display import count, show_progress, wrapped
 from meldkit.errors import RecipeError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("out", type=Folder())
+@click.argument("out", type=Merged())
 @click.option(
     "--models",
     multiple=True,

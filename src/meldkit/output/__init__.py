@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from meldkit.output.files import describes_model, write_record, write_side_files
+from meldkit.output.files import describes_model, may_be_read, write_record, write_side_files
 from meldkit.output.fit import check_fit, facts
 from meldkit.output.folder import PARTIAL, OutputFolder, check_free
 from meldkit.output.record import CARD, FORMAT, RECIPE, RECORD, commit_of, sample_of, surroundings
@@ -25,6 +25,7 @@ __all__ = [
     "commit_of",
     "describes_model",
     "facts",
+    "may_be_read",
     "sample_of",
     "sum_of",
     "surroundings",

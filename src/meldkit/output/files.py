@@ -26,27 +26,38 @@ from meldkit.vocab import (
 )
 
 #: Kinds of files beside the weights that belong to a model: tokenizer, templates, processors, custom code.
-_CARRIED = (".json", ".txt", ".model", ".jinja", ".py", ".tiktoken", ".vocab", ".bpe", ".merges")
+_KINDS = (".json", ".model", ".jinja", ".py", ".tiktoken", ".vocab", ".bpe", ".merges")
+#: Vocabularies, too, and what their authors wrote for people.
+_CARRIED = (*_KINDS, ".txt")
 #: Who passes a model on must pass these on too.
 _LICENSES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx")
 #: Written anew.
 _OWN = ("config.json", CARD)
-#: Says something about the donor that is not true of the merge.
+#: Says something about the donor that is not true of the merge, and that no reader looks at.
 _ABOUT_TRAINING = (
     "training_args",
     "trainer_state",
     "all_results",
     "train_results",
     "eval_results",
-    "adapter_",
     "checkpoint-",
+)
+#: The same, and readers do.
+_NOT_TRUE = (
+    "adapter_",
     # Inputs that were quantised are not any more.
     "hf_quant_config",
     "quantize_config",
     "quant_config",
 )
-_SETTINGS = ("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json")
+_SETTINGS = (
+    *("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json"),
+    # Readers look for the base model that it names, and take that instead.
+    "adapter_config.json",
+)
+#: Folders of which readers take what is in them.
+FOLDERS = ("additional_chat_templates", "custom_generate")
 #: Lists the parts of a sentence-transformers model, with their folders.
 _PARTS = "modules.json"
 
@@ -139,6 +150,20 @@ def describes_model(name: str) -> bool:
     return describes_weights(name) or name in (*_SETTINGS, _PARTS) or name.startswith(FILES)
 
 
+def may_be_read(path: PurePath) -> bool:
+    """Whether a reader of a model folder may take a file for the model's because it is there.
+
+    Libraries look for dozens of names, and each version for more: weights count, and whatever is of a kind
+    that models' settings, tokenizers, templates and code are of.
+
+    Args:
+        path: relative to the model's folder.
+    """
+    if path.name.endswith(_WEIGHTS) or path.name.startswith(FILES) or path.parts[0] in FOLDERS:
+        return True
+    return path.name.endswith(_KINDS) and not any(part.startswith(_ABOUT_TRAINING) for part in path.parts)
+
+
 def carried(donor: Path, *, copy_tokenizer: bool, merged: Collection[str] = ()) -> Iterator[Path]:
     """Files of the donor's folder that go with the merged weights.
 
@@ -168,7 +193,7 @@ def carried(donor: Path, *, copy_tokenizer: bool, merged: Collection[str] = ()) 
 
 def _belongs(path: PurePath) -> bool:
     """Whether a file, given relative to the donor's folder, is one of the kinds that are carried."""
-    if any(part.startswith((".", *_ABOUT_TRAINING)) for part in path.parts):
+    if any(part.startswith((".", *_ABOUT_TRAINING, *_NOT_TRUE)) for part in path.parts):
         return False
     name = path.name
     if name.endswith(".index.json") or name in (RECIPE, RECORD) or str(path) in _OWN:

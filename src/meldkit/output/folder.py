@@ -351,7 +351,7 @@ class OutputFolder:
             take_back(self.path)
             return
         for old in replaced(self.path, new):
-            old.unlink()
+            remove(old)
         # A folder without config.json is not a model to any reader.
         for name in sorted(new, key=lambda n: n == "config.json"):
             source, target = self.partial / name, self.path / name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
@@ -37,12 +38,21 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     """The record of the merge that has written a folder; None if there is none.
 
     Raises:
-        CheckpointError: it cannot be read, is not whole, tells of files elsewhere, or is of a version of
-            meldkit that this one does not know; or the folder has a link that leads elsewhere.
+        CheckpointError: there is no folder, or its record cannot be read, is not whole, tells of files
+            elsewhere, or is of a version of meldkit that this one does not know; or the folder has a link
+            that leads elsewhere.
     """
+    try:
+        folder.stat()
+    except (OSError, ValueError) as e:
+        reason = (e.strerror if isinstance(e, OSError) else None) or e
+        hint = "name a folder that 'meldkit merge' has written"
+        raise CheckpointError(f"cannot look into {folder}: {reason}", hint=hint) from e
     path = folder / RECORD
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
+    if not path.is_file():
+        raise CheckpointError(f"{path} {no_file(path)}", hint="get it again from where the model came from")
     check_links(str(folder), folder)
     found = read_json(path)
     if found.get("format") != FORMAT:
@@ -51,11 +61,25 @@ def read_record(folder: Path) -> dict[str, Any] | None:
             hint="use the version of meldkit that made the model",
         )
     if problem := next(_problems(found), None):
-        raise CheckpointError(
-            f"{path} is not a whole record: {problem}",
-            hint="it was damaged or edited; get it again from where the model came from",
-        )
+        raise not_whole(folder, problem)
     return found
+
+
+def no_file(path: Path) -> str:
+    """What a path is that is no file, in words."""
+    if path.is_dir():
+        return "is a folder, not a file"
+    if path.is_symlink() and not path.exists():
+        return "is a link that leads nowhere"
+    return "is not a file" if os.path.lexists(path) else "is missing"
+
+
+def not_whole(folder: Path, problem: str) -> CheckpointError:
+    """The error about a record that was damaged or edited."""
+    return CheckpointError(
+        f"{folder / RECORD} is not a whole record: {problem}",
+        hint="it was damaged or edited; get it again from where the model came from",
+    )
 
 
 def _problems(record: Mapping[str, Any]) -> Iterator[str]:

@@ -265,7 +265,10 @@ def _tensors(record: Mapping[str, Any], chosen: Plan, sums: Mapping[str, object]
             name = part.name.removeprefix(file.folder)
             # A tensor without elements is never seen.
             now = str(sums.get(part.name, "0" * 32))
-            if now != left.pop(name, None):
+            if name not in left:
+                text = f"{file.name}: tensor '{name}' was not made before"
+                yield Damage("extra", file.name, name, text)
+            elif now != left.pop(name):
                 yield Damage(
                     "bytes", file.name, name, f"{file.name}: tensor '{name}' comes out with other bytes"
                 )
