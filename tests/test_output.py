@@ -23,7 +23,7 @@ from meldkit import merge
 from meldkit.errors import OutputError, RunError
 from meldkit.options import MergeOptions
 from meldkit.output import PARTIAL
-from meldkit.output.files import carried
+from meldkit.output.names import carried
 
 PASSTHROUGH = {"merge_method": "passthrough", "models": [{"model": "a"}]}
 LINEAR = {"merge_method": "linear", "models": [{"model": "a"}, {"model": "b"}], "parameters": {"weight": 1}}

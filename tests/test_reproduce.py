@@ -230,7 +230,7 @@ def test_files_that_were_not_there(out: Path, capsys: pytest.CaptureFixture[str]
         "model-00002-of-00002.safetensors gets another header than it had",
         "old.json is not written any more",
         "config.json was not written before",
-        "headers and samples of the inputs are as they were; values between the samples may not be",
+        "headers and samples of all weights are as they were; values between the samples may not be",
         "not as it was then:",
         "other bytes are to be expected",
     ):
@@ -249,3 +249,73 @@ def test_input_of_the_hub_of_another_commit(
     done = command.run(capsys, "reproduce", "out", "--model", f"{old}={new}")
     assert done.status == 3
     assert f"is of commit {'b' * 12}, it was of {'a' * 12}" in " ".join(done.out.split())
+
+
+def put(path: str, **values: object) -> None:
+    """Give settings in a JSON file."""
+    file = Path(path)
+    file.write_text(json.dumps({**(json.loads(file.read_text()) if file.exists() else {}), **values}))
+
+
+def test_settings_of_inputs_that_were_changed_are_named(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put("a/config.json", rope_theta=7)
+    put("a/tokenizer_config.json", model_max_length=7)
+    done = command.run(capsys, "reproduce", out)
+    assert done.status == 3
+    text = " ".join(done.out.split())
+    assert text.startswith("out does not come out the same: config.json comes out with another content")
+    assert text.endswith(
+        "not as it was then: settings of 'a': config.json is another, tokenizer_config.json is new"
+    )
+
+
+def test_settings_that_matter_to_no_byte_are_named_too(out: Path) -> None:
+    put("b/generation_config.json", top_k=1)
+    Path("b/notes.md").write_text("of no model")
+    result = reproduce(out)
+    assert (result.same, result.surroundings) == (True, ("settings of 'b': generation_config.json is new",))
+
+
+def test_record_of_a_version_that_kept_no_hashes_of_settings(out: Path) -> None:
+    edit(out, lambda r: [model.pop("settings") for model in r["models"]])
+    put("b/generation_config.json", top_k=1)
+    assert reproduce(out).surroundings == ()
+
+
+def test_settings_of_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.decoder(Path("a"), 0)
+    tiny.adapter(Path("lora"), {"model.layers.0.self_attn.q_proj": (4, 4)})
+    put("lora/tokenizer_config.json", model_max_length=7)
+    merge({"merge_method": "passthrough", "models": [{"model": "a+lora"}]}, "out")
+    settings = json.loads(Path("out/meldkit.json").read_text())["models"][0]["settings"]
+    assert [sorted(files) for files in settings] == [
+        ["config.json"],
+        ["adapter_config.json", "tokenizer_config.json"],
+    ]
+    put("lora/adapter_config.json", lora_alpha=77)
+    assert reproduce("out").inputs == ("'a+lora' has other settings: adapter_config.json is another",)
+    Path("lora/tokenizer_config.json").unlink()
+    assert reproduce("out").inputs == (
+        "'a+lora' has other settings: adapter_config.json is another, tokenizer_config.json is gone",
+    )
+
+
+def test_lone_files_have_no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies beside them belongs to nobody, or to somebody else."""
+    monkeypatch.chdir(tmp_path)
+    tiny.decoder(Path("a"), 0)
+    Path("a/config.json").rename("a/private.json")
+    merge({"merge_method": "passthrough", "models": [{"model": "a/model.safetensors"}]}, "out")
+    assert json.loads(Path("out/meldkit.json").read_text())["models"][0]["settings"] == [{}]
+    assert reproduce("out").same
+
+
+@pytest.mark.parametrize("value", [None, "x", ["x"], [{"config.json": 3}], [[]], {"config.json": None}])
+def test_settings_that_are_none(out: Path, value: object) -> None:
+    edit(out, lambda r: r["models"][0].update(settings=value))
+    for check in (verify_output, reproduce):
+        with pytest.raises(CheckpointError, match=r"is not a whole record: .*settings of "):
+            check(out)

@@ -328,7 +328,7 @@ def test_reproduce_with_a_value_between_the_samples(out: Path, capsys: pytest.Ca
     done = command.run(capsys, "reproduce", "whole")
     assert done.status == 3
     assert done.out.splitlines()[-2:] == [
-        "headers and samples of the inputs are as they were; values between the samples",
+        "headers and samples of all weights are as they were; values between the samples",
         "    may not be",
     ]
 

@@ -96,7 +96,7 @@ def describe(result: Reproduction) -> Iterator[str]:
         yield f"{result.path} does not come out the same:"
         for difference in result.differences:
             yield from wrapped(difference.text)
-        told = "headers and samples of the inputs are as they were; values between the samples may not be"
+        told = "headers and samples of all weights are as they were; values between the samples may not be"
         yield from wrapped(told, indent=0)
     else:
         yield f"{result.path} comes out the same: {count(result.num_tensors, 'tensor')}, every byte"

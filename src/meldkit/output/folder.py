@@ -20,9 +20,9 @@ from threading import Event, Lock, Thread
 
 from meldkit.errors import CheckpointError, OutputError, RunError
 from meldkit.output.failures import AGAIN, failures
-from meldkit.output.files import describes_model
 from meldkit.output.inputs import check_apart, identity, stamps
 from meldkit.output.journal import Entries, Journal, read_journal
+from meldkit.output.names import describes_model
 from meldkit.output.replace import (
     JOURNAL,
     PARTIAL,

@@ -20,7 +20,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from meldkit.output.files import FOLDERS, describes_model
+from meldkit.output.names import FOLDERS, describes_model
 
 PARTIAL = ".meldkit-partial"
 JOURNAL = "journal"

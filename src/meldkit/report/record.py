@@ -100,11 +100,22 @@ def _problems(record: Mapping[str, Any]) -> Iterator[str]:
             yield from _missing(model["model"], file, _INPUT)
         if (commit := model.get("commit")) is not None and not _COMMIT.fullmatch(str(commit)):
             yield f"{shown(model['model'])} has the commit {shown(commit)}"
+        yield from _not_settings(model["model"], model.get("settings", []))
     plugins: object = record["options"].get("plugin", [])
     if not isinstance(plugins, list):
         yield f"plugin is {shown(plugins)}"
     for plugin in cast("list[object]", plugins):
         yield from _missing("plugin", plugin, _PLUGIN)
+
+
+def _not_settings(name: str, settings: object) -> Iterator[str]:
+    """What is wrong with the hashes of the settings of an input, which earlier versions did not keep."""
+    folders = cast("list[object]", settings) if isinstance(settings, list) else [settings]
+    for files in folders:
+        if isinstance(files, dict):
+            yield from _no_texts(f"settings of {name}", cast("dict[str, object]", files))
+        else:
+            yield f"settings of {shown(name)} is {shown(settings)}"
 
 
 def _missing(name: str, entry: object, kinds: Mapping[str, type]) -> Iterator[str]:

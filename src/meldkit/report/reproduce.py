@@ -6,16 +6,27 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from meldkit import __version__
 from meldkit.api import devices_of, plan, tensor_sums
+from meldkit.checkpoint import Checkpoint
 from meldkit.engine import Device
 from meldkit.errors import CheckpointError, MismatchError, RecipeError
 from meldkit.options import MergeOptions
-from meldkit.output import RECIPE, RECORD, commit_of, sample_of, surroundings, write_side_files
+from meldkit.output import (
+    RECIPE,
+    RECORD,
+    commit_of,
+    digest_of,
+    sample_of,
+    settings_of,
+    surroundings,
+    write_side_files,
+)
 from meldkit.plan import NUMERIC_VERSION, Plan
 from meldkit.recipe import ModelRef
 from meldkit.report.record import read_record
@@ -42,7 +53,7 @@ class Reproduction:
     Attributes:
         path: the output whose merge was run again.
         inputs: how the inputs are others than they were, in words; if they are, nothing was run.
-        surroundings: what else is not as it was then, in words: versions, kernels.
+        surroundings: what else is not as it was then, in words: versions, kernels, settings of inputs.
         differences: what came out otherwise than it was recorded.
         num_tensors: that were made again.
     """
@@ -119,7 +130,10 @@ def reproduce(
         hint = "; ".join([*([e.hint] * bool(e.hint)), "--models and --model say where models are now"])
         raise CheckpointError(e.message, hint=hint) from e
     inputs = tuple(_changed_inputs(record, chosen))
-    around = tuple(_surroundings(record, plugin, devices_of(options)))
+    around = (
+        *_surroundings(record, plugin, devices_of(options)),
+        *(f"settings of {line}" for line in _changed_settings(record, chosen)),
+    )
     if inputs:
         return Reproduction(path, inputs, around, (), 0)
     sums = tensor_sums(chosen, options, progress=progress)
@@ -213,9 +227,44 @@ def _changed_inputs(record: Mapping[str, Any], chosen: Plan) -> Iterator[str]:
         before, after = model.get("commit"), commit_of(checkpoint.folder)
         if before and after and before != after:
             parts.append(f"is of commit {after[:12]}, it was of {before[:12]}")
+        if settings := _other_settings(model, checkpoint):
+            parts.append(f"has other settings: {settings}")
         yield f"'{checkpoint.label}' " + ("; ".join(parts) or "has other tensors, shapes or types")
     names = {checkpoint.label for checkpoint in chosen.checkpoints}
     yield from (f"'{name}' is not read any more" for name in recorded if name not in names)
+
+
+def _changed_settings(record: Mapping[str, Any], chosen: Plan) -> Iterator[str]:
+    """Which settings of which inputs are not those of the record."""
+    recorded = {str(model["model"]): model for model in record["models"]}
+    for checkpoint in chosen.checkpoints:
+        if settings := _other_settings(recorded.get(checkpoint.label, {}), checkpoint):
+            yield f"'{checkpoint.label}': {settings}"
+
+
+def _other_settings(model: Mapping[str, Any], checkpoint: Checkpoint) -> str:
+    """Which files beside the weights of an input are not as they were, in words; "" if all are.
+
+    Of a commit of the hub they are, but there may be more or less of them in its cache.
+    """
+    commit = commit_of(checkpoint.folder)
+    if "settings" not in model or (commit and commit == model.get("commit")):
+        return ""
+    try:
+        after = settings_of(checkpoint)
+    except OSError as e:
+        raise _unreadable(e) from e
+    changes: list[str] = []
+    for old, new in zip_longest(model["settings"], after, fillvalue=dict[str, str]()):
+        for name in sorted({*old, *new}):
+            if old.get(name) != new.get(name):
+                how = "is gone" if name not in new else "is new" if name not in old else "is another"
+                changes.append(f"{name} {how}")
+    return ", ".join(changes)
+
+
+def _unreadable(error: OSError) -> CheckpointError:
+    return CheckpointError(f"cannot read {error.filename}: {error.strerror}", hint="check the path")
 
 
 def _resampled(recorded: Sequence[Mapping[str, Any]], files: Sequence[Path]) -> Iterator[str]:
@@ -223,7 +272,7 @@ def _resampled(recorded: Sequence[Mapping[str, Any]], files: Sequence[Path]) -> 
     try:
         now = list(map(sample_of, files))
     except OSError as e:
-        raise CheckpointError(f"cannot read {e.filename}: {e.strerror}", hint="check the path") from e
+        raise _unreadable(e) from e
     for before, path, sample in zip(recorded, files, now, strict=False):
         if before.get("sample") not in (None, sample):
             yield path.name
@@ -295,11 +344,7 @@ def _files(record: Mapping[str, Any], chosen: Plan, options: MergeOptions) -> It
 
 
 def _digest(path: Path) -> str:
-    hasher = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while data := file.read(1 << 20):
-                hasher.update(data)
-        return hasher.hexdigest()
+        return digest_of(path)
     except OSError as e:
-        raise CheckpointError(f"cannot read {path}: {e.strerror}", hint="check the path") from e
+        raise _unreadable(e) from e
