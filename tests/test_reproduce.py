@@ -17,9 +17,12 @@ from hypothesis import strategies as st
 
 import command
 import tiny
+import word_tokenizers
 from meldkit.api import MergeOptions, merge
 from meldkit.errors import CheckpointError, MeldError, RecipeError
+from meldkit.recipe import ModelRef, recipe_from_data
 from meldkit.report import reproduce, verify_output
+from meldkit.report.located import Located
 
 RECIPE = {"merge_method": "linear", "models": [{"model": "a"}, {"model": "b"}], "parameters": {"weight": 1}}
 
@@ -146,6 +149,92 @@ def test_record_does_not_say_what_code_is_trusted(out: Path, capsys: pytest.Capt
     assert command.run(capsys, "reproduce", out, "--trust-remote-code").status == 0
     with pytest.raises(RecipeError):
         reproduce(out)
+
+
+# where models are, and how the merge is run
+
+
+def test_models_that_the_recipe_has_not(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, hint in (("nosuch", "known: a, b"), ("aa", "did you mean 'a'?")):
+        done = command.run(capsys, "reproduce", out, "--model", f"{name}=b")
+        assert (done.status, done.err) == (
+            2,
+            f"error: --model {name}=b: the recipe has no model '{name}'\n  {hint}\n",
+        )
+    done = command.run(capsys, "reproduce", out, "--models", "a/config.json")
+    assert (done.status, done.err) == (
+        2,
+        "error: --models a/config.json is no folder\n  name one that holds models\n",
+    )
+
+
+@pytest.mark.parametrize("name", ["a", "./a", "a/", ".//a"])
+def test_paths_of_models_however_they_are_written(out: Path, name: str) -> None:
+    Path("a").rename("c")
+    assert reproduce(out, moved={name: "c"}).same
+
+
+def test_models_of_tokens_and_adapters_may_have_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = word_tokenizers.content({"u": 0, "v": 1, "w": 2})
+    for name in ("one", "two", "three", "four"):
+        word_tokenizers.model(Path(name), words)
+    tiny.adapter(Path("lora"), {"model.layers.0.self_attn.q_proj": (4, 4)})
+    tokens = {
+        "v": {"source": "four"},
+        "w": {"source": {"kind": "model_token", "model": "four", "token": "u"}},
+    }
+    recipe = {
+        **RECIPE,
+        "models": [{"model": "one+lora"}, {"model": "two"}],
+        "tokenizer": {"source": "model:three", "tokens": tokens},
+    }
+    located = Located(recipe_from_data(recipe), {"models": []}, [], dict.fromkeys(MOVED, "x"))
+    assert str(located(ModelRef.parse("one+lora"))) == "x+x"
+
+
+MOVED = ("one", "lora", "two", "three", "four")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"foo": 1}, "it has an option 'foo', which is not known"),
+        ({"num_threads": 1}, "it has an option 'num_threads', which is not known"),
+        ({"out_shard_size": -1}, "out_shard_size is -1"),
+        ({"out_shard_size": True}, "out_shard_size is True"),
+        ({"out_shard_size": "5B"}, "out_shard_size is '5B'"),
+        ({"allow_crop": 1}, "allow_crop is 1"),
+    ],
+)
+def test_options_of_no_merge(
+    out: Path, capsys: pytest.CaptureFixture[str], options: dict[str, Any], problem: str
+) -> None:
+    edit(out, lambda r: r["options"].update(options))
+    done = command.run(capsys, "reproduce", out)
+    assert (done.status, done.err.splitlines()[0]) == (
+        3,
+        f"error: out/meldkit.json is not a whole record: {problem}",
+    )
+
+
+def test_options_of_this_run_are_not_the_records(out: Path) -> None:
+    with pytest.raises(RecipeError, match="num_threads is 0"):
+        reproduce(out, threads=0)
+
+
+def test_single_files_have_no_record(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    del out
+    done = command.run(capsys, "verify", "a/model.safetensors")
+    assert done.status == 0
+    assert "a single file has no record of a merge (meldkit.json)" in " ".join(done.out.split())
+    done = command.run(capsys, "reproduce", "a/model.safetensors")
+    assert (done.status, done.err.splitlines()[1]) == (
+        3,
+        "  single files have none; 'meldkit merge' and 'meldkit pytorch' write one into folders",
+    )
 
 
 # what is other than it was

@@ -52,8 +52,9 @@ def describe(check: OutputCheck) -> Iterator[str]:
     else:
         yield f"{check.path} has sound headers: {looked}, {size}"
     if not check.recorded:
+        who = "a single file" if check.path.is_file() else "it"
         yield from wrapped(
-            "it has no record of a merge (meldkit.json), so that values cannot be compared with anything",
+            f"{who} has no record of a merge (meldkit.json), so that values cannot be compared with anything",
             indent=0,
             hanging=2,
         )

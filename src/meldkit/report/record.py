@@ -26,6 +26,13 @@ _KINDS = {
     "weights": dict,
     "files": dict,
 }
+#: Options that change what is written.
+_OPTIONS = {
+    **dict.fromkeys(("allow_crimes", "trust_remote_code", "copy_tokenizer", "allow_nonfinite"), bool),
+    **dict.fromkeys(("write_model_card", "allow_crop"), bool),
+    "out_shard_size": int,
+    "plugin": list,
+}
 #: Kinds of the entries of `weights`, `files`, `models` and their `files`, and of the plugins of `options`.
 _WEIGHTS = {"size": int, "header_sha256": str, "sums": dict}
 _FILE = {"size": int, "sha256": str}
@@ -101,10 +108,12 @@ def _problems(record: Mapping[str, Any]) -> Iterator[str]:
         if (commit := model.get("commit")) is not None and not _COMMIT.fullmatch(str(commit)):
             yield f"{shown(model['model'])} has the commit {shown(commit)}"
         yield from _not_settings(model["model"], model.get("settings", []))
-    plugins: object = record["options"].get("plugin", [])
-    if not isinstance(plugins, list):
-        yield f"plugin is {shown(plugins)}"
-    for plugin in cast("list[object]", plugins):
+    for name, value in record["options"].items():
+        if name not in _OPTIONS:
+            yield f"it has an option {shown(name)}, which is not known"
+        elif type(value) is not _OPTIONS[name] or (name == "out_shard_size" and not 0 < value < _TOO_LARGE):
+            yield f"{name} is {shown(value)}"
+    for plugin in record["options"].get("plugin", ()):
         yield from _missing("plugin", plugin, _PLUGIN)
 
 

@@ -7,12 +7,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
-from pathlib import Path, PurePath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from meldkit import __version__
-from meldkit.api import devices_of, plan, tensor_sums
+from meldkit.api import devices_of, plan, read_recipe, tensor_sums
 from meldkit.checkpoint import Checkpoint
 from meldkit.engine import Device
 from meldkit.errors import CheckpointError, MismatchError, RecipeError
@@ -28,7 +28,7 @@ from meldkit.output import (
     write_side_files,
 )
 from meldkit.plan import NUMERIC_VERSION, Plan
-from meldkit.recipe import ModelRef
+from meldkit.report.located import Located
 from meldkit.report.record import read_record
 from meldkit.report.verify import Damage
 
@@ -111,21 +111,22 @@ def reproduce(
     path = Path(folder)
     record = read_record(path)
     if record is None:
-        raise CheckpointError(
-            f"{path} has no record of a merge ({RECORD})",
-            hint="name a folder that 'meldkit merge' has written",
-        )
+        hint = "name a folder that 'meldkit merge' has written"
+        if path.is_file():
+            hint = "single files have none; 'meldkit merge' and 'meldkit pytorch' write one into folders"
+        raise CheckpointError(f"{path} has no record of a merge ({RECORD})", hint=hint)
     recipe = path / RECIPE
-    wanted = record["files"].get(RECIPE, {}).get("sha256")
-    if not recipe.is_file() or _digest(recipe) != wanted:
+    if not recipe.is_file() or _digest(recipe) != record["files"].get(RECIPE, {}).get("sha256"):
         raise MismatchError(
             f"{recipe} is not the recipe of the merge",
             hint=f"'meldkit verify {path}' says what else was changed",
         )
     options = _options(record, plugin, threads, cache, trust_remote_code=trust_remote_code)
     options = replace(options, device=device)
+    wanted = read_recipe(recipe)
+    located = Located(wanted, record, models, moved or {})
     try:
-        chosen = plan(recipe, options, locate=_Search(record, models, moved or {}))
+        chosen = plan(wanted, options, locate=located)
     except CheckpointError as e:
         hint = "; ".join([*([e.hint] * bool(e.hint)), "--models and --model say where models are now"])
         raise CheckpointError(e.message, hint=hint) from e
@@ -162,45 +163,14 @@ def _options(
         names = " ".join(f"--plugin {name}" for name in needed)
         hint = f"name {'it' if len(needed) == 1 else 'them'}: {names}" if needed else "leave them out"
         raise RecipeError(f"the merge used {plugins}, {len(plugin)} are given", hint=hint)
-    try:
-        return MergeOptions(
-            **recorded,
-            random_seed=record["seed"],
-            plugin=tuple(plugin),
-            num_threads=threads,
-            transformers_cache=cache,
-            trust_remote_code=trust_remote_code,
-        )
-    except (TypeError, RecipeError) as e:
-        raise CheckpointError(f"{RECORD} has options that are not known: {e}", hint="it was edited") from e
-
-
-class _Search:
-    """Says where the models of a recipe are now."""
-
-    def __init__(self, record: Mapping[str, Any], models: Sequence[Path], moved: Mapping[str, str]) -> None:
-        self._commits = {str(m["model"]): m.get("commit") for m in record["models"]}
-        self._models = models
-        self._moved = moved
-
-    def __call__(self, ref: ModelRef) -> ModelRef:
-        path = self._find(ref.path)
-        adapters = tuple(replace(adapter, path=self._find(adapter.path)) for adapter in ref.adapters)
-        revision = ref.revision
-        if path == ref.path and not Path(path).expanduser().exists():
-            # A branch of the hub may have gone on.
-            revision = self._commits.get(str(ref)) or revision
-        return replace(ref, path=path, revision=revision, adapters=adapters)
-
-    def _find(self, path: str) -> str:
-        if path in self._moved:
-            return self._moved[path]
-        if not Path(path).expanduser().exists():
-            for folder in self._models:
-                for below in (PurePath(path), PurePath(PurePath(path).name)):
-                    if not below.is_absolute() and (folder / below).exists():
-                        return str(folder / below)
-        return path
+    return MergeOptions(
+        **recorded,
+        random_seed=record["seed"],
+        plugin=tuple(plugin),
+        num_threads=threads,
+        transformers_cache=cache,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def _changed_inputs(record: Mapping[str, Any], chosen: Plan) -> Iterator[str]:
@@ -238,7 +208,10 @@ def _changed_settings(record: Mapping[str, Any], chosen: Plan) -> Iterator[str]:
     """Which settings of which inputs are not those of the record."""
     recorded = {str(model["model"]): model for model in record["models"]}
     for checkpoint in chosen.checkpoints:
-        if settings := _other_settings(recorded.get(checkpoint.label, {}), checkpoint):
+        model = recorded.get(checkpoint.label, {})
+        # Else they are named with what else is other.
+        same = model.get("fingerprint") == checkpoint.fingerprint
+        if same and (settings := _other_settings(model, checkpoint)):
             yield f"'{checkpoint.label}': {settings}"
 
 
