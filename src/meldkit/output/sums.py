@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Lock
 
@@ -100,7 +101,7 @@ def intact(folder: Path, plan: Plan, done: Mapping[str, Sequence[str]]) -> dict[
     """
     jobs = [job for job in plan.jobs if job.name in done]
     with ThreadPoolExecutor(default_threads(), "check") as pool:
-        found = pool.map(lambda job: _stored_sums(folder, plan, job), jobs)
+        found = pool.map(partial(_stored_sums, folder, plan), jobs)
         return {
             job.name: sums
             for job, sums in zip(jobs, found, strict=True)

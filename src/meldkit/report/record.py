@@ -27,7 +27,7 @@ _KINDS = {
     "files": dict,
 }
 #: Options that change what is written.
-_OPTIONS = {
+_OPTIONS: Mapping[str, type] = {
     **dict.fromkeys(("allow_crimes", "trust_remote_code", "copy_tokenizer", "allow_nonfinite"), bool),
     **dict.fromkeys(("write_model_card", "allow_crop"), bool),
     "out_shard_size": int,
@@ -108,23 +108,23 @@ def _problems(record: Mapping[str, Any]) -> Iterator[str]:
         if (commit := model.get("commit")) is not None and not _COMMIT.fullmatch(str(commit)):
             yield f"{shown(model['model'])} has the commit {shown(commit)}"
         yield from _not_settings(model["model"], model.get("settings", []))
-    for name, value in record["options"].items():
+    options: Mapping[str, Any] = record["options"]
+    for name, value in options.items():
         if name not in _OPTIONS:
             yield f"it has an option {shown(name)}, which is not known"
         elif type(value) is not _OPTIONS[name] or (name == "out_shard_size" and not 0 < value < _TOO_LARGE):
             yield f"{name} is {shown(value)}"
-    for plugin in record["options"].get("plugin", ()):
+    for plugin in options.get("plugin", ()):
         yield from _missing("plugin", plugin, _PLUGIN)
 
 
 def _not_settings(name: str, settings: object) -> Iterator[str]:
     """What is wrong with the hashes of the settings of an input, which earlier versions did not keep."""
-    folders = cast("list[object]", settings) if isinstance(settings, list) else [settings]
-    for files in folders:
+    for files in cast("list[object]", settings) if isinstance(settings, list) else [settings]:
         if isinstance(files, dict):
             yield from _no_texts(f"settings of {name}", cast("dict[str, object]", files))
         else:
-            yield f"settings of {shown(name)} is {shown(settings)}"
+            yield f"settings of {shown(name)} is {shown(files)}"
 
 
 def _missing(name: str, entry: object, kinds: Mapping[str, type]) -> Iterator[str]:
