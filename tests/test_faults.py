@@ -257,7 +257,7 @@ def test_what_was_not_synced_is_not_believed(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(weight_file, "sync_data", lambda _: failure(errno.EIO)())
     with pytest.raises(RunError, match="Input/output error"):
         merge(RECIPE, OUT, ONE)
-    assert read_journal(JOURNAL).done == frozenset()
+    assert read_journal(JOURNAL).done == {}
 
 
 # the output

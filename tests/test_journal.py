@@ -24,7 +24,8 @@ from meldkit.output.journal import Entries, Journal, read_journal
 NAMES = st.text(max_size=4) | st.sampled_from(["lm_head.weight", "a\nb", '"', "é"])
 #: Names of files that lie in the folder itself.
 FILES = st.sampled_from(["model.safetensors", "config.json", "…", ".hidden", "a b", "..."])
-DONE = st.lists(st.tuples(NAMES, st.booleans()), max_size=3)
+SUMS = st.lists(st.sampled_from(["0" * 32, "f" * 32, "…"]), max_size=2)
+DONE = st.lists(st.tuples(NAMES, st.booleans(), SUMS), max_size=3)
 STEPS = st.lists(
     st.tuples(st.just("done"), DONE) | st.tuples(st.just("publish"), st.lists(FILES, max_size=3)), max_size=5
 )
@@ -41,12 +42,12 @@ Steps = Sequence[tuple[str, Sequence[Any]]]
 
 def expected(plan: str, steps: Steps) -> Entries:
     """What a journal must say in which these steps were entered; its length is not known."""
-    done = [pair for kind, pairs in steps if kind == "done" for pair in pairs]
+    done = [entry for kind, entries in steps if kind == "done" for entry in entries]
     published = [tuple(files) for kind, files in steps if kind == "publish"]
     return Entries(
         plan,
-        frozenset(name for name, _ in done),
-        frozenset(name for name, finite in done if not finite),
+        {name: tuple(sums) for name, _, sums in done},
+        frozenset(name for name, finite, _ in done if not finite),
         published[-1] if published else (),
     )
 
@@ -67,8 +68,8 @@ def enter(writer: Journal, steps: Steps) -> None:
             writer.publish(values)
         else:
             # A name may be entered twice, once finite and once not: that is two entries.
-            for name, finite in values:
-                writer.done([name], () if finite else [name])
+            for name, finite, sums in values:
+                writer.done({name: sums}, () if finite else [name])
 
 
 def without_length(entries: Entries) -> tuple[Any, ...]:
@@ -119,8 +120,13 @@ def test_of_a_torn_journal_whole_lines_count(steps: Steps, data: st.DataObject) 
         assert read_journal(path) == torn
 
 
-SOUND = (b'{"plan": "p"}', b'{"done": "a"}', b'{"done": "b", "finite": false}', b'{"publish": ["f"]}')
-SAID = Entries("p", frozenset("ab"), frozenset("b"), ("f",), len(stored(*SOUND)))
+SOUND = (
+    b'{"plan": "p"}',
+    b'{"done": "a", "sums": ["1", "2"]}',
+    b'{"done": "b", "sums": ["3"], "finite": false}',
+    b'{"publish": ["f"]}',
+)
+SAID = Entries("p", {"a": ("1", "2"), "b": ("3",)}, frozenset("b"), ("f",), len(stored(*SOUND)))
 
 
 @pytest.mark.parametrize("line", NONSENSE)
@@ -168,7 +174,27 @@ def test_only_what_is_said_not_to_be_finite_is_not(tmp_path: Path, more: dict[st
     path = tmp_path / "journal"
     path.write_bytes(stored(b'{"plan": "p"}', json.dumps({"done": "a", **more}).encode()))
     found = read_journal(path)
-    assert (found.done, found.nonfinite) == ({"a"}, set())
+    assert (found.done, found.nonfinite) == ({"a": ()}, set())
+
+
+@pytest.mark.parametrize(
+    ("text", "sums"),
+    [
+        ("", ()),
+        (', "sums": []', ()),
+        (', "sums": "ab"', ()),
+        (', "sums": {"a": 1}', ()),
+        (', "sums": [1]', ("1",)),
+    ],
+)
+def test_sums_that_are_none(tmp_path: Path, text: str, sums: tuple[str, ...]) -> None:
+    """They are those of no tensor, so that it counts as damaged; what follows counts."""
+    path = tmp_path / "journal"
+    path.write_bytes(
+        stored(b'{"plan": "p"}', b'{"done": "a"%s, "finite": false}' % text.encode(), b'{"publish": ["f"]}')
+    )
+    found = read_journal(path)
+    assert (found.done, found.nonfinite, found.publish) == ({"a": sums}, {"a"}, ("f",))
 
 
 @pytest.mark.parametrize("line", ['{"done": "a"}', '{"publish": ["f"]}', '{"publish": []}', '{"plan": ""}'])
@@ -176,12 +202,12 @@ def test_without_a_plan_nothing_counts(tmp_path: Path, line: str) -> None:
     path = tmp_path / "journal"
     path.write_bytes(stored(line.encode(), b'{"done": "b"}'))
     found = read_journal(path)
-    assert (found.done, found.publish) == (set(), ())
+    assert (found.done, found.publish) == ({}, ())
     assert not found.plan
 
 
 def test_no_journal_says_nothing(tmp_path: Path) -> None:
-    assert read_journal(tmp_path / "journal") == Entries("", frozenset(), frozenset(), (), 0)
+    assert read_journal(tmp_path / "journal") == Entries("", {}, frozenset(), (), 0)
     assert read_journal(tmp_path) == Entries()
 
 
@@ -189,10 +215,10 @@ def test_many_names_at_once(place: Path) -> None:
     names = [f"layers.{i}.weight" for i in range(10_000)]
     writer = Journal(place, Path("out"))
     writer.restart("p")
-    writer.done(names, set(names[::7]))
+    writer.done({name: [name] for name in names}, set(names[::7]))
     writer.close()
     found = read_journal(place)
-    assert (found.done, found.nonfinite) == (set(names), set(names[::7]))
+    assert (found.done, found.nonfinite) == ({name: (name,) for name in names}, set(names[::7]))
 
 
 def test_what_is_entered_is_durable_on_return(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +230,7 @@ def test_what_is_entered_is_durable_on_return(place: Path, monkeypatch: pytest.M
     sizes: list[int] = []
     for call in (
         lambda: writer.restart("p"),
-        lambda: writer.done(["a", "b"]),
+        lambda: writer.done({"a": ["1"], "b": ["2"]}),
         lambda: writer.publish(["f", "g"]),
     ):
         call()
@@ -304,8 +330,8 @@ def test_stays_locked_and_known_when_it_is_moved(place: Path) -> None:
     moved = place.parent.parent / "moved"
     writer.move(moved)
     assert (writer.path, writer.in_place(), place.exists()) == (moved, True, False)
-    writer.done(["a"])
-    assert read_journal(moved).done == {"a"}
+    writer.done({"a": ["1"]})
+    assert read_journal(moved).done == {"a": ("1",)}
     with pytest.raises(OutputError):
         Journal(moved, Path("out"))
     writer.close()
@@ -323,13 +349,15 @@ def test_others_may_read_and_not_write(place: Path) -> None:
 def test_is_kept_and_cut_where_it_ends_to_make_sense(place: Path) -> None:
     writer = Journal(place, Path("out"))
     writer.restart("p")
-    writer.done(["a"])
+    writer.done({"a": ["1"]})
     writer.close()
     with place.open("ab") as file:
         file.write(b'{"done": "b')
     again = Journal(place, Path("out"))
     again.cut(read_journal(place).length)
-    again.done(["c"])
+    again.done({"c": ["2", "3"]})
     again.close()
-    assert place.read_bytes() == stored(b'{"plan": "p"}', b'{"done": "a"}', b'{"done": "c"}')
-    assert read_journal(place).done == {"a", "c"}
+    assert place.read_bytes() == stored(
+        b'{"plan": "p"}', b'{"done": "a", "sums": ["1"]}', b'{"done": "c", "sums": ["2", "3"]}'
+    )
+    assert read_journal(place).done == {"a": ("1",), "c": ("2", "3")}

@@ -23,7 +23,7 @@ from meldkit import merge
 from meldkit.errors import OutputError, RunError
 from meldkit.options import MergeOptions
 from meldkit.output import PARTIAL
-from meldkit.output.files import carried
+from meldkit.output.names import carried
 
 PASSTHROUGH = {"merge_method": "passthrough", "models": [{"model": "a"}]}
 LINEAR = {"merge_method": "linear", "models": [{"model": "a"}, {"model": "b"}], "parameters": {"weight": 1}}
@@ -324,6 +324,15 @@ def card(folder: str) -> tuple[dict[str, Any], str]:
     return yaml.safe_load(front), body
 
 
+def test_card_does_not_call_a_hash_of_headers_one_of_weights() -> None:
+    """Models of one architecture have the same, however they were trained."""
+    merge(LINEAR, "out")
+    body = Path("out/README.md").read_text()
+    rows = [line.split("|") for line in body.splitlines() if line.startswith("| ")]
+    assert rows[0][3].strip() == "hash of names, shapes and types, not of values"
+    assert rows[1][3] == rows[2][3]
+
+
 def test_card_says_what_was_merged_from_what(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_network(*_: object) -> None:
         pytest.fail("the card asked the network")
@@ -387,7 +396,9 @@ def test_overwrite_leaves_nothing_of_the_old_model() -> None:
     donate()
     merge(PASSTHROUGH, "out", MergeOptions(out_shard_size="300"))
     Path("out/pytorch_model.bin").write_text("old")
+    Path("out/adapter_config.json").write_text("{}")
     Path("out/notes.md").write_text("mine")
+    assert Path("out/additional_chat_templates").is_dir()
     merge({**PASSTHROUGH, "models": [{"model": "b"}]}, "out", MergeOptions(overwrite=True))
     left = set(content(Path("out")))
     assert {
@@ -402,6 +413,8 @@ def test_overwrite_leaves_nothing_of_the_old_model() -> None:
         n for n in left if n.startswith(("tokenizer", "vocab", "chat_template.", "model-", "pytorch"))
     ]
     assert not left & {"model.safetensors.index.json", "generation_config.json", "modules.json"}
+    # transformers would take these for the new model's.
+    assert not left & {"additional_chat_templates/tool.jinja", "adapter_config.json"}
     assert tiny.tensors(Path("out"))["model.norm.weight"].equal(tiny.tensors(Path("b"))["model.norm.weight"])
 
 

@@ -17,9 +17,12 @@ from hypothesis import strategies as st
 
 import command
 import tiny
+import word_tokenizers
 from meldkit.api import MergeOptions, merge
 from meldkit.errors import CheckpointError, MeldError, RecipeError
+from meldkit.recipe import ModelRef, recipe_from_data
 from meldkit.report import reproduce, verify_output
+from meldkit.report.located import Located
 
 RECIPE = {"merge_method": "linear", "models": [{"model": "a"}, {"model": "b"}], "parameters": {"weight": 1}}
 
@@ -116,6 +119,21 @@ def test_tensor_that_the_file_has_not(out: Path) -> None:
     assert damage.text == "model-00001-of-00002.safetensors has no tensor 'more'"
 
 
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_record_has_the_sum_of_every_tensor(out: Path, left: int) -> None:
+    """Nothing would be known of the values of a tensor without one."""
+
+    def take(record: dict[str, Any]) -> None:
+        sums = next(iter(record["weights"].values()))["sums"]
+        for name in list(sums)[left:]:
+            del sums[name]
+
+    edit(out, take)
+    with pytest.raises(CheckpointError, match=r"not a whole record: it has no sum of tensor '.+' of model-0"):
+        verify_output(out)
+    assert {d.kind for d in reproduce(out).differences} == {"extra"}
+
+
 # trust
 
 
@@ -131,6 +149,92 @@ def test_record_does_not_say_what_code_is_trusted(out: Path, capsys: pytest.Capt
     assert command.run(capsys, "reproduce", out, "--trust-remote-code").status == 0
     with pytest.raises(RecipeError):
         reproduce(out)
+
+
+# where models are, and how the merge is run
+
+
+def test_models_that_the_recipe_has_not(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, hint in (("nosuch", "known: a, b"), ("aa", "did you mean 'a'?")):
+        done = command.run(capsys, "reproduce", out, "--model", f"{name}=b")
+        assert (done.status, done.err) == (
+            2,
+            f"error: --model {name}=b: the recipe has no model '{name}'\n  {hint}\n",
+        )
+    done = command.run(capsys, "reproduce", out, "--models", "a/config.json")
+    assert (done.status, done.err) == (
+        2,
+        "error: --models a/config.json is no folder\n  name one that holds models\n",
+    )
+
+
+@pytest.mark.parametrize("name", ["a", "./a", "a/", ".//a"])
+def test_paths_of_models_however_they_are_written(out: Path, name: str) -> None:
+    Path("a").rename("c")
+    assert reproduce(out, moved={name: "c"}).same
+
+
+def test_models_of_tokens_and_adapters_may_have_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = word_tokenizers.content({"u": 0, "v": 1, "w": 2})
+    for name in ("one", "two", "three", "four"):
+        word_tokenizers.model(Path(name), words)
+    tiny.adapter(Path("lora"), {"model.layers.0.self_attn.q_proj": (4, 4)})
+    tokens = {
+        "v": {"source": "four"},
+        "w": {"source": {"kind": "model_token", "model": "four", "token": "u"}},
+    }
+    recipe = {
+        **RECIPE,
+        "models": [{"model": "one+lora"}, {"model": "two"}],
+        "tokenizer": {"source": "model:three", "tokens": tokens},
+    }
+    located = Located(recipe_from_data(recipe), {"models": []}, [], dict.fromkeys(MOVED, "x"))
+    assert str(located(ModelRef.parse("one+lora"))) == "x+x"
+
+
+MOVED = ("one", "lora", "two", "three", "four")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"foo": 1}, "it has an option 'foo', which is not known"),
+        ({"num_threads": 1}, "it has an option 'num_threads', which is not known"),
+        ({"out_shard_size": -1}, "out_shard_size is -1"),
+        ({"out_shard_size": True}, "out_shard_size is True"),
+        ({"out_shard_size": "5B"}, "out_shard_size is '5B'"),
+        ({"allow_crop": 1}, "allow_crop is 1"),
+    ],
+)
+def test_options_of_no_merge(
+    out: Path, capsys: pytest.CaptureFixture[str], options: dict[str, Any], problem: str
+) -> None:
+    edit(out, lambda r: r["options"].update(options))
+    done = command.run(capsys, "reproduce", out)
+    assert (done.status, done.err.splitlines()[0]) == (
+        3,
+        f"error: out/meldkit.json is not a whole record: {problem}",
+    )
+
+
+def test_options_of_this_run_are_not_the_records(out: Path) -> None:
+    with pytest.raises(RecipeError, match="num_threads is 0"):
+        reproduce(out, threads=0)
+
+
+def test_single_files_have_no_record(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    del out
+    done = command.run(capsys, "verify", "a/model.safetensors")
+    assert done.status == 0
+    assert "a single file has no record of a merge (meldkit.json)" in " ".join(done.out.split())
+    done = command.run(capsys, "reproduce", "a/model.safetensors")
+    assert (done.status, done.err.splitlines()[1]) == (
+        3,
+        "  single files have none; 'meldkit merge' and 'meldkit pytorch' write one into folders",
+    )
 
 
 # what is other than it was
@@ -215,7 +319,7 @@ def test_files_that_were_not_there(out: Path, capsys: pytest.CaptureFixture[str]
         "model-00002-of-00002.safetensors gets another header than it had",
         "old.json is not written any more",
         "config.json was not written before",
-        "headers and samples of the inputs are as they were; values between the samples may not be",
+        "headers and samples of all weights are as they were; values between the samples may not be",
         "not as it was then:",
         "other bytes are to be expected",
     ):
@@ -234,3 +338,73 @@ def test_input_of_the_hub_of_another_commit(
     done = command.run(capsys, "reproduce", "out", "--model", f"{old}={new}")
     assert done.status == 3
     assert f"is of commit {'b' * 12}, it was of {'a' * 12}" in " ".join(done.out.split())
+
+
+def put(path: str, **values: object) -> None:
+    """Give settings in a JSON file."""
+    file = Path(path)
+    file.write_text(json.dumps({**(json.loads(file.read_text()) if file.exists() else {}), **values}))
+
+
+def test_settings_of_inputs_that_were_changed_are_named(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put("a/config.json", rope_theta=7)
+    put("a/tokenizer_config.json", model_max_length=7)
+    done = command.run(capsys, "reproduce", out)
+    assert done.status == 3
+    text = " ".join(done.out.split())
+    assert text.startswith("out does not come out the same: config.json comes out with another content")
+    assert text.endswith(
+        "not as it was then: settings of 'a': config.json is another, tokenizer_config.json is new"
+    )
+
+
+def test_settings_that_matter_to_no_byte_are_named_too(out: Path) -> None:
+    put("b/generation_config.json", top_k=1)
+    Path("b/notes.md").write_text("of no model")
+    result = reproduce(out)
+    assert (result.same, result.surroundings) == (True, ("settings of 'b': generation_config.json is new",))
+
+
+def test_record_of_a_version_that_kept_no_hashes_of_settings(out: Path) -> None:
+    edit(out, lambda r: [model.pop("settings") for model in r["models"]])
+    put("b/generation_config.json", top_k=1)
+    assert reproduce(out).surroundings == ()
+
+
+def test_settings_of_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.decoder(Path("a"), 0)
+    tiny.adapter(Path("lora"), {"model.layers.0.self_attn.q_proj": (4, 4)})
+    put("lora/tokenizer_config.json", model_max_length=7)
+    merge({"merge_method": "passthrough", "models": [{"model": "a+lora"}]}, "out")
+    settings = json.loads(Path("out/meldkit.json").read_text())["models"][0]["settings"]
+    assert [sorted(files) for files in settings] == [
+        ["config.json"],
+        ["adapter_config.json", "tokenizer_config.json"],
+    ]
+    put("lora/adapter_config.json", lora_alpha=77)
+    assert reproduce("out").inputs == ("'a+lora' has other settings: adapter_config.json is another",)
+    Path("lora/tokenizer_config.json").unlink()
+    assert reproduce("out").inputs == (
+        "'a+lora' has other settings: adapter_config.json is another, tokenizer_config.json is gone",
+    )
+
+
+def test_lone_files_have_no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies beside them belongs to nobody, or to somebody else."""
+    monkeypatch.chdir(tmp_path)
+    tiny.decoder(Path("a"), 0)
+    Path("a/config.json").rename("a/private.json")
+    merge({"merge_method": "passthrough", "models": [{"model": "a/model.safetensors"}]}, "out")
+    assert json.loads(Path("out/meldkit.json").read_text())["models"][0]["settings"] == [{}]
+    assert reproduce("out").same
+
+
+@pytest.mark.parametrize("value", [None, "x", ["x"], [{"config.json": 3}], [[]], {"config.json": None}])
+def test_settings_that_are_none(out: Path, value: object) -> None:
+    edit(out, lambda r: r["models"][0].update(settings=value))
+    for check in (verify_output, reproduce):
+        with pytest.raises(CheckpointError, match=r"is not a whole record: .*settings of "):
+            check(out)

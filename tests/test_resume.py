@@ -27,7 +27,7 @@ from meldkit import merge, plan
 from meldkit.api import MergeResult
 from meldkit.errors import OutputError, RunError
 from meldkit.options import MergeOptions
-from meldkit.output import PARTIAL, OutputFolder
+from meldkit.output import PARTIAL, OutputFolder, sums
 from meldkit.output.journal import Entries, read_journal
 
 RECIPE = {
@@ -131,7 +131,7 @@ def test_input_that_was_touched_starts_over(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_work_that_never_got_anywhere_is_not_mentioned(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert interrupt(monkeypatch, tensors=0).done == frozenset()
+    assert interrupt(monkeypatch, tensors=0).done == {}
     result = complete(dtype="bfloat16")
     assert (result.num_resumed, result.discarded) == (0, False)
 
@@ -152,11 +152,11 @@ def test_work_that_never_got_anywhere_is_not_mentioned(monkeypatch: pytest.Monke
 def test_torn_journal_is_believed_up_to_the_tear(
     monkeypatch: pytest.MonkeyPatch, junk: bytes | list[object]
 ) -> None:
-    before = interrupt(monkeypatch, 2).done
+    before = interrupt(monkeypatch, 2).done.keys()
     raw = JOURNAL.read_bytes()
     JOURNAL.write_bytes(raw + (junk if isinstance(junk, bytes) else lines(*junk, after=raw)))
     # Stopped a second time: the new entries must not be glued to the torn one.
-    again = interrupt(monkeypatch, 3).done - {"not a tensor of this plan"}
+    again = interrupt(monkeypatch, 3).done.keys() - {"not a tensor of this plan"}
     assert before < again
     assert "model.norm.weight" not in again
     assert (len(again), complete().num_resumed) == (5, 5)
@@ -187,7 +187,7 @@ def test_every_damage_to_a_journal_is_noticed(monkeypatch: pytest.MonkeyPatch) -
             damaged[position] ^= 1 << bit
             JOURNAL.write_bytes(damaged)
             found = read_journal(JOURNAL)
-            assert found.done < entries.done
+            assert found.done.items() < entries.done.items()
             assert raw.startswith(bytes(damaged[: found.length]))
     for first in range(len(whole)):
         for damaged in (whole[:first] + whole[first + 1 :], whole[: first + 1] + whole[first:]):
@@ -209,6 +209,55 @@ def test_damaged_partial_file_starts_over(monkeypatch: pytest.MonkeyPatch, damag
         os.truncate(path, 30)
     result = complete()
     assert (result.num_resumed, result.discarded) == (0, True)
+
+
+def test_what_the_disk_changed_meanwhile_is_made_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sums of what is reused are those of when it was made: damage never becomes part of a sound output."""
+    done = interrupt(monkeypatch).done
+    chosen = plan(RECIPE, ONE)
+    finished = [job for job in chosen.jobs if job.name in done]
+    for job, bit in ((finished[0], 0), (finished[-1], 7)):
+        path = Path("out", PARTIAL, chosen.files[job.file].name)
+        raw = bytearray(path.read_bytes())
+        raw[job.offset + job.nbytes - 1] ^= 1 << bit
+        path.write_bytes(raw)
+    Path("recipe.yml").write_text(json.dumps(RECIPE))
+    told = command.run(capsys, "merge", "recipe.yml", "out", "-j", "1", "--out-shard-size", "600")
+    assert told.out.startswith(
+        "continued: 2 of 18 tensors were already done\n"
+        "made again: 2 finished tensors, whose bytes on the disk were not what had been written\n"
+    )
+    merge(RECIPE, "undisturbed", ONE)
+    assert weights("out") == weights("undisturbed")
+    assert json.loads(Path("out/meldkit.json").read_text()) == json.loads(
+        Path("undisturbed/meldkit.json").read_text()
+    )
+
+
+def test_tensors_without_sums_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As journals of earlier versions enter them, or as no tensor is stored."""
+    names = list(interrupt(monkeypatch).done)
+    more = ({}, {"sums": []}, {"sums": None}, {"sums": ["0" * 32]})
+    entries = [{"done": name, **rest} for name, rest in zip(names, more, strict=True)]
+    JOURNAL.write_bytes(lines({"plan": read_journal(JOURNAL).plan}, *entries))
+    result = complete()
+    assert (result.num_resumed, result.num_damaged, result.discarded) == (0, 4, False)
+
+
+def test_finished_tensors_that_cannot_be_read_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(sums, "tensor_sum", unreadable)
+        result = merge(RECIPE, "out", ONE)
+    assert (result.num_resumed, result.num_damaged) == (0, 4)
+    merge(RECIPE, "undisturbed", ONE)
+    assert weights("out") == weights("undisturbed")
+
+
+def unreadable(*_: object) -> object:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def test_only_one_merge_at_a_time_writes_to_a_folder() -> None:

@@ -23,12 +23,11 @@ import killed
 import same_bytes
 import tiny
 from meldkit import kernels, merge, plan
-from meldkit.errors import RunError
 from meldkit.kernels import library
 from meldkit.methods import METHODS
 from meldkit.options import MergeOptions
 from meldkit.output import Sum, sample_of, sum_of
-from meldkit.output.sums import Sums
+from meldkit.output.sums import intact
 from meldkit.report import reproduce, verify_output
 
 #: Surroundings that must not matter.
@@ -155,6 +154,18 @@ def test_every_flipped_bit_of_a_weight_file_is_found(out: Path) -> None:
             "pytorch_model.bin is not of this merge, and readers may take it",
         ),
         (
+            lambda f: ((f / "config.json").unlink(), (f / "config.json").mkdir()),
+            "config.json is a folder, not a file",
+        ),
+        (
+            lambda f: ((f / "config.json").unlink(), os.mkfifo(f / "config.json")),
+            "config.json is not a file",
+        ),
+        (
+            lambda f: ((f / "config.json").unlink(), (f / "config.json").symlink_to("gone")),
+            "config.json is a link that leads nowhere",
+        ),
+        (
             lambda f: flip(next(f.glob("*-00001-*")), -1),
             "model-00001-of-00002.safetensors: tensor\n    'model.layers.0.self_attn.q_proj.weight' "
             "(F32 [4, 4]) has other bytes than\n    were written",
@@ -184,9 +195,75 @@ def test_verify_of_a_file_that_was_cut_off(out: Path) -> None:
 def test_verify_lets_the_card_and_hidden_files_be(out: Path) -> None:
     (out / "README.md").write_text("edited")
     (out / ".gitattributes").touch()
-    (out / "plot.png").touch()
+    names = ("eval/eval_results.json", "notes.txt", "plot.png")
+    (out / "eval").mkdir()
+    for name in names:
+        (out / name).touch()
     check = verify_output(out)
-    assert (check.damage, check.extra) == ((), ("plot.png",))
+    assert (check.damage, check.extra) == ((), names)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("adapter_config.json", "tf_model.h5", "flax_model.msgpack", "consolidated.00.pth"),
+        *("onnx/model.onnx", "additional_chat_templates/tool.jinja", "custom_generate/generate.py"),
+        *("custom_generate/requirements.txt", "modeling_x.py", "params.json", "chat_template.jinja"),
+        *("vocab.txt", "tokenizer.model", "video_preprocessor_config.json", "hf_quant_config.json"),
+        *("1_Pooling/config.json", "normalizer.json"),
+    ],
+)
+def test_verify_names_what_readers_take_because_it_is_there(out: Path, name: str) -> None:
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).touch()
+    (damage,) = verify_output(out).damage
+    assert (damage.kind, damage.file) == ("extra", name)
+    # Nor must it be a file: who opens it would wait for ever.
+    (out / name).unlink()
+    os.mkfifo(out / name)
+    assert verify_output(out).damage == (damage,)
+
+
+def test_verify_of_a_copy_without_the_record(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (out / "meldkit.json").unlink()
+    done = command.run(capsys, "verify", out)
+    assert (done.status, done.out.splitlines()[:3]) == (
+        3,
+        [
+            "out is damaged:",
+            "  meldkit.json is missing, which the merge has written beside meldkit.yml: the",
+            "    copy is incomplete",
+        ],
+    )
+    data = json.loads(command.run(capsys, "verify", out, "--json").out)
+    assert (data["ok"], data["recorded"]) == (False, False)
+
+
+@pytest.mark.parametrize("name", ["verify", "reproduce"])
+def test_record_that_is_no_file(out: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (out / "meldkit.json").unlink()
+    os.mkfifo(out / "meldkit.json")
+    done = command.run(capsys, name, out)
+    assert (done.status, done.err) == (
+        3,
+        "error: out/meldkit.json is not a file\n  get it again from where the model came from\n",
+    )
+
+
+@pytest.mark.parametrize("name", ["verify", "reproduce"])
+def test_names_that_are_no_merged_models(out: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    done = command.run(capsys, name, "nosuch")
+    assert (done.status, done.err) == (
+        3,
+        "error: cannot look into nosuch: No such file or directory\n"
+        "  name a folder that 'meldkit merge' has written\n",
+    )
+    done = command.run(capsys, name, out / "meldkit.yml")
+    assert (done.status, done.err.splitlines()[0]) == (
+        2,
+        "error: 'out/meldkit.yml' is a recipe, not a merged model",
+    )
+    assert done.err.splitlines()[1].endswith(" OUT")
 
 
 def test_verify_without_a_record(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -251,7 +328,7 @@ def test_reproduce_with_a_value_between_the_samples(out: Path, capsys: pytest.Ca
     done = command.run(capsys, "reproduce", "whole")
     assert done.status == 3
     assert done.out.splitlines()[-2:] == [
-        "headers and samples of the inputs are as they were; values between the samples",
+        "headers and samples of all weights are as they were; values between the samples",
         "    may not be",
     ]
 
@@ -359,27 +436,19 @@ def test_sum_of_pieces(data: bytes, cuts: list[int], compiled: bool) -> None:
     assert total == by_definition(data)
 
 
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        (lambda path: os.truncate(path, path.stat().st_size - 1), "it ends too early"),
-        (lambda path: path.unlink(), "No such file or directory"),
-    ],
-)
-def test_earlier_work_that_cannot_be_read_again(
-    out: Path, damage: Callable[[Path], object], reason: str
-) -> None:
+def test_sums_of_what_was_finished_and_is_whole(out: Path) -> None:
     chosen = plan(RECIPE, MergeOptions(out_shard_size="400"))
-    sums = Sums().complete(out, chosen)
     record = json.loads((out / "meldkit.json").read_text())
-    assert {name: str(s) for name, s in sums.items()} == {
-        name: text for file in record["weights"].values() for name, text in file["sums"].items()
-    }
-    path = sorted(out.glob("*.safetensors"))[-1]
-    damage(path)
-    with pytest.raises(RunError) as refused:
-        Sums().complete(out, chosen)
-    assert refused.value.message == f"cannot read {path} again: {reason}"
+    done = {name: (text,) for file in record["weights"].values() for name, text in file["sums"].items()}
+    sums = {name: tuple(map(str, each)) for name, each in intact(out, chosen, done).items()}
+    assert sums == done
+    job = chosen.jobs[-1]
+    with (out / chosen.files[job.file].name).open("rb+") as file:
+        file.truncate(job.offset + job.nbytes - 1)
+    assert intact(out, chosen, done).keys() == done.keys() - {job.name}
+    (out / chosen.files[job.file].name).unlink()
+    gone = {other.name for other in chosen.jobs if other.file == job.file}
+    assert intact(out, chosen, done).keys() == done.keys() - gone
 
 
 def test_sums_of_many_words() -> None:

@@ -70,6 +70,7 @@ class MergeResult:
         bytes_read: bytes of weights read.
         bytes_written: bytes of weights written.
         num_resumed: tensors taken over from an interrupted run.
+        num_damaged: tensors that it had finished and whose bytes were not what they had been: made again.
         discarded: whether partial work for another plan was thrown away.
         verification: what was checked before the folder was published.
     """
@@ -80,6 +81,7 @@ class MergeResult:
     bytes_read: int
     bytes_written: int
     num_resumed: int
+    num_damaged: int
     discarded: bool
     verification: Verification
 
@@ -192,7 +194,7 @@ def merge(
     if chosen.config is not None:
         check_fit(chosen, chosen.config, {job.name: job.shape for job in chosen.jobs})
 
-    def publish(folder: OutputFolder, sums: Sums) -> Verification:
+    def publish(folder: OutputFolder) -> Verification:
         write_side_files(
             folder.partial,
             chosen,
@@ -201,14 +203,7 @@ def merge(
             name=folder.path.resolve().name,
             version=__version__,
         )
-        write_record(
-            folder.partial,
-            chosen,
-            __version__,
-            _recorded(options),
-            sums.complete(folder.partial, chosen),
-            devices,
-        )
+        write_record(folder.partial, chosen, __version__, _recorded(options), folder.stored_sums(), devices)
         return folder.publish()
 
     folder = OutputFolder(Path(out), chosen, overwrite=options.overwrite)
@@ -219,7 +214,7 @@ def merge_into(
     folder: OutputFolder,
     chosen: Plan,
     options: MergeOptions,
-    publish: Callable[[OutputFolder, Sums], Verification],
+    publish: Callable[[OutputFolder], Verification],
     *,
     devices: Sequence[Device],
     progress: Callable[[Status], None] | None,
@@ -231,7 +226,7 @@ def merge_into(
         folder: of the weight files; it is closed in the end.
         chosen: the plan, whose models are downloaded.
         options, progress: as for `merge`.
-        publish: called when all weights are on the disk, with their sums; it checks them.
+        publish: called when all weights are on the disk; it checks them.
         devices: that it is computed on.
         started: when the work began, by `time.perf_counter`.
 
@@ -243,12 +238,11 @@ def merge_into(
             files.read_ahead(dict.fromkeys(path for c in chosen.checkpoints for path in c.files()))
             # What an earlier run was allowed to let through, this one may not be.
             finished = folder.finished if options.allow_nonfinite else folder.finished - folder.nonfinite
-            sums = Sums()
-            _run(chosen, folder, finished, files, options, progress, sums, devices)
+            _run(chosen, folder, finished, files, options, progress, folder.sums, devices)
             bytes_read = files.bytes_read
         folder.settle()
         folder.check_inputs()
-        verification = publish(folder, sums)
+        verification = publish(folder)
     finally:
         folder.close()
     return MergeResult(
@@ -258,6 +252,7 @@ def merge_into(
         bytes_read=bytes_read,
         bytes_written=chosen.bytes_to_write,
         num_resumed=len(folder.finished),
+        num_damaged=folder.num_damaged,
         discarded=folder.discarded,
         verification=verification,
     )

@@ -114,8 +114,7 @@ def merge_raw(
     work = out.with_name(f".{out.name}.meldkit")
     folder = OutputFolder(work, plan, overwrite=True)
 
-    def publish(folder: OutputFolder, sums: object) -> api.Verification:
-        del sums
+    def publish(folder: OutputFolder) -> api.Verification:
         found = folder.verify()
         merged = folder.partial / plan.files[0].name
         new = work / f"{out.stem}.new{out.suffix}"

@@ -61,6 +61,20 @@ class Folder(click.Path):
         return [_folders(incomplete)]
 
 
+class Merged(Folder):
+    """A folder that a merge has written."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path; a recipe is not what was made of it."""
+        if _is_recipe(value):
+            command = ctx.command_path if ctx else "meldkit verify"
+            raise RecipeError(
+                f"'{value}' is a recipe, not a merged model",
+                hint=f"name the folder that the merge has written: {command} OUT",
+            )
+        return super().convert(value, param, ctx)
+
+
 class Model(click.types.StringParamType):
     """A model as recipes name it."""
 

@@ -174,6 +174,9 @@ def summary(result: MergeResult, code: str) -> None:
         click.echo("unfinished work for another recipe or other inputs was in the folder and was thrown away")
     if result.num_resumed:
         click.echo(f"continued: {result.num_resumed} of {len(plan.jobs)} tensors were already done")
+    if result.num_damaged:
+        tensors = count(result.num_damaged, "finished tensor")
+        click.echo(f"made again: {tensors}, whose bytes on the disk were not what had been written")
     click.echo(
         f"merged {len(plan.jobs)} tensors, {text_size(result.bytes_written)}, in {result.seconds:.1f} s "
         f"({text_size(traffic / result.seconds)}/s), peak memory {text_size(peak)}"
@@ -206,6 +209,7 @@ def data(result: MergeResult, peak: int, test: SmokeTest | None) -> dict[str, An
         "peak_memory": peak,
         "tensors": len(plan.jobs),
         "tensors_resumed": result.num_resumed,
+        "tensors_damaged": result.num_damaged,
         "work_discarded": result.discarded,
         "plan": plan.digest(),
         "verification": asdict(result.verification),

@@ -33,7 +33,7 @@ def command(recipe: Path, out: Path, as_json: bool, **given: Any) -> None:
     RECIPE is a YAML file, or - for standard input. Its models are .pt, .pth, .bin, .ckpt or .safetensors
     files; no config.json is needed. OUT is a .safetensors file, a folder, or a .pt file: that one keeps what
     else the base (else the first) model's file holds, such as hyperparameters, without the state of its
-    training.
+    training. Only a folder gets a record of the merge, for 'meldkit verify' and 'meldkit reproduce'.
     """
     options = MergeOptions(**given)
     loud = not options.quiet

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from meldkit.cli import DIFFERENT
-from meldkit.cli.arguments import Folder
+from meldkit.cli.arguments import Merged
 from meldkit.cli.display import count, show_progress, wrapped
 from meldkit.errors import RecipeError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("out", type=Folder())
+@click.argument("out", type=Merged())
 @click.option(
     "--models",
     multiple=True,
@@ -96,7 +96,7 @@ def describe(result: Reproduction) -> Iterator[str]:
         yield f"{result.path} does not come out the same:"
         for difference in result.differences:
             yield from wrapped(difference.text)
-        told = "headers and samples of the inputs are as they were; values between the samples may not be"
+        told = "headers and samples of all weights are as they were; values between the samples may not be"
         yield from wrapped(told, indent=0)
     else:
         yield f"{result.path} comes out the same: {count(result.num_tensors, 'tensor')}, every byte"

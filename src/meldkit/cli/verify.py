@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from meldkit.cli import DIFFERENT
-from meldkit.cli.arguments import Folder
+from meldkit.cli.arguments import Merged
 from meldkit.cli.display import count, plain, show_bytes, text_size, wrapped
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("out", type=Folder())
+@click.argument("out", type=Merged())
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else there.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @click.pass_context
@@ -52,8 +52,9 @@ def describe(check: OutputCheck) -> Iterator[str]:
     else:
         yield f"{check.path} has sound headers: {looked}, {size}"
     if not check.recorded:
+        who = "a single file" if check.path.is_file() else "it"
         yield from wrapped(
-            "it has no record of a merge (meldkit.json), so that values cannot be compared with anything",
+            f"{who} has no record of a merge (meldkit.json), so that values cannot be compared with anything",
             indent=0,
             hanging=2,
         )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from meldkit.output.files import describes_model, write_record, write_side_files
+from meldkit.output.files import write_record, write_side_files
 from meldkit.output.fit import check_fit, facts
 from meldkit.output.folder import PARTIAL, OutputFolder, check_free
-from meldkit.output.record import CARD, FORMAT, RECIPE, RECORD, commit_of, sample_of, surroundings
+from meldkit.output.names import CARD, RECIPE, RECORD, may_be_read
+from meldkit.output.record import FORMAT, commit_of, digest_of, sample_of, settings_of, surroundings
 from meldkit.output.replace import sync_path
 from meldkit.output.sums import Sum, Sums, sum_of, tensor_sum
 from meldkit.output.verify import Verification
@@ -23,9 +24,11 @@ __all__ = [
     "check_fit",
     "check_free",
     "commit_of",
-    "describes_model",
+    "digest_of",
     "facts",
+    "may_be_read",
     "sample_of",
+    "settings_of",
     "sum_of",
     "surroundings",
     "sync_path",

@@ -45,7 +45,7 @@ This model was merged from other models with [meldkit](https://pypi.org/project/
 
 ## Models
 
-| model | tensors | content hash of headers |
+| model | tensors | hash of names, shapes and types, not of values |
 |---|---|---|
 {models}
 

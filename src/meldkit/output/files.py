@@ -2,53 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePath
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 from meldkit.checkpoint import write_json
 from meldkit.checkpoint.gguf import write_generation_config, write_tokenizer
 from meldkit.engine import Device
 from meldkit.errors import RunError
 from meldkit.output.card import model_card
-from meldkit.output.record import CARD, RECIPE, RECORD, record
+from meldkit.output.names import CARD, RECIPE, RECORD, carried
+from meldkit.output.record import record
 from meldkit.output.sums import Sum
 from meldkit.plan import Plan
 from meldkit.vocab import (
-    FILES,
     copy_tokenizer,
     write_generation_settings,
     write_output_tokenizer,
     write_templates,
 )
-
-#: Kinds of files beside the weights that belong to a model: tokenizer, templates, processors, custom code.
-_CARRIED = (".json", ".txt", ".model", ".jinja", ".py", ".tiktoken", ".vocab", ".bpe", ".merges")
-#: Who passes a model on must pass these on too.
-_LICENSES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
-_WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx")
-#: Written anew.
-_OWN = ("config.json", CARD)
-#: Says something about the donor that is not true of the merge.
-_ABOUT_TRAINING = (
-    "training_args",
-    "trainer_state",
-    "all_results",
-    "train_results",
-    "eval_results",
-    "adapter_",
-    "checkpoint-",
-    # Inputs that were quantised are not any more.
-    "hf_quant_config",
-    "quantize_config",
-    "quant_config",
-)
-_SETTINGS = ("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json")
-#: Lists the parts of a sentence-transformers model, with their folders.
-_PARTS = "modules.json"
 
 
 def write_side_files(
@@ -127,64 +101,6 @@ def _write_side_files(folder: Path, plan: Plan, *, with_tokenizer: bool) -> None
         if len(files) > 1:
             write_json(folder / part / "model.safetensors.index.json", _index(plan, files))
     (folder / RECIPE).write_text(plan.recipe.to_yaml(), "utf-8")
-
-
-def describes_weights(name: str) -> bool:
-    """Whether readers of a model folder take weights from a file of that name."""
-    return name.endswith((".safetensors", ".bin", ".gguf", ".index.json"))
-
-
-def describes_model(name: str) -> bool:
-    """Whether readers of a model folder look for a file of that name."""
-    return describes_weights(name) or name in (*_SETTINGS, _PARTS) or name.startswith(FILES)
-
-
-def carried(donor: Path, *, copy_tokenizer: bool, merged: Collection[str] = ()) -> Iterator[Path]:
-    """Files of the donor's folder that go with the merged weights.
-
-    Subfolders come along unless they hold weights, which are then other models or formats; those that
-    modules.json names are parts of this one and come along whole.
-
-    Args:
-        donor: the folder; without a config.json it is no model's, and nothing in it belongs to the weights.
-        copy_tokenizer: whether tokenizer and chat template are wanted.
-        merged: parts whose weights are written anew.
-    """
-    if not (donor / "config.json").is_file():
-        return
-    files = sorted(path for path in donor.rglob("*") if path.is_file())
-    relative = {path: path.relative_to(donor) for path in files}
-    parts = _parts(donor)
-    foreign = {r.parts[0] for r in relative.values() if len(r.parts) > 1 and r.name.endswith(_WEIGHTS)}
-    for path, inside in relative.items():
-        top = inside.parts[0]
-        whole = len(inside.parts) > 1 and top in parts
-        if whole and inside.parent.as_posix() in merged and describes_weights(inside.name):
-            continue
-        wanted = copy_tokenizer or not top.startswith(FILES)
-        if whole or (wanted and top not in foreign and _belongs(inside)):
-            yield path
-
-
-def _belongs(path: PurePath) -> bool:
-    """Whether a file, given relative to the donor's folder, is one of the kinds that are carried."""
-    if any(part.startswith((".", *_ABOUT_TRAINING)) for part in path.parts):
-        return False
-    name = path.name
-    if name.endswith(".index.json") or name in (RECIPE, RECORD) or str(path) in _OWN:
-        return False
-    return name.endswith(_CARRIED) or name.upper().startswith(_LICENSES)
-
-
-def _parts(donor: Path) -> set[str]:
-    """Top-level folders that modules.json names."""
-    try:
-        data = json.loads((donor / _PARTS).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return set()
-    entries = cast("list[object]", data) if isinstance(data, list) else []
-    paths = [cast("dict[str, object]", e).get("path") for e in entries if isinstance(e, dict)]
-    return {PurePath(p).parts[0] for p in paths if isinstance(p, str) and PurePath(p).parts}
 
 
 def _index(plan: Plan, files: Collection[int]) -> dict[str, Any]:

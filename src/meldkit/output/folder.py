@@ -5,24 +5,24 @@
 
 A model that is replaced stays until then, see `meldkit.output.replace`.
 The journal gets a tensor's name only after the tensor's bytes have been synced, so that it can be
-believed whatever happened. The same plan continues where the journal ends; another plan starts over.
+believed whatever happened. The same plan continues where the journal ends; another plan starts over. What
+the disk lost or changed meanwhile is told by the sums of tensors, and made again.
 """
 
 from __future__ import annotations
 
-import errno
 import shutil
-from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Lock, Thread
 
 from meldkit.errors import CheckpointError, OutputError, RunError
-from meldkit.output.files import describes_model
+from meldkit.output.failures import AGAIN, failures
 from meldkit.output.inputs import check_apart, identity, stamps
 from meldkit.output.journal import Entries, Journal, read_journal
+from meldkit.output.names import describes_model
 from meldkit.output.replace import (
     JOURNAL,
     PARTIAL,
@@ -35,6 +35,7 @@ from meldkit.output.replace import (
     sync_path,
     take_back,
 )
+from meldkit.output.sums import Sum, Sums, intact
 from meldkit.output.verify import Verification, check_weights, verify
 from meldkit.output.weight_file import WeightFile
 from meldkit.plan import OutputFile, Plan, TensorJob
@@ -43,7 +44,6 @@ from meldkit.plan import OutputFile, Plan, TensorJob
 _SYNC_INTERVAL = 0.5
 #: Files synced at the same time.
 _SYNCS = 8
-_AGAIN = "run the same command again; it continues where it stopped"
 
 
 def check_free(path: Path, *, overwrite: bool = False) -> None:
@@ -84,7 +84,9 @@ class OutputFolder:
 
     Attributes:
         path, partial: the folder, and where everything is until it is complete.
-        finished: names of the tensors that an interrupted run has left.
+        sums: must observe everything that is made.
+        finished: names of the tensors that an interrupted run has left whole.
+        num_damaged: how many it has left whose bytes are not what they were.
         nonfinite: names of tensors that hold NaN or Inf.
         discarded: whether finished tensors for another plan were thrown away.
 
@@ -102,12 +104,13 @@ class OutputFolder:
         self._stamps = stamps(plan)
         key = identity(plan, self._stamps)
         self._check_space()
+        self.sums = Sums()
         self._unsynced: list[str] = []
         self._weights: list[WeightFile] = []
         self._lock = Lock()
         self._closing = Event()
         self._sync_error: OSError | RunError | None = None
-        with ExitStack() as undo, _failures(self.partial, usage=True):
+        with ExitStack() as undo, failures(self.partial, usage=True):
             self._journal = Journal(self.partial / JOURNAL, path)
             undo.callback(self._close_files)
             undo.callback(self._leave)
@@ -115,7 +118,10 @@ class OutputFolder:
             check_free(path, overwrite=overwrite)
             self._recover(key)
             entries, self.discarded = self._resume(key, overwrite)
-            self.finished = entries.done
+            #: Of what is stored of each finished tensor, of this run or another.
+            self._finished = intact(self.partial, plan, entries.done)
+            self.finished = frozenset(self._finished)
+            self.num_damaged = len(entries.done) - len(self.finished)
             self.nonfinite = set(entries.nonfinite)
             for file in plan.files:
                 self._weights.append(self._open_file(file))
@@ -179,7 +185,8 @@ class OutputFolder:
         if usable:
             self._journal.cut(entries.length)
             names = {job.name for job in self._plan.jobs}
-            return replace(entries, done=entries.done & names, nonfinite=entries.nonfinite & names), False
+            done = {name: sums for name, sums in entries.done.items() if name in names}
+            return replace(entries, done=done, nonfinite=entries.nonfinite & names), False
         self._journal.restart(key)
         return Entries(), bool(entries.done)
 
@@ -219,7 +226,7 @@ class OutputFolder:
     def write(self, job: TensorJob, start: int, data: memoryview) -> None:
         """Take the bytes of a run of elements that begins at element `start`."""
         itemsize = job.nbytes // job.numel
-        with _failures(self.partial):
+        with failures(self.partial):
             if self._sync_error is not None:
                 raise self._sync_error
             self._weights[job.file].write(job.offset + start * itemsize, data)
@@ -232,7 +239,21 @@ class OutputFolder:
     def finish(self, job: TensorJob) -> None:
         """All bytes of the tensor have been written; it enters the journal with the next sync."""
         with self._lock:
+            self._finished[job.name] = self.sums.of_job(job)
             self._unsynced.append(job.name)
+
+    def stored_sums(self) -> dict[str, Sum]:
+        """The sums of all tensors that the weight files hold.
+
+        Raises:
+            RunError: not every one is finished.
+        """
+        self._check_complete()
+        return {
+            part.name: each
+            for job in self._plan.jobs
+            for part, each in zip(job.stored, self._finished[job.name], strict=True)
+        }
 
     def _sync_regularly(self) -> None:
         while not self._closing.wait(_SYNC_INTERVAL):
@@ -246,11 +267,12 @@ class OutputFolder:
         with self._lock:
             names, self._unsynced = self._unsynced, []
             nonfinite = self.nonfinite & set(names)
+            sums = {name: tuple(map(str, self._finished[name])) for name in names}
         self._journal.check()
         if names:
             for weights in self._weights:
                 weights.sync()
-            self._journal.done(names, nonfinite)
+            self._journal.done(sums, nonfinite)
 
     def close(self) -> None:
         """Make what is finished durable and let go of the files; the partial work stays.
@@ -273,7 +295,7 @@ class OutputFolder:
             return
         self._closing.set()
         self._syncer.join()
-        with _failures(self.partial):
+        with failures(self.partial):
             if self._sync_error is not None:
                 raise self._sync_error
             self._sync()
@@ -292,7 +314,7 @@ class OutputFolder:
         """
         try:
             verification = self.verify()
-            with _failures(self.path):
+            with failures(self.path):
                 self._move()
         finally:
             self._close_files()
@@ -329,7 +351,7 @@ class OutputFolder:
             take_back(self.path)
             return
         for old in replaced(self.path, new):
-            old.unlink()
+            remove(old)
         # A folder without config.json is not a model to any reader.
         for name in sorted(new, key=lambda n: n == "config.json"):
             source, target = self.partial / name, self.path / name
@@ -340,13 +362,16 @@ class OutputFolder:
         (self.partial / JOURNAL).unlink()
         self.partial.rmdir()
 
-    def _verify(self) -> Verification:
+    def _check_complete(self) -> None:
         done = read_journal(self.partial / JOURNAL).done
         missing = [job.name for job in self._plan.jobs if job.name not in done]
         if missing:
             raise RunError(
-                f"{len(missing)} tensors were not written, the first is '{missing[0]}'", hint=_AGAIN
+                f"{len(missing)} tensors were not written, the first is '{missing[0]}'", hint=AGAIN
             )
+
+    def _verify(self) -> Verification:
+        self._check_complete()
         try:
             found = check_weights(self.partial, self._plan)
         except RunError:
@@ -354,22 +379,3 @@ class OutputFolder:
             self._journal.cut(0)
             raise
         return verify(self.partial, self._plan, found, self.nonfinite)
-
-
-@contextmanager
-def _failures(place: Path, *, usage: bool = False) -> Generator[None]:
-    """Turn the system's errors into ours; with `usage`, those that waiting does not cure are the user's."""
-    try:
-        yield
-    except OSError as e:
-        message = f"cannot write to {place}: {e.strerror}"
-        if e.errno == errno.EFBIG:
-            hint = "the disk or 'ulimit -f' limits the size of a file; try a smaller --out-shard-size"
-            raise RunError(message, hint=hint) from e
-        if e.errno in (errno.EMFILE, errno.ENFILE):
-            raise RunError(message, hint=f"raise the limit with 'ulimit -n', and {_AGAIN}") from e
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunError(message, hint=f"free some space and {_AGAIN}") from e
-        if usage and e.errno != errno.EIO:
-            raise OutputError(message) from e
-        raise RunError(message, hint=_AGAIN) from e

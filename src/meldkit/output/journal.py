@@ -1,10 +1,10 @@
 """The journal of a merge: which plan it is for, which tensors are done, whether files are being moved.
 
-One JSON object per line: `{"plan": hash}` first, `{"done": name}` for each tensor whose bytes are durably
-on disk, with `"finite": false` if NaN or Inf is among them, `{"publish": [file, …]}` once everything is,
-before the first file is moved to its place, and with no file once all are back. Before each stands the CRC-32
-of it and of all before it, in 8 digits: a line that is torn or garbled, lost, doubled or in another place
-counts for nothing, nor does what follows.
+One JSON object per line: `{"plan": hash}` first, `{"done": name, "sums": [sum, …]}` for each tensor whose
+bytes are durably on disk, with the sums of what is stored of it, and `"finite": false` if NaN or Inf is among
+them, `{"publish": [file, …]}` once everything is, before the first file is moved to its place, and with no
+file once all are back. Before each stands the CRC-32 of it and of all before it, in 8 digits: a line that is
+torn or garbled, lost, doubled or in another place counts for nothing, nor does what follows.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import fcntl
 import json
 import os
 import zlib
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from meldkit.errors import OutputError, RunError
 
@@ -31,14 +31,14 @@ class Entries:
 
     Attributes:
         plan: identity of the plan, "" if there is no journal.
-        done: names of finished tensors.
+        done: finished tensors by name, and the sums of what is stored of each.
         nonfinite: those among them that hold NaN or Inf.
         publish: names of the files that were about to be moved; empty before that.
         length: bytes of the journal that make sense.
     """
 
     plan: str = ""
-    done: frozenset[str] = frozenset()
+    done: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     nonfinite: frozenset[str] = frozenset()
     publish: tuple[str, ...] = ()
     length: int = 0
@@ -50,14 +50,15 @@ def read_journal(path: Path) -> Entries:
         raw = path.read_bytes()
     except OSError:
         return Entries()
-    plan, done, nonfinite, publish, length, before = "", set[str](), set[str](), (), 0, 0
+    plan, done, nonfinite, publish, length, before = "", dict[str, tuple[str, ...]](), set[str](), (), 0, 0
     for line in raw.split(b"\n")[:-1]:
         match _parse(line, before):
             # A name in a pattern is bound even when the condition then fails.
             case {"plan": str(first)} if length == 0:
                 plan = first
             case {"done": str(name), **more} if plan:
-                done.add(name)
+                # Without sums, as an earlier version entered it, nothing confirms what is on the disk.
+                done[name] = _texts(more.pop("sums", None))
                 if more == {"finite": False}:
                     nonfinite.add(name)
             # Of files that lie in the folder itself; other names would lead elsewhere.
@@ -67,7 +68,11 @@ def read_journal(path: Path) -> Entries:
                 break
         length += len(line) + 1
         before = zlib.crc32(line + b"\n", before)
-    return Entries(plan, frozenset(done), frozenset(nonfinite), publish, length)
+    return Entries(plan, done, frozenset(nonfinite), publish, length)
+
+
+def _texts(values: object) -> tuple[str, ...]:
+    return tuple(map(str, cast("list[object]", values))) if isinstance(values, list) else ()
 
 
 def _is_own(name: object) -> bool:
@@ -164,9 +169,12 @@ class Journal:
         os.ftruncate(self._descriptor, length)
         self._sum = zlib.crc32(os.pread(self._descriptor, length, 0))
 
-    def done(self, names: Iterable[str], nonfinite: Collection[str] = ()) -> None:
-        """Enter finished tensors, and which of them hold NaN or Inf; durable on return."""
-        self._append({"done": name, **({"finite": False} if name in nonfinite else {})} for name in names)
+    def done(self, sums: Mapping[str, Sequence[str]], nonfinite: Collection[str] = ()) -> None:
+        """Enter finished tensors by name, with their sums, and which hold NaN or Inf; durable on return."""
+        self._append(
+            {"done": name, "sums": list(of_it), **({"finite": False} if name in nonfinite else {})}
+            for name, of_it in sums.items()
+        )
 
     def publish(self, files: Iterable[str]) -> None:
         """Enter the files that will be moved, or that none is; durable on return."""

@@ -17,15 +17,12 @@ from typing import Any
 from meldkit.checkpoint import Checkpoint
 from meldkit.engine import ON_CPU, Device
 from meldkit.kernels.library import compiled, processor
+from meldkit.output.names import CARD, RECORD, settings_files
 from meldkit.output.sums import Sum
 from meldkit.plan import NUMERIC_VERSION, Plan
 
-RECIPE = "meldkit.yml"
-RECORD = "meldkit.json"
 #: Of what the record says; raised when it says it otherwise.
 FORMAT = 1
-#: For people, who may edit it.
-CARD = "README.md"
 #: Lies beside the files until they are published.
 _JOURNAL = "journal"
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -33,6 +30,8 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 #: Pieces of a sample, bytes of each, and how many files are sampled at once: a disk that does not hold the
 #: files in memory has to look in so many places.
 _PIECES, _PIECE, _AT_ONCE = 1024, 512, 8
+#: Bytes that are hashed at once.
+_BUFFER = 1 << 20
 
 
 def record(
@@ -82,7 +81,7 @@ def record(
             for file in plan.files
         },
         "files": {
-            name: {"size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+            name: {"size": path.stat().st_size, "sha256": digest_of(path)}
             for name, path in zip(names, others, strict=True)
             if name not in weights and name not in (RECORD, CARD)
         },
@@ -109,7 +108,30 @@ def _model(checkpoint: Checkpoint) -> dict[str, Any]:
         result["commit"] = commit
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         result["files"] = list(pool.map(_file, checkpoint.files()))
+    result["settings"] = settings_of(checkpoint)
     return result
+
+
+def settings_of(checkpoint: Checkpoint) -> list[dict[str, str]]:
+    """SHA-256 of the files beside the weights of an input, by name: of its folder, and of each adapter's.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    return [{name: digest_of(path) for name, path in files.items()} for files in settings_files(checkpoint)]
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(_BUFFER):
+            hasher.update(data)
+    return hasher.hexdigest()
 
 
 def _file(path: Path) -> dict[str, Any]:

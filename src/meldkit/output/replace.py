@@ -20,7 +20,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from meldkit.output.files import describes_model
+from meldkit.output.names import FOLDERS, describes_model
 
 PARTIAL = ".meldkit-partial"
 JOURNAL = "journal"
@@ -35,7 +35,7 @@ def aside(path: Path) -> Path:
 
 
 def replaced(folder: Path, new: Collection[str]) -> list[Path]:
-    """Files of an earlier model that readers would take for the new one's, the first of them config.json.
+    """What of an earlier model readers would take for the new one's, config.json first.
 
     Args:
         folder: where the earlier model is.
@@ -44,7 +44,8 @@ def replaced(folder: Path, new: Collection[str]) -> list[Path]:
     found = [
         p
         for p in folder.iterdir()
-        if p.name == "config.json" or (p.name not in new and p.is_file() and describes_model(p.name))
+        if p.name == "config.json"
+        or (p.name not in new and (p.name in FOLDERS or (p.is_file() and describes_model(p.name))))
     ]
     return sorted(found, key=lambda p: (p.name != "config.json", p.name))
 

@@ -12,16 +12,17 @@ from memory, and does not depend on how a tensor is cut into tiles.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
 
 from meldkit.checkpoint import DTYPES, TensorInfo
-from meldkit.errors import RunError
+from meldkit.engine import default_threads
 from meldkit.kernels import word_sums
 from meldkit.plan import Plan, TensorJob
 
@@ -90,6 +91,36 @@ def tensor_sum(tensor: TensorInfo) -> Sum:
     return total
 
 
+def intact(folder: Path, plan: Plan, done: Mapping[str, Sequence[str]]) -> dict[str, tuple[Sum, ...]]:
+    """Of finished tensors, the sums of those whose bytes are still what they were.
+
+    Args:
+        folder: of the weight files, which have the sizes of the plan.
+        plan: what is merged.
+        done: finished tensors by name, and the sums that each had when it was written.
+    """
+    jobs = [job for job in plan.jobs if job.name in done]
+    with ThreadPoolExecutor(default_threads(), "check") as pool:
+        found = pool.map(partial(_stored_sums, folder, plan), jobs)
+        return {
+            job.name: sums
+            for job, sums in zip(jobs, found, strict=True)
+            if tuple(map(str, sums)) == tuple(done[job.name])
+        }
+
+
+def _stored_sums(folder: Path, plan: Plan, job: TensorJob) -> tuple[Sum, ...]:
+    """The sums of what weight files hold of a tensor; none if it cannot be read."""
+    parts = [
+        TensorInfo(p.name, p.dtype, p.shape, folder / plan.files[p.file].name, p.offset, p.nbytes)
+        for p in job.stored
+    ]
+    try:
+        return tuple(map(tensor_sum, parts))
+    except (OSError, EOFError):
+        return ()
+
+
 class Sums:
     """Sums of all tensors that are made; an `Observer` of the engine.
 
@@ -98,37 +129,14 @@ class Sums:
     """
 
     def __init__(self) -> None:
-        self.of_tensors: dict[str, Sum] = defaultdict(Sum)
+        self.of_tensors: dict[str, Sum] = {}
         self._lock = Lock()
 
     def __call__(self, job: TensorJob, start: int, data: memoryview) -> None:
         piece = sum_of(data, start * DTYPES[job.dtype].itemsize)
         with self._lock:
-            self.of_tensors[job.name] += piece
+            self.of_tensors[job.name] = self.of_tensors.get(job.name, Sum()) + piece
 
-    def complete(self, folder: Path, plan: Plan) -> Mapping[str, Sum]:
-        """The sums of all tensors of a plan; those that an earlier run has written are read.
-
-        Args:
-            folder: of the weight files.
-            plan: what was merged.
-
-        Raises:
-            RunError: a file cannot be read.
-        """
-        result: dict[str, Sum] = {}
-        for part in (part for job in plan.jobs for part in job.stored):
-            known = self.of_tensors.get(part.name)
-            if known is None and part.numel:
-                path = folder / plan.files[part.file].name
-                try:
-                    known = tensor_sum(
-                        TensorInfo(part.name, part.dtype, part.shape, path, part.offset, part.nbytes)
-                    )
-                except (OSError, EOFError) as e:
-                    reason = e.strerror if isinstance(e, OSError) else "it ends too early"
-                    raise RunError(
-                        f"cannot read {path} again: {reason}", hint="run the same command again"
-                    ) from e
-            result[part.name] = known or Sum()
-        return result
+    def of_job(self, job: TensorJob) -> tuple[Sum, ...]:
+        """The sums of all that is stored of a tensor. One without elements is never seen."""
+        return tuple(self.of_tensors.get(part.name, Sum()) for part in job.stored)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
@@ -25,6 +26,13 @@ _KINDS = {
     "weights": dict,
     "files": dict,
 }
+#: Options that change what is written.
+_OPTIONS: Mapping[str, type] = {
+    **dict.fromkeys(("allow_crimes", "trust_remote_code", "copy_tokenizer", "allow_nonfinite"), bool),
+    **dict.fromkeys(("write_model_card", "allow_crop"), bool),
+    "out_shard_size": int,
+    "plugin": list,
+}
 #: Kinds of the entries of `weights`, `files`, `models` and their `files`, and of the plugins of `options`.
 _WEIGHTS = {"size": int, "header_sha256": str, "sums": dict}
 _FILE = {"size": int, "sha256": str}
@@ -37,12 +45,21 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     """The record of the merge that has written a folder; None if there is none.
 
     Raises:
-        CheckpointError: it cannot be read, is not whole, tells of files elsewhere, or is of a version of
-            meldkit that this one does not know; or the folder has a link that leads elsewhere.
+        CheckpointError: there is no folder, or its record cannot be read, is not whole, tells of files
+            elsewhere, or is of a version of meldkit that this one does not know; or the folder has a link
+            that leads elsewhere.
     """
+    try:
+        folder.stat()
+    except (OSError, ValueError) as e:
+        reason = (e.strerror if isinstance(e, OSError) else None) or e
+        hint = "name a folder that 'meldkit merge' has written"
+        raise CheckpointError(f"cannot look into {folder}: {reason}", hint=hint) from e
     path = folder / RECORD
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
+    if not path.is_file():
+        raise CheckpointError(f"{path} {no_file(path)}", hint="get it again from where the model came from")
     check_links(str(folder), folder)
     found = read_json(path)
     if found.get("format") != FORMAT:
@@ -51,11 +68,25 @@ def read_record(folder: Path) -> dict[str, Any] | None:
             hint="use the version of meldkit that made the model",
         )
     if problem := next(_problems(found), None):
-        raise CheckpointError(
-            f"{path} is not a whole record: {problem}",
-            hint="it was damaged or edited; get it again from where the model came from",
-        )
+        raise not_whole(folder, problem)
     return found
+
+
+def no_file(path: Path) -> str:
+    """What a path is that is no file, in words."""
+    if path.is_dir():
+        return "is a folder, not a file"
+    if path.is_symlink() and not path.exists():
+        return "is a link that leads nowhere"
+    return "is not a file" if os.path.lexists(path) else "is missing"
+
+
+def not_whole(folder: Path, problem: str) -> CheckpointError:
+    """The error about a record that was damaged or edited."""
+    return CheckpointError(
+        f"{folder / RECORD} is not a whole record: {problem}",
+        hint="it was damaged or edited; get it again from where the model came from",
+    )
 
 
 def _problems(record: Mapping[str, Any]) -> Iterator[str]:
@@ -76,11 +107,24 @@ def _problems(record: Mapping[str, Any]) -> Iterator[str]:
             yield from _missing(model["model"], file, _INPUT)
         if (commit := model.get("commit")) is not None and not _COMMIT.fullmatch(str(commit)):
             yield f"{shown(model['model'])} has the commit {shown(commit)}"
-    plugins: object = record["options"].get("plugin", [])
-    if not isinstance(plugins, list):
-        yield f"plugin is {shown(plugins)}"
-    for plugin in cast("list[object]", plugins):
+        yield from _not_settings(model["model"], model.get("settings", []))
+    options: Mapping[str, Any] = record["options"]
+    for name, value in options.items():
+        if name not in _OPTIONS:
+            yield f"it has an option {shown(name)}, which is not known"
+        elif type(value) is not _OPTIONS[name] or (name == "out_shard_size" and not 0 < value < _TOO_LARGE):
+            yield f"{name} is {shown(value)}"
+    for plugin in options.get("plugin", ()):
         yield from _missing("plugin", plugin, _PLUGIN)
+
+
+def _not_settings(name: str, settings: object) -> Iterator[str]:
+    """What is wrong with the hashes of the settings of an input, which earlier versions did not keep."""
+    for files in cast("list[object]", settings) if isinstance(settings, list) else [settings]:
+        if isinstance(files, dict):
+            yield from _no_texts(f"settings of {name}", cast("dict[str, object]", files))
+        else:
+            yield f"settings of {shown(name)} is {shown(files)}"
 
 
 def _missing(name: str, entry: object, kinds: Mapping[str, type]) -> Iterator[str]:

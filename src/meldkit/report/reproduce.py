@@ -6,18 +6,29 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path, PurePath
+from itertools import zip_longest
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from meldkit import __version__
-from meldkit.api import devices_of, plan, tensor_sums
+from meldkit.api import devices_of, plan, read_recipe, tensor_sums
+from meldkit.checkpoint import Checkpoint
 from meldkit.engine import Device
 from meldkit.errors import CheckpointError, MismatchError, RecipeError
 from meldkit.options import MergeOptions
-from meldkit.output import RECIPE, RECORD, commit_of, sample_of, surroundings, write_side_files
+from meldkit.output import (
+    RECIPE,
+    RECORD,
+    commit_of,
+    digest_of,
+    sample_of,
+    settings_of,
+    surroundings,
+    write_side_files,
+)
 from meldkit.plan import NUMERIC_VERSION, Plan
-from meldkit.recipe import ModelRef
+from meldkit.report.located import Located
 from meldkit.report.record import read_record
 from meldkit.report.verify import Damage
 
@@ -42,7 +53,7 @@ class Reproduction:
     Attributes:
         path: the output whose merge was run again.
         inputs: how the inputs are others than they were, in words; if they are, nothing was run.
-        surroundings: what else is not as it was then, in words: versions, kernels.
+        surroundings: what else is not as it was then, in words: versions, kernels, settings of inputs.
         differences: what came out otherwise than it was recorded.
         num_tensors: that were made again.
     """
@@ -100,26 +111,30 @@ def reproduce(
     path = Path(folder)
     record = read_record(path)
     if record is None:
-        raise CheckpointError(
-            f"{path} has no record of a merge ({RECORD})",
-            hint="name a folder that 'meldkit merge' has written",
-        )
+        hint = "name a folder that 'meldkit merge' has written"
+        if path.is_file():
+            hint = "single files have none; 'meldkit merge' and 'meldkit pytorch' write one into folders"
+        raise CheckpointError(f"{path} has no record of a merge ({RECORD})", hint=hint)
     recipe = path / RECIPE
-    wanted = record["files"].get(RECIPE, {}).get("sha256")
-    if not recipe.is_file() or _digest(recipe) != wanted:
+    if not recipe.is_file() or _digest(recipe) != record["files"].get(RECIPE, {}).get("sha256"):
         raise MismatchError(
             f"{recipe} is not the recipe of the merge",
             hint=f"'meldkit verify {path}' says what else was changed",
         )
     options = _options(record, plugin, threads, cache, trust_remote_code=trust_remote_code)
     options = replace(options, device=device)
+    wanted = read_recipe(recipe)
+    located = Located(wanted, record, models, moved or {})
     try:
-        chosen = plan(recipe, options, locate=_Search(record, models, moved or {}))
+        chosen = plan(wanted, options, locate=located)
     except CheckpointError as e:
         hint = "; ".join([*([e.hint] * bool(e.hint)), "--models and --model say where models are now"])
         raise CheckpointError(e.message, hint=hint) from e
     inputs = tuple(_changed_inputs(record, chosen))
-    around = tuple(_surroundings(record, plugin, devices_of(options)))
+    around = (
+        *_surroundings(record, plugin, devices_of(options)),
+        *(f"settings of {line}" for line in _changed_settings(record, chosen)),
+    )
     if inputs:
         return Reproduction(path, inputs, around, (), 0)
     sums = tensor_sums(chosen, options, progress=progress)
@@ -148,45 +163,14 @@ def _options(
         names = " ".join(f"--plugin {name}" for name in needed)
         hint = f"name {'it' if len(needed) == 1 else 'them'}: {names}" if needed else "leave them out"
         raise RecipeError(f"the merge used {plugins}, {len(plugin)} are given", hint=hint)
-    try:
-        return MergeOptions(
-            **recorded,
-            random_seed=record["seed"],
-            plugin=tuple(plugin),
-            num_threads=threads,
-            transformers_cache=cache,
-            trust_remote_code=trust_remote_code,
-        )
-    except (TypeError, RecipeError) as e:
-        raise CheckpointError(f"{RECORD} has options that are not known: {e}", hint="it was edited") from e
-
-
-class _Search:
-    """Says where the models of a recipe are now."""
-
-    def __init__(self, record: Mapping[str, Any], models: Sequence[Path], moved: Mapping[str, str]) -> None:
-        self._commits = {str(m["model"]): m.get("commit") for m in record["models"]}
-        self._models = models
-        self._moved = moved
-
-    def __call__(self, ref: ModelRef) -> ModelRef:
-        path = self._find(ref.path)
-        adapters = tuple(replace(adapter, path=self._find(adapter.path)) for adapter in ref.adapters)
-        revision = ref.revision
-        if path == ref.path and not Path(path).expanduser().exists():
-            # A branch of the hub may have gone on.
-            revision = self._commits.get(str(ref)) or revision
-        return replace(ref, path=path, revision=revision, adapters=adapters)
-
-    def _find(self, path: str) -> str:
-        if path in self._moved:
-            return self._moved[path]
-        if not Path(path).expanduser().exists():
-            for folder in self._models:
-                for below in (PurePath(path), PurePath(PurePath(path).name)):
-                    if not below.is_absolute() and (folder / below).exists():
-                        return str(folder / below)
-        return path
+    return MergeOptions(
+        **recorded,
+        random_seed=record["seed"],
+        plugin=tuple(plugin),
+        num_threads=threads,
+        transformers_cache=cache,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def _changed_inputs(record: Mapping[str, Any], chosen: Plan) -> Iterator[str]:
@@ -213,9 +197,47 @@ def _changed_inputs(record: Mapping[str, Any], chosen: Plan) -> Iterator[str]:
         before, after = model.get("commit"), commit_of(checkpoint.folder)
         if before and after and before != after:
             parts.append(f"is of commit {after[:12]}, it was of {before[:12]}")
+        if settings := _other_settings(model, checkpoint):
+            parts.append(f"has other settings: {settings}")
         yield f"'{checkpoint.label}' " + ("; ".join(parts) or "has other tensors, shapes or types")
     names = {checkpoint.label for checkpoint in chosen.checkpoints}
     yield from (f"'{name}' is not read any more" for name in recorded if name not in names)
+
+
+def _changed_settings(record: Mapping[str, Any], chosen: Plan) -> Iterator[str]:
+    """Which settings of which inputs are not those of the record."""
+    recorded = {str(model["model"]): model for model in record["models"]}
+    for checkpoint in chosen.checkpoints:
+        model = recorded.get(checkpoint.label, {})
+        # Else they are named with what else is other.
+        same = model.get("fingerprint") == checkpoint.fingerprint
+        if same and (settings := _other_settings(model, checkpoint)):
+            yield f"'{checkpoint.label}': {settings}"
+
+
+def _other_settings(model: Mapping[str, Any], checkpoint: Checkpoint) -> str:
+    """Which files beside the weights of an input are not as they were, in words; "" if all are.
+
+    Of a commit of the hub they are, but there may be more or less of them in its cache.
+    """
+    commit = commit_of(checkpoint.folder)
+    if "settings" not in model or (commit and commit == model.get("commit")):
+        return ""
+    try:
+        after = settings_of(checkpoint)
+    except OSError as e:
+        raise _unreadable(e) from e
+    changes: list[str] = []
+    for old, new in zip_longest(model["settings"], after, fillvalue=dict[str, str]()):
+        for name in sorted({*old, *new}):
+            if old.get(name) != new.get(name):
+                how = "is gone" if name not in new else "is new" if name not in old else "is another"
+                changes.append(f"{name} {how}")
+    return ", ".join(changes)
+
+
+def _unreadable(error: OSError) -> CheckpointError:
+    return CheckpointError(f"cannot read {error.filename}: {error.strerror}", hint="check the path")
 
 
 def _resampled(recorded: Sequence[Mapping[str, Any]], files: Sequence[Path]) -> Iterator[str]:
@@ -223,7 +245,7 @@ def _resampled(recorded: Sequence[Mapping[str, Any]], files: Sequence[Path]) -> 
     try:
         now = list(map(sample_of, files))
     except OSError as e:
-        raise CheckpointError(f"cannot read {e.filename}: {e.strerror}", hint="check the path") from e
+        raise _unreadable(e) from e
     for before, path, sample in zip(recorded, files, now, strict=False):
         if before.get("sample") not in (None, sample):
             yield path.name
@@ -265,7 +287,10 @@ def _tensors(record: Mapping[str, Any], chosen: Plan, sums: Mapping[str, object]
             name = part.name.removeprefix(file.folder)
             # A tensor without elements is never seen.
             now = str(sums.get(part.name, "0" * 32))
-            if now != left.pop(name, None):
+            if name not in left:
+                text = f"{file.name}: tensor '{name}' was not made before"
+                yield Damage("extra", file.name, name, text)
+            elif now != left.pop(name):
                 yield Damage(
                     "bytes", file.name, name, f"{file.name}: tensor '{name}' comes out with other bytes"
                 )
@@ -292,11 +317,7 @@ def _files(record: Mapping[str, Any], chosen: Plan, options: MergeOptions) -> It
 
 
 def _digest(path: Path) -> str:
-    hasher = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while data := file.read(1 << 20):
-                hasher.update(data)
-        return hasher.hexdigest()
+        return digest_of(path)
     except OSError as e:
-        raise CheckpointError(f"cannot read {path}: {e.strerror}", hint="check the path") from e
+        raise _unreadable(e) from e

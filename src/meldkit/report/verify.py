@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from meldkit.checkpoint import (
@@ -16,12 +16,13 @@ from meldkit.checkpoint import (
     TensorInfo,
     open_model,
     parse_header,
+    shown,
 )
 from meldkit.engine import default_threads
 from meldkit.errors import CheckpointError
-from meldkit.output import CARD, PARTIAL, RECORD, describes_model, facts, tensor_sum
+from meldkit.output import CARD, PARTIAL, RECIPE, RECORD, facts, may_be_read, tensor_sum
 from meldkit.recipe import ModelRef
-from meldkit.report.record import read_record
+from meldkit.report.record import no_file, not_whole, read_record
 
 #: Bytes of a safetensors file before its header, which say how long that is.
 _LENGTH = 8
@@ -106,7 +107,7 @@ def verify_output(folder: str | os.PathLike[str], *, progress: Progress | None =
     found = _files(path)
     known = {*weights, *others, RECORD, CARD}
     extra = [name for name in found if name not in known]
-    foreign = [name for name in extra if describes_model(Path(name).name)]
+    foreign = [name for name in extra if may_be_read(PurePath(name))]
     damage += [
         Damage("extra", name, "", f"{name} is not of this merge, and readers may take it") for name in foreign
     ]
@@ -144,8 +145,8 @@ def verify_output(folder: str | os.PathLike[str], *, progress: Progress | None =
 
 
 def _files(folder: Path) -> list[str]:
-    """Names of all files of a folder, but for hidden ones."""
-    names = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+    """Names of all that a folder holds, at whatever depth, but for folders and what is hidden."""
+    names = (p.relative_to(folder) for p in folder.rglob("*") if not p.is_dir())
     return sorted(n.as_posix() for n in names if not any(part.startswith(".") for part in n.parts))
 
 
@@ -153,7 +154,7 @@ def _size(folder: Path, name: str, wanted: int) -> Iterator[Damage]:
     """What is wrong with a file from the outside."""
     path = folder / name
     if not path.is_file():
-        yield Damage("missing", name, "", f"{name} is missing")
+        yield Damage("missing", name, "", f"{name} {no_file(path)}")
     elif (size := path.stat().st_size) != wanted:
         what = "was cut off" if size < wanted else "is too long"
         yield Damage("size", name, "", f"{name} {what}: it has {size:,} bytes, {wanted:,} were written")
@@ -162,7 +163,7 @@ def _size(folder: Path, name: str, wanted: int) -> Iterator[Damage]:
 def _other(folder: Path, name: str, file: Mapping[str, Any]) -> Iterator[Damage]:
     path = folder / name
     if not path.is_file():
-        yield Damage("missing", name, "", f"{name} is missing")
+        yield Damage("missing", name, "", f"{name} {no_file(path)}")
         return
     hasher = hashlib.sha256()
     try:
@@ -193,6 +194,9 @@ def _weights(folder: Path, name: str, file: Mapping[str, Any]) -> tuple[list[Dam
         return [*damage, Damage("header", name, "", f"{name} has another header than was written")], []
     tensors: list[TensorInfo] = []
     found = parse_header(path, raw[_LENGTH:], size).tensors
+    # The header is the one that was written: a record of its merge has a sum of each tensor in it.
+    if left_out := next((tensor for tensor in found if tensor not in file["sums"]), None):
+        raise not_whole(folder, f"it has no sum of tensor {shown(left_out)} of {name}")
     for tensor in file["sums"]:
         info = found.get(tensor)
         if info is None:
@@ -228,9 +232,13 @@ def _headers(path: Path) -> OutputCheck:
             f"{path} holds an unfinished merge",
             hint="run the same merge again; it continues where it stopped",
         )
+    damage: list[Damage] = []
+    if (path / RECIPE).is_file():
+        text = f"{RECORD} is missing, which the merge has written beside {RECIPE}: the copy is incomplete"
+        damage.append(Damage("missing", RECORD, "", text))
     checkpoint = open_model(ModelRef.from_value(path))
     shapes = {name: info.shape for name, info in checkpoint.items()}
-    damage = [
+    damage += [
         Damage("contradiction", "config.json", "", f"config.json and weights disagree: {fact.text}")
         for fact in facts(checkpoint.config, shapes).values()
         if not fact.agrees

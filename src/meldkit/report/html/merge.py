@@ -47,6 +47,10 @@ def _done(result: MergeResult, peak_memory: int) -> Cards:
     ]
     if result.num_resumed:
         facts.insert(2, ("continued", result.num_resumed, "tensors were there from an interrupted run"))
+    if result.num_damaged:
+        facts.insert(
+            2, ("made again", result.num_damaged, "tensors had other bytes than an earlier run wrote")
+        )
     return Cards(facts)
 
 
