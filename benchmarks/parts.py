@@ -8,10 +8,10 @@ from typing import Any
 #: Part → what it is. In this order they follow each other, or are shown.
 PARTS = {
     "start-up": "until the first tile: the interpreter, imports, the plan; the kernel already reads inputs",
-    "read": "reading inputs from the page cache",
-    "upcast": "bf16 to float32, in the same function as reading; by difference from reading alone",
-    "maths": "the method: measuring and applying",
-    "downcast": "float32 to bf16; in linear combinations part of the maths",
+    "read": "reading inputs from the page cache; within compiled loops by what reading alone takes",
+    "upcast": "bf16 to float32 outside of compiled loops; by difference from reading alone",
+    "maths": "the method: measuring and applying, and in compiled loops conversions",
+    "downcast": "float32 to bf16 outside of compiled loops",
     "check": "looking for NaN and Inf, and check sums of the output",
     "write": "handing the output to the kernel, and syncing it",
     "Python": "everything else that uses a processor: scheduling, calls, waiting for the interpreter's lock",

@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import save_file
 
 import tiny
-from meldkit.checkpoint import DTYPES, OpenFiles, StoredTensor, TileSource, open_files
+from meldkit.checkpoint import DTYPES, HeldTensor, OpenFiles, StoredTensor, TileSource, open_files
 from meldkit.checkpoint.safetensors import read_header
+from meldkit.checkpoint.tensor import read_all
 from meldkit.engine import TensorRun, run
 from meldkit.engine.fused import FusedRun, fused_sources, without_torch
 from meldkit.errors import CheckpointError, RunError
@@ -252,6 +253,10 @@ def test_numbers_in_memory_go_the_same_way(inputs: Stored) -> None:
     """As those of adapters, quantised models and state dicts: made by PyTorch, merged by compiled loops."""
 
     class Held(Stored):
+        def open(self, tensor: Input) -> TileSource:
+            values = read_all(self.files, self.headers[tensor.checkpoint][tensor.tensor])
+            return HeldTensor(values) if tensor.checkpoint == 1 else super().open(tensor)
+
         def open_raw(self, tensor: Input, dtype: str | None) -> StoredTensor | None:
             return None if tensor.checkpoint == 1 else super().open_raw(tensor, dtype)
 

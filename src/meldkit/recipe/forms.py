@@ -58,12 +58,13 @@ def values(name: str, scalar: JsonSchema, *lists: JsonSchema) -> dict[str, JsonS
     Args:
         name: of the definition.
         scalar: the value itself.
-        lists: the points of a gradient, one alternative each; the scalar if none are given.
+        lists: the points of a gradient, as `items` of an array and what else is said of it, one alternative
+            each; scalars if none are given.
     """
     filtered = name + "-filtered"
     gradients = [
-        {"type": "array", "items": points, "minItems": 1, "description": "A gradient over the layers."}
-        for points in lists or (scalar,)
+        {"type": "array", **points, "minItems": 1, "description": "A gradient over the layers."}
+        for points in lists or ({"items": scalar},)
     ]
     entries = {"type": "array", "items": ref(filtered), "minItems": 1}
     return {
@@ -170,7 +171,7 @@ FORMS: dict[str, JsonSchema] = {
     **values(
         "value",
         {"type": ["number", "boolean", "string"]},
-        {"type": ["number", "boolean", "string"], "pattern": NUMBER},
-        {"type": "string", "not": {"pattern": NUMBER}},
+        {"items": {"type": ["number", "boolean", "string"], "pattern": NUMBER}},
+        {"items": {"type": "string", "not": {"pattern": NUMBER}}},
     ),
 }

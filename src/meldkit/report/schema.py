@@ -40,7 +40,7 @@ def recipe_schema(methods: Iterable[Method] | None = None) -> JsonSchema:
     definitions = {**FORMS, "chat-template": _chat_template(), **plain.pop("$defs")}
     definitions["unused-parameter"] = deprecated({}, "No effect: the recipe's merge_method does not use it.")
     for kind in {_kind(p): p for m in known for p in m.parameters if not p.of_recipe}.values():
-        definitions |= values(_kind(kind), _scalar(kind))
+        definitions |= values(_kind(kind), _scalar(kind), *_points(kind))
     branches: list[JsonSchema] = []
     for method in known:
         definitions |= _definitions(method)
@@ -118,6 +118,15 @@ def _scalar(p: Parameter) -> JsonSchema:
     if not math.isinf(p.high):
         schema["maximum"] = p.high
     return schema
+
+
+def _points(p: Parameter) -> list[JsonSchema]:
+    """Gradients where they are not lists of scalars: true and false beside numbers are 1 and 0."""
+    scalar = _scalar(p)
+    if scalar.get("type") != ["number", "string"]:
+        return []
+    points = {**scalar, "type": ["number", "string", "boolean"]}
+    return [{"items": points, "contains": {"type": ["number", "string"]}}]
 
 
 def _parameter(p: Parameter) -> JsonSchema:
