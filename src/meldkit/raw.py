@@ -27,7 +27,7 @@ from meldkit.checkpoint.pickled import SUFFIXES
 from meldkit.checkpoint.pickled.state_dict import Weights, at, find_weights, is_average, is_training_state
 from meldkit.errors import CheckpointError, NotSupportedError, OutputError, RunError
 from meldkit.options import MergeOptions
-from meldkit.output import OutputFolder, sync_path
+from meldkit.output import PARTIAL, OutputFolder, check_links, check_names, sync_path
 from meldkit.plan import Plan, build_plan
 from meldkit.recipe import ModelRef
 from meldkit.shapes import Tensor
@@ -111,13 +111,13 @@ def merge_raw(
             note(line)
     # Weights go into a folder of their own first, where whatever is interrupted can be continued: they stay
     # unpublished there until the output is complete.
-    work = out.with_name(f".{out.name}.meldkit")
+    work = _work(out)
     folder = OutputFolder(work, plan, overwrite=True)
 
     def publish(folder: OutputFolder) -> api.Verification:
         found = folder.verify()
         merged = folder.partial / plan.files[0].name
-        new = work / f"{out.stem}.new{out.suffix}"
+        new = work / _new(out)
         finished = merged if frame is None else frame.save(merged, new)
         finished.replace(out)
         sync_path(out.resolve().parent)
@@ -146,10 +146,25 @@ def check_out(out: Path, *, overwrite: bool = False) -> None:
     try:
         if not _is_file(out):
             api.check_free(out, overwrite=overwrite)
-        elif out.exists() and not overwrite:
+            return
+        check_links(out)
+        if out.exists() and not overwrite:
             raise OutputError(f"{out} exists", hint="name a new file, or add --overwrite to replace it")
+        # In the end it is removed with all that is in it.
+        check_names(_work(out), out, (PARTIAL, _new(out)))
+        api.check_free(_work(out), overwrite=True)
     except OSError as e:
         raise OutputError(f"cannot use {out} as output: {e.strerror}") from e
+
+
+def _work(out: Path) -> Path:
+    """The folder beside an output file that holds its weights until it is complete."""
+    return out.with_name(f".{out.name}.meldkit")
+
+
+def _new(out: Path) -> str:
+    """What a file in that folder is called that takes the output's place."""
+    return f"{out.stem}.new{out.suffix}"
 
 
 def _is_file(out: Path) -> bool:

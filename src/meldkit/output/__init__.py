@@ -6,6 +6,7 @@ from meldkit.output.files import write_record, write_side_files
 from meldkit.output.fit import check_fit, facts
 from meldkit.output.folder import PARTIAL, OutputFolder, check_free
 from meldkit.output.names import CARD, RECIPE, RECORD, may_be_read
+from meldkit.output.own import check_links, check_names
 from meldkit.output.record import FORMAT, commit_of, digest_of, sample_of, settings_of, surroundings
 from meldkit.output.replace import sync_path
 from meldkit.output.sums import Sum, Sums, sum_of, tensor_sum
@@ -23,6 +24,8 @@ __all__ = [
     "Verification",
     "check_fit",
     "check_free",
+    "check_links",
+    "check_names",
     "commit_of",
     "digest_of",
     "facts",

@@ -23,6 +23,7 @@ from meldkit.output.failures import AGAIN, failures
 from meldkit.output.inputs import check_apart, identity, stamps
 from meldkit.output.journal import Entries, Journal, read_journal
 from meldkit.output.names import describes_model
+from meldkit.output.own import check_links, check_own
 from meldkit.output.replace import (
     JOURNAL,
     PARTIAL,
@@ -54,11 +55,14 @@ def check_free(path: Path, *, overwrite: bool = False) -> None:
         overwrite: whether what is in it may be replaced.
 
     Raises:
-        OutputError: it is a file, cannot be reached, or holds something else than an unfinished merge.
+        OutputError: it is a file, cannot be reached, or holds something else than an unfinished merge;
+            or what lies where our own folders would be is not ours.
     """
     try:
+        check_links(path)
         if path.exists() and not path.is_dir():
             raise OutputError(f"{path} is a file", hint="name a folder")
+        check_own(path)
         names = sorted(p.name for p in path.iterdir()) if path.exists() else []
     except OSError as e:
         raise OutputError(f"cannot use {path} as output folder: {e.strerror}") from e

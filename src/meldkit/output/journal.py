@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from meldkit.errors import OutputError, RunError
+from meldkit.regular import open_regular
 
 #: Synchronise a file's bytes, and of its metadata only what reading them needs; not every system can.
 sync_data = getattr(os, "fdatasync", os.fsync)
@@ -47,7 +48,8 @@ class Entries:
 def read_journal(path: Path) -> Entries:
     """The entries of a journal; none if there is no such file."""
     try:
-        raw = path.read_bytes()
+        with os.fdopen(open_regular(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+            raw = file.read()
     except OSError:
         return Entries()
     plan, done, nonfinite, publish, length, before = "", dict[str, tuple[str, ...]](), set[str](), (), 0, 0
@@ -123,7 +125,7 @@ class Journal:
 
     def _open(self) -> int:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        descriptor = open_regular(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:

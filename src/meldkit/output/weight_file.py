@@ -9,8 +9,10 @@ from pathlib import Path
 
 from meldkit.engine import PAGE
 from meldkit.output.journal import sync_data
+from meldkit.regular import open_regular
 
 _DIRECT: int = getattr(os, "O_DIRECT", 0)
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
 
 
 class WeightFile:
@@ -29,7 +31,7 @@ class WeightFile:
 
     def __init__(self, path: Path, size: int) -> None:
         self._direct: int | None = None
-        self._buffered = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._buffered = open_regular(path, _FLAGS)
         try:
             self._direct = _open_direct(path)
             os.ftruncate(self._buffered, size)
@@ -77,7 +79,7 @@ def _open_direct(path: Path) -> int | None:
     if not _DIRECT:
         return None
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | _DIRECT, 0o644)
+        return open_regular(path, _FLAGS | _DIRECT)
     except OSError as e:
         if e.errno != errno.EINVAL:
             raise
