@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tiny
+from deadline import within
 from meldkit import merge
 from meldkit.checkpoint import (
     Checkpoint,
@@ -33,6 +34,7 @@ from meldkit.checkpoint import (
 from meldkit.checkpoint.adapter.names import Names
 from meldkit.checkpoint.adapter.overlay import Dora, LowRank, Overlay, Rows
 from meldkit.checkpoint.adapter.settings import Settings
+from meldkit.checkpoint.json_file import shown
 from meldkit.engine import TILE
 from meldkit.errors import CheckpointError, FormatError, MeldError, MismatchError
 from meldkit.recipe import ModelRef
@@ -991,9 +993,13 @@ def test_broken_patterns(a: Path, key: str) -> None:
     configure(a, **{key: [1]})
     assert refusal(a) == f"adapter a: {key} of adapter_config.json is not a mapping"
     configure(a, **{key: {"(": 4}})
-    assert refusal(a) == (
-        f"adapter a: {key} of adapter_config.json has '(', which is not a regular expression"
+    assert refusal(a).startswith(
+        f"adapter a: {key} of adapter_config.json has '(', which is not a valid regular expression: missing )"
     )
+    pattern = r"((\w|[a-z_.0-9])+(\1|x)*)+y{2}"
+    configure(a, **{key: {pattern: 4}})
+    said = "takes too long to be looked for in 'model.layers.0.mlp.down_proj'"
+    assert f"has {shown(pattern)}, which {said}" in within(20, lambda: refusal(a))
 
 
 CARD = (

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deadline import within
 from meldkit.errors import RecipeError
 from meldkit.recipe import (
     Filtered,
@@ -161,6 +163,38 @@ def test_signs_of_patterns_are_text_without_re(text: str) -> None:
     value = parse_value({"filter": text, "value": 1})
     assert evaluate(value, f"model.{text}.weight", 0) == 1
     assert evaluate(value, "model.other.weight", 0) is None
+
+
+@pytest.mark.parametrize("expression", ["(([a-z_.0-9])+)+[A-Z]", "(?=(([a-z_.0-9])+)+[A-Z])"])
+def test_expression_that_takes_too_long_is_stopped(expression: str) -> None:
+    """Python's own module would go on for longer than anyone lives."""
+    value = parse_value([{"filter": f"re:{expression}", "value": 1}])
+    with pytest.raises(RecipeError) as caught:
+        within(20, lambda: evaluate(value, f"{'layers.' * 20}weight", 0))
+    assert "takes too long to be looked for in 'layers." in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "expression", ["(?:(?:a?){6000}){6000}", "a" * 20_000, "a{9999999}", "(a{0,5}){3000}"]
+)
+def test_expression_that_is_too_large_to_be_compiled(expression: str) -> None:
+    with pytest.raises(RecipeError, match="is too large"):
+        within(20, lambda: parse_value([{"filter": f"re:{expression}", "value": 1}]))
+
+
+def test_only_what_python_understands_is_an_expression() -> None:
+    """The other module knows more, such as expressions inside of themselves."""
+    with pytest.raises(RecipeError, match="is not a valid regular expression: unknown extension"):
+        parse_value([{"filter": "re:(?:(?R)|.)*", "value": 1}])
+
+
+@given(
+    st.lists(st.sampled_from(["layers", r"\.", r"\d+", "[0-4]", "(q|k)", "^", "$", "m?", ".*"])),
+    NAMES,
+)
+def test_expressions_mean_what_they_mean_to_python(parts: list[str], name: str) -> None:
+    text = "".join(parts)
+    assert filter_matches(f"re:{text}", name) == (re.search(text, name) is not None)
 
 
 def test_expression_that_python_may_read_differently_one_day_is_no_warning() -> None:

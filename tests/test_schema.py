@@ -38,7 +38,7 @@ UNSEEN = (
     "takes (exactly|at least)",
     "needs a base_model",
     "is not among the sources",
-    "is not a valid regular expression",
+    "is not a valid regular expression|is too large",
     "filters are nested more than",
     "is not finite",
     "cannot stand in YAML",

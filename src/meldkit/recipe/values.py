@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from typing import TypeAlias, cast
 
+from meldkit import expression
+from meldkit.errors import RecipeError
+from meldkit.expression import ExpressionError
 from meldkit.recipe.problem import Problem, check_keys, kind_of, placed, within
 
 Scalar: TypeAlias = float | bool | str
@@ -151,23 +152,15 @@ def _entry(raw: Mapping[object, object], depth: int) -> tuple[str | None, Value]
         )
     if chosen is not None and chosen.startswith("re:"):
         try:
-            _pattern(chosen[3:])
-        except (re.error, RecursionError, OverflowError) as error:
+            expression.check(chosen[3:])
+        except ExpressionError as error:
             raise Problem(
-                f"filter '{chosen}' is not a valid regular expression: {error}",
+                f"filter '{chosen}' {error}",
                 hint="leave out 're:' for text that is to be found as it is",
                 path=("filter",),
             ) from None
     with within("value"):
         return chosen, _parse(data["value"], depth + 1)
-
-
-@lru_cache
-def _pattern(expression: str) -> re.Pattern[str]:
-    with warnings.catch_warnings():
-        # Python warns of expressions that it may read differently one day.
-        warnings.simplefilter("ignore", FutureWarning)
-        return re.compile(expression)
 
 
 def to_plain(value: Value) -> object:
@@ -189,11 +182,17 @@ def filter_matches(filter: str | None, tensor_name: str) -> bool:  # noqa: A002 
         filter: text contained in the name; `re:` and a regular expression found anywhere in it; `glob:` and a
             shell pattern for all of it; None or "*" for every tensor.
         tensor_name: full name of the tensor.
+
+    Raises:
+        RecipeError: the expression is none, or takes too long.
     """
     if filter is None or filter == "*":
         return True
     if filter.startswith("re:"):
-        return _pattern(filter[3:]).search(tensor_name) is not None
+        try:
+            return expression.finds(filter[3:], tensor_name)
+        except ExpressionError as e:
+            raise RecipeError(f"filter '{filter}' {e}") from None
     if filter.startswith("glob:"):
         return fnmatchcase(tensor_name, filter[5:])
     return filter in tensor_name

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from meldkit import expression
 from meldkit.checkpoint.json_file import read_json, shown
 from meldkit.errors import CheckpointError, FormatError
+from meldkit.expression import ExpressionError
 
 _SAFETENSORS, _PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 #: Settings under which an adapter is something else than tensors that change tensors, and what to do then.
@@ -125,12 +126,11 @@ class Settings:
             raise CheckpointError(f"adapter {self.folder}: {key} of adapter_config.json is not a mapping")
         for pattern, value in cast("dict[str, Any]", patterns).items():
             try:
-                match = re.match(rf"(.*\.)?({pattern})$", module)
-            except (re.error, RecursionError, OverflowError) as e:
+                match = expression.finds(rf"\A(?:(.*\.)?({pattern})$)", module)
+            except ExpressionError as e:
                 raise CheckpointError(
-                    f"adapter {self.folder}: {key} of adapter_config.json has {shown(pattern)}, "
-                    "which is not a regular expression"
-                ) from e
+                    f"adapter {self.folder}: {key} of adapter_config.json has {shown(pattern)}, which {e}"
+                ) from None
             if match:
                 return value
         return default
