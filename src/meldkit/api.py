@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,6 +37,7 @@ from meldkit.output import (
 )
 from meldkit.plan import Plan, build_plan
 from meldkit.recipe import ModelRef, Recipe, load_recipe, recipe_from_data
+from meldkit.regular import sha256_of
 
 __all__ = [
     "MergeResult",
@@ -304,9 +304,7 @@ def _recorded(options: MergeOptions) -> dict[str, Any]:
         **{name: getattr(options, name) for name in names},
         "allow_crop": options.allow_crop or options.unsafe_truncate_embeddings,
         "out_shard_size": options.shard_bytes(),
-        "plugin": [
-            {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in plugins
-        ],
+        "plugin": [{"name": path.name, "sha256": sha256_of(path)} for path in plugins],
     }
 
 

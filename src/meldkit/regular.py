@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 from pathlib import Path
+
+#: Bytes that are read at a time.
+_PIECE = 1 << 20
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
@@ -39,3 +43,25 @@ def read_regular(path: Path, limit: int = -1) -> bytes:
     """
     with os.fdopen(open_regular(path), "rb") as file:
         return file.read(limit)
+
+
+def read_start(path: Path, limit: int) -> str:
+    """The beginning of a text in UTF-8, of `limit` bytes, whatever its ends of lines are.
+
+    Raises:
+        OSError: it cannot be read, or is something else than a file.
+    """
+    return read_regular(path, limit).decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, which is never in memory as a whole.
+
+    Raises:
+        OSError: it cannot be read, or is something else than a file.
+    """
+    hasher = hashlib.sha256()
+    with os.fdopen(open_regular(path), "rb") as file:
+        while data := file.read(_PIECE):
+            hasher.update(data)
+    return hasher.hexdigest()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from reprlib import Repr
 from typing import Any, cast
 
 from meldkit.errors import CheckpointError
+from meldkit.regular import open_regular
 
 #: How a file begins that git leaves in place of a large one.
 _POINTER = b"version https://git-lfs"
@@ -28,21 +30,37 @@ def shown(value: object) -> str:
     return _repr.repr(value)
 
 
+def read_settings(path: Path, limit: int = _MAX_BYTES, what: str = "settings") -> bytes:
+    """The bytes of a file beside the weights of a model.
+
+    Args:
+        path: the file.
+        limit: it may have so many bytes.
+        what: is in it, for messages.
+
+    Raises:
+        CheckpointError: unreadable, too large, or not a file but a pipe, which would be waited for.
+    """
+    try:
+        with os.fdopen(open_regular(path), "rb") as file:
+            large = os.fstat(file.fileno()).st_size > limit
+            raw = b"" if large else file.read(limit)
+    except OSError as e:
+        raise CheckpointError(f"cannot read {path}: {e.strerror}") from e
+    if large:
+        raise CheckpointError(
+            f"{path} has more than {limit / 1e6:.0f} MB, too much for {what}", hint=_FIX_HINT
+        )
+    return raw
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON mapping from a model folder.
 
     Raises:
         CheckpointError: unreadable, too large, not JSON, or not a mapping.
     """
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_MAX_BYTES + 1)
-    except OSError as e:
-        raise CheckpointError(f"cannot read {path}: {e.strerror}") from e
-    if len(raw) > _MAX_BYTES:
-        raise CheckpointError(
-            f"{path} has more than {_MAX_BYTES / 1e6:.0f} MB, too much for settings", hint=_FIX_HINT
-        )
+    raw = read_settings(path)
     if error := something_else(path, raw):
         raise error
     data = parse_mapping(str(path), raw, _FIX_HINT)

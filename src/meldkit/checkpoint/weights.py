@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import cast
 
 from meldkit.checkpoint import pickled
-from meldkit.checkpoint.json_file import read_json, shown
+from meldkit.checkpoint.json_file import read_json, read_settings, shown
 from meldkit.checkpoint.safetensors import read_header
 from meldkit.checkpoint.tensor import Header
 from meldkit.errors import CheckpointError
@@ -130,8 +130,8 @@ def parts(folder: Path) -> tuple[str, ...]:
 def _listed_parts(folder: Path) -> list[tuple[str, str]]:
     """Folder and kind of each part that is listed."""
     try:
-        listed: object = json.loads((folder / _PARTS).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        listed: object = json.loads(read_settings(folder / _PARTS))
+    except (CheckpointError, ValueError, RecursionError):
         return []
     entries = cast("list[object]", listed) if isinstance(listed, list) else []
     found = [cast("dict[str, object]", entry) for entry in entries if isinstance(entry, dict)]

@@ -7,7 +7,7 @@ from meldkit.output.fit import check_fit, facts
 from meldkit.output.folder import PARTIAL, OutputFolder, check_free
 from meldkit.output.names import CARD, RECIPE, RECORD, may_be_read
 from meldkit.output.own import check_links, check_names
-from meldkit.output.record import FORMAT, commit_of, digest_of, sample_of, settings_of, surroundings
+from meldkit.output.record import FORMAT, commit_of, sample_of, settings_of, surroundings
 from meldkit.output.replace import sync_path
 from meldkit.output.sums import Sum, Sums, sum_of, tensor_sum
 from meldkit.output.verify import Verification
@@ -27,7 +27,6 @@ __all__ = [
     "check_links",
     "check_names",
     "commit_of",
-    "digest_of",
     "facts",
     "may_be_read",
     "sample_of",

@@ -8,6 +8,8 @@ from pathlib import Path, PurePath
 from typing import cast
 
 from meldkit.checkpoint import Checkpoint
+from meldkit.checkpoint.json_file import read_settings
+from meldkit.errors import CheckpointError
 from meldkit.vocab import FILES
 
 RECIPE = "meldkit.yml"
@@ -115,8 +117,8 @@ def _belongs(path: PurePath) -> bool:
 def _parts(donor: Path) -> set[str]:
     """Top-level folders that modules.json names."""
     try:
-        data = json.loads((donor / _PARTS).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        data = json.loads(read_settings(donor / _PARTS))
+    except (CheckpointError, ValueError, RecursionError):
         return set()
     entries = cast("list[object]", data) if isinstance(data, list) else []
     paths = [cast("dict[str, object]", e).get("path") for e in entries if isinstance(e, dict)]

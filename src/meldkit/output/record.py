@@ -20,6 +20,7 @@ from meldkit.kernels.library import compiled, processor
 from meldkit.output.names import CARD, RECORD, settings_files
 from meldkit.output.sums import Sum
 from meldkit.plan import NUMERIC_VERSION, Plan
+from meldkit.regular import sha256_of
 
 #: Of what the record says; raised when it says it otherwise.
 FORMAT = 1
@@ -30,8 +31,6 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 #: Pieces of a sample, bytes of each, and how many files are sampled at once: a disk that does not hold the
 #: files in memory has to look in so many places.
 _PIECES, _PIECE, _AT_ONCE = 1024, 512, 8
-#: Bytes that are hashed at once.
-_BUFFER = 1 << 20
 
 
 def record(
@@ -81,7 +80,7 @@ def record(
             for file in plan.files
         },
         "files": {
-            name: {"size": path.stat().st_size, "sha256": digest_of(path)}
+            name: {"size": path.stat().st_size, "sha256": sha256_of(path)}
             for name, path in zip(names, others, strict=True)
             if name not in weights and name not in (RECORD, CARD)
         },
@@ -118,20 +117,7 @@ def settings_of(checkpoint: Checkpoint) -> list[dict[str, str]]:
     Raises:
         OSError: a file cannot be read.
     """
-    return [{name: digest_of(path) for name, path in files.items()} for files in settings_files(checkpoint)]
-
-
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    hasher = hashlib.sha256()
-    with path.open("rb") as file:
-        while data := file.read(_BUFFER):
-            hasher.update(data)
-    return hasher.hexdigest()
+    return [{name: sha256_of(path) for name, path in files.items()} for files in settings_files(checkpoint)]
 
 
 def _file(path: Path) -> dict[str, Any]:

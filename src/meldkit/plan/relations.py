@@ -233,7 +233,8 @@ def _other_templates(merged: Sequence[Model], donor: Model) -> Iterator[str]:
         if model.checkpoint.gguf is None:
             try:
                 text = read_templates(model.checkpoint.tokenizer or model.checkpoint.folder).default
-            except MeldError:  # it will be said when templates are settled
+            except MeldError as e:
+                yield f"{e.message}, so it is not compared with the chat templates of other models"
                 continue
             if text is not None:
                 texts.setdefault(text, model)

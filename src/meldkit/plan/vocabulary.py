@@ -15,6 +15,7 @@ from meldkit.plan.alignment import Alignment, OpenModel
 from meldkit.plan.pieces import Model
 from meldkit.plan.tables import Table, lint_rows, num_rows, num_tokens, token_tables, with_tables
 from meldkit.recipe import ModelRef, Recipe
+from meldkit.regular import sha256_of
 from meldkit.vocab import (
     FAST,
     AlignedRows,
@@ -175,7 +176,7 @@ def _if_readable(model: Model, warnings: list[str]) -> Tokenizer | None:
         return None
 
 
-def _stored(model: Model) -> tuple[bytes, object] | None:
+def _stored(model: Model) -> tuple[str, object] | None:
     """The tokenizer.json of a model and what is added beside it, if that is how its tokenizer is stored."""
     checkpoint = model.checkpoint
     folder = checkpoint.tokenizer or checkpoint.folder
@@ -183,7 +184,7 @@ def _stored(model: Model) -> tuple[bytes, object] | None:
     if checkpoint.gguf is not None or not path.is_file():
         return None
     try:
-        content = path.read_bytes()
+        content = sha256_of(path)
     except OSError as e:
         raise CheckpointError(f"cannot read {path}: {e.strerror}") from e
     with suppress(CheckpointError):  # reading the tokenizer will say so

@@ -11,6 +11,7 @@ from typing import Any, cast
 from meldkit.checkpoint import read_json
 from meldkit.errors import MeldError
 from meldkit.recipe import load_recipe
+from meldkit.regular import read_start
 
 _CARD = "README.md"
 #: No front matter is longer.
@@ -50,8 +51,7 @@ def read_card(folder: Path) -> Mapping[str, Any]:
     import yaml
 
     try:
-        with (folder / _CARD).open(encoding="utf-8", errors="replace") as f:
-            text = f.read(_CARD_LENGTH)
+        text = read_start(folder / _CARD, _CARD_LENGTH)
     except OSError:
         return {}
     _, fence, rest = text.partition("---\n")

@@ -21,13 +21,13 @@ from meldkit.output import (
     RECIPE,
     RECORD,
     commit_of,
-    digest_of,
     sample_of,
     settings_of,
     surroundings,
     write_side_files,
 )
 from meldkit.plan import NUMERIC_VERSION, Plan
+from meldkit.regular import sha256_of
 from meldkit.report.located import Located
 from meldkit.report.record import read_record
 from meldkit.report.verify import Damage
@@ -318,6 +318,6 @@ def _files(record: Mapping[str, Any], chosen: Plan, options: MergeOptions) -> It
 
 def _digest(path: Path) -> str:
     try:
-        return digest_of(path)
+        return sha256_of(path)
     except OSError as e:
         raise _unreadable(e) from e

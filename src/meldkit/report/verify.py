@@ -22,11 +22,11 @@ from meldkit.engine import default_threads
 from meldkit.errors import CheckpointError
 from meldkit.output import CARD, PARTIAL, RECIPE, RECORD, facts, may_be_read, tensor_sum
 from meldkit.recipe import ModelRef
+from meldkit.regular import open_regular, sha256_of
 from meldkit.report.record import no_file, not_whole, read_record
 
 #: Bytes of a safetensors file before its header, which say how long that is.
 _LENGTH = 8
-_PIECE = 4 << 20
 
 #: Told of bytes looked at, bytes in all, and the file in hand.
 Progress = Callable[[int, int, str], None]
@@ -165,14 +165,11 @@ def _other(folder: Path, name: str, file: Mapping[str, Any]) -> Iterator[Damage]
     if not path.is_file():
         yield Damage("missing", name, "", f"{name} {no_file(path)}")
         return
-    hasher = hashlib.sha256()
     try:
-        with path.open("rb") as stream:
-            while data := stream.read(_PIECE):
-                hasher.update(data)
+        found = sha256_of(path)
     except OSError as e:
         raise _unreadable(path, e) from e
-    if hasher.hexdigest() != file["sha256"]:
+    if found != file["sha256"]:
         yield Damage("content", name, "", f"{name} was changed after the merge")
 
 
@@ -184,7 +181,7 @@ def _weights(folder: Path, name: str, file: Mapping[str, Any]) -> tuple[list[Dam
         return damage, []
     try:
         size = path.stat().st_size
-        with path.open("rb") as stream:
+        with os.fdopen(open_regular(path), "rb") as stream:
             prefix = stream.read(_LENGTH)
             length = int.from_bytes(prefix, "little")
             raw = prefix + stream.read(min(length, MAX_HEADER_BYTES))

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from meldkit.checkpoint.json_file import read_json, shown, write_json
+from meldkit.checkpoint.json_file import read_json, read_settings, shown, write_json
 from meldkit.errors import CheckpointError, RecipeError, did_you_mean
 from meldkit.vocab.jinja import at, check_template, is_unicode
 
@@ -39,6 +39,8 @@ _PROCESSOR = "processor_config.json"
 _PROCESSORS = (_PROCESSOR, "preprocessor_config.json")
 _KEY = "chat_template"
 _DEFAULT = "default"
+#: Of all templates of a model; the longest of real ones have some 20 kB.
+_MAX_BYTES = 1_000_000
 _HINT = "repair the file or download it again"
 
 
@@ -68,7 +70,7 @@ def read_templates(folder: Path) -> ChatTemplates:
     if (folder / _FILE).is_file():
         files = {_DEFAULT: folder / _FILE, **files}
     if files:
-        return _templates({name: _read_text(path) for name, path in files.items()}, folder)
+        return _templates(_read_texts(files, folder), folder)
     for name in (_CONFIG, _PROCESSOR, _LEGACY):
         path = folder / name
         if path.is_file() and (raw := read_json(path).get(_KEY)) is not None:
@@ -80,13 +82,23 @@ def _named_files(folder: Path) -> list[Path]:
     return sorted(path for path in (folder / _MORE).glob("*.jinja") if path.is_file())
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except OSError as e:
-        raise CheckpointError(f"cannot read {path}: {e.strerror}") from e
-    except UnicodeDecodeError as e:
-        raise CheckpointError(f"{path} is not text in UTF-8 (byte {e.start:,})", hint=_HINT) from e
+def _read_texts(files: Mapping[str, Path], folder: Path) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    size = 0
+    for name, path in files.items():
+        raw = read_settings(path, _MAX_BYTES, "a chat template")
+        size += len(raw)
+        if size > _MAX_BYTES:
+            raise _too_large(folder)
+        try:
+            texts[name] = raw.decode().replace("\r\n", "\n").replace("\r", "\n")
+        except UnicodeDecodeError as e:
+            raise CheckpointError(f"{path} is not text in UTF-8 (byte {e.start:,})", hint=_HINT) from e
+    return texts
+
+
+def _too_large(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path} has more than {_MAX_BYTES / 1e6:.0f} MB of chat templates", hint=_HINT)
 
 
 def _templates(raw: object, path: Path) -> ChatTemplates:
@@ -114,6 +126,8 @@ def _templates(raw: object, path: Path) -> ChatTemplates:
                 f"{path} has a chat template that cannot be stored in a file: {shown(name)}", hint=_HINT
             )
         named[name] = text
+    if sum(map(len, named.values())) > _MAX_BYTES:
+        raise _too_large(path)
     default = named.pop(_DEFAULT, "")
     return ChatTemplates(default if default.strip() else None, named)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from meldkit.checkpoint.json_file import read_json, shown
+from meldkit.regular import read_start
 
 #: A model in the cache of the hub's client.
 _CACHED = re.compile(r"models--[^/]+?--([^/]+)")
@@ -61,8 +62,7 @@ def _names(under: Sequence[Path], config: Mapping[str, Any]) -> Iterator[str]:
         yield _last(str(path.resolve()))
     yield _last(str(config.get("_name_or_path")))
     try:
-        with (folder / "README.md").open(encoding="utf-8", errors="replace") as f:
-            card = f.read(_CARD_LENGTH)
+        card = read_start(folder / "README.md", _CARD_LENGTH)
     except OSError:
         return
     match = _CARD.match(card)

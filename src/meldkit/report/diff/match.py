@@ -13,6 +13,7 @@ from meldkit.layout import Place, infer_layout
 from meldkit.plan.pieces import Model
 from meldkit.plan.tables import Table, token_tables
 from meldkit.recipe import ModelRef
+from meldkit.regular import sha256_of
 from meldkit.vocab import FAST, AlignedRows, RowMap, Tokenizer, added_beside, compare, read_tokenizer
 
 
@@ -179,6 +180,6 @@ def _stored(checkpoint: Checkpoint) -> object:
         return checkpoint.gguf
     folder = checkpoint.tokenizer or checkpoint.folder
     try:
-        return (folder / FAST).read_bytes(), added_beside(folder)
+        return sha256_of(folder / FAST), added_beside(folder)
     except (OSError, CheckpointError):
         return None
