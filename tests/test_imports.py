@@ -18,22 +18,25 @@ PACKAGE = Path(meldkit.__file__).parent
 #: Room → the rooms that it may import from, besides itself. What is not listed may not be imported.
 _TIERS = {
     "errors": "",
-    "recipe": "errors",
+    "regular": "",
+    "expression": "",
+    "recipe": "errors expression",
     "layout": "errors",
     "shapes": "",
     "kernels": "shapes",
     "methods": "errors shapes kernels",
-    "checkpoint": "errors shapes kernels recipe",
+    "checkpoint": "errors regular expression shapes kernels recipe",
     "vocab": "errors shapes recipe checkpoint",
-    "plan": "errors recipe layout methods checkpoint vocab",
+    "plan": "errors regular recipe layout methods checkpoint vocab",
     "engine": "errors shapes kernels methods checkpoint plan",
-    "output": "errors layout kernels checkpoint vocab plan engine",
+    "output": "errors regular layout kernels checkpoint vocab plan engine",
     "options": "errors",
     "config": "recipe",
-    "api": "errors recipe methods checkpoint plan engine output options",
+    "api": "errors regular recipe methods checkpoint plan engine output options",
     "memory": "errors shapes methods checkpoint plan engine",
     "merge": "api config options output",
-    "report": "errors recipe checkpoint layout vocab plan methods engine output shapes kernels api options",
+    "report": "errors regular recipe checkpoint layout vocab plan methods engine output shapes kernels api "
+    "options",
     "raw": "errors shapes recipe checkpoint plan options output api",
     "cli": "errors options api raw report",
     "__init__": "api memory",
@@ -42,6 +45,8 @@ _TIERS = {
 _FOR_TYPES = {"cli": "plan methods recipe", "recipe": ""}
 _EXTERNAL = {
     "errors": "",
+    "regular": "",
+    "expression": "regex",
     "recipe": "yaml pydantic",
     "layout": "",
     "shapes": "jaxtyping torch",
@@ -63,7 +68,7 @@ _EXTERNAL = {
     "__init__": "",
 }
 #: Slow to import, and not always needed.
-_LAZY = ("transformers", "tokenizers", "huggingface_hub", "rich", "tqdm")
+_LAZY = ("regex", "transformers", "tokenizers", "huggingface_hub", "rich", "tqdm")
 
 
 def room(path: Path) -> str:

@@ -10,8 +10,10 @@ import pytest
 
 import command
 import tiny
+from meldkit.api import plan
 from meldkit.checkpoint.hub import download
-from meldkit.errors import CheckpointError, MeldError
+from meldkit.errors import CheckpointError, MeldError, RecipeError
+from meldkit.recipe import parse_recipe
 
 TOKEN = "hf_SentinelSentinelSentinelSentinel"
 PASSWORD = "open-sesame"
@@ -42,6 +44,20 @@ def test_what_others_say_is_repeated_without_secrets(own: str, monkeypatch: pyte
     assert "401 for https://***@hub.test/x with Bearer ***" in said
     assert own.strip() not in said
     assert PASSWORD not in said
+
+
+@pytest.mark.parametrize("login", ["me:{}", "me:{}@2", "me:{}/2", "me:a+{}", "me:@{}", "{}"])
+@pytest.mark.parametrize("form", ["'{}'", "'a+{}'", "{{model: {{path: '{}'}}}}", "{{model: a, lora: '{}'}}"])
+def test_address_of_a_model_is_not_shown_with_its_password(login: str, form: str) -> None:
+    model = form.format(f"https://{login.format(PASSWORD)}@huggingface.co/org/a")
+    text = f"merge_method: linear\nmodels:\n- model: {model}\n"
+    with pytest.raises(RecipeError) as caught:
+        plan(parse_recipe(text))
+    assert PASSWORD not in str(caught.value)
+    assert str(caught.value) == (
+        "recipe.yml:3: the model is an address with a user name or password: https://…\n"
+        "  name a model by its folder, or by its hub id such as org/name"
+    )
 
 
 def test_other_text_stays_as_it_is() -> None:

@@ -26,7 +26,7 @@ class ExpressionError(ValueError):
     """An expression that is none, or that is too much; the text goes on after what names it."""
 
 
-def check(expression: str) -> None:
+def check_expression(expression: str) -> None:
     """Check that an expression can be looked for.
 
     Raises:
@@ -35,7 +35,7 @@ def check(expression: str) -> None:
     _compiled(expression)
 
 
-def finds(expression: str, text: str) -> bool:
+def occurs(expression: str, text: str) -> bool:
     """Whether an expression matches anywhere in a text.
 
     Raises:
@@ -45,7 +45,7 @@ def finds(expression: str, text: str) -> bool:
         return _compiled(expression).search(text, timeout=_SECONDS) is not None
     except TimeoutError:
         raise ExpressionError(
-            f"takes too long to be looked for in '{text}': it repeats what is itself repeated, as '(a+)+' does"
+            f"takes too long to be looked for in '{text}': it repeats what is repeated, as '(a+)+' does"
         ) from None
     except MemoryError:
         raise ExpressionError(f"takes too much memory to be looked for in '{text}'") from None

@@ -44,8 +44,9 @@ class ModelRef:
         """Reads `path-or-id[@revision][+adapter[@revision]]...`.
 
         Raises:
-            RecipeError: a part is empty, or has more than one '@'.
+            RecipeError: a part is empty, has more than one '@', or is an address with a password.
         """
+        _check_address(text)
         first, *rest = text.split("+")
         path, revision = _split_revision(first, text)
         return cls(path, revision, tuple(AdapterRef(*_split_revision(part, text)) for part in rest))
@@ -115,8 +116,22 @@ def _strip_slashes(path: str) -> str:
     return stripped if stripped and not is_drive else whole[: len(stripped) + 1]
 
 
+def _check_address(text: str) -> None:
+    """Refuse an address with a password, before the text is taken apart and parts of it are shown."""
+    before, colon, rest = text.partition("://")
+    scheme = before.rpartition("+")[2].strip()
+    server = rest.partition("/")[0]
+    # A password may have any letters in it, though it should not.
+    if colon and ("@" in server or (":" in server and "@" in rest)):
+        raise Problem(
+            f"the model is an address with a user name or password: {scheme}://…",
+            hint="name a model by its folder, or by its hub id such as org/name",
+        )
+
+
 def _split_revision(part: str, whole: str) -> tuple[str, str | None]:
     """One `path[@revision]` of the text form `whole`."""
+    _check_address(part)
     path, at, revision = part.partition("@")
     path, revision = path.strip(), revision.strip()
     if not path:
@@ -139,6 +154,7 @@ def _path_and_revision(raw: object, *, split: bool = True) -> tuple[str, str | N
     data = check_keys(raw, "a model's mapping form", ("path", "revision"), ("path",))
     path, revision = _text(data, "path"), _text(data, "revision")
     assert path is not None
+    _check_address(path)
     return _strip_slashes(path), revision
 
 

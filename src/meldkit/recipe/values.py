@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TypeAlias, cast
 
-from meldkit import expression
 from meldkit.errors import RecipeError
-from meldkit.expression import ExpressionError
+from meldkit.expression import ExpressionError, check_expression, occurs
 from meldkit.recipe.problem import Problem, check_keys, kind_of, placed, within
 
 Scalar: TypeAlias = float | bool | str
@@ -152,7 +151,7 @@ def _entry(raw: Mapping[object, object], depth: int) -> tuple[str | None, Value]
         )
     if chosen is not None and chosen.startswith("re:"):
         try:
-            expression.check(chosen[3:])
+            check_expression(chosen[3:])
         except ExpressionError as error:
             raise Problem(
                 f"filter '{chosen}' {error}",
@@ -190,7 +189,7 @@ def filter_matches(filter: str | None, tensor_name: str) -> bool:  # noqa: A002 
         return True
     if filter.startswith("re:"):
         try:
-            return expression.finds(filter[3:], tensor_name)
+            return occurs(filter[3:], tensor_name)
         except ExpressionError as e:
             raise RecipeError(f"filter '{filter}' {e}") from None
     if filter.startswith("glob:"):

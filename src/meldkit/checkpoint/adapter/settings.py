@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from meldkit import expression
 from meldkit.checkpoint.json_file import read_json, shown
 from meldkit.errors import CheckpointError, FormatError
-from meldkit.expression import ExpressionError
+from meldkit.expression import ExpressionError, occurs
 
 _SAFETENSORS, _PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 #: Settings under which an adapter is something else than tensors that change tensors, and what to do then.
@@ -126,7 +125,7 @@ class Settings:
             raise CheckpointError(f"adapter {self.folder}: {key} of adapter_config.json is not a mapping")
         for pattern, value in cast("dict[str, Any]", patterns).items():
             try:
-                match = expression.finds(rf"\A(?:(.*\.)?({pattern})$)", module)
+                match = occurs(rf"\A(?:(.*\.)?({pattern})$)", module)
             except ExpressionError as e:
                 raise CheckpointError(
                     f"adapter {self.folder}: {key} of adapter_config.json has {shown(pattern)}, which {e}"
