@@ -27,10 +27,11 @@ class MeldError(Exception):
     exit_status = 4
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        message, hint = fit_to_print(message), fit_to_print(hint)
+        message = fit_to_print(message)
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        # Further lines of a hint are indented, which what others wrote cannot make look like a message.
+        self.hint = "\n  ".join(map(fit_to_print, hint.split("\n  ")))
 
     def __str__(self) -> str:
         return f"{self.message}\n  {self.hint}" if self.hint else self.message
@@ -40,6 +41,14 @@ class RecipeError(MeldError, ValueError):
     """The recipe or the command line asks for something that has no meaning."""
 
     exit_status = 2
+
+    @classmethod
+    def of(cls, errors: Iterable[RecipeError]) -> RecipeError:
+        """One error that says what several do, each on lines of its own."""
+        error = cls("")
+        error.message = "\n".join(map(str, errors))
+        error.args = (error.message,)
+        return error
 
 
 class NotSupportedError(RecipeError):
@@ -103,15 +112,23 @@ _SECRETS = re.compile(r"\bhf_[A-Za-z0-9]{8,}|(?<=://)[^/\s@]+(?=@)")
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
+def one_line(text: str) -> str:
+    """Text with names in it that others chose, on one line: what is no letter for people to read is escaped.
+
+    Else the name of a file could move the cursor, or look like a line of ours.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def fit_to_print(text: str) -> str:
-    """Text that may be shown and stored: without secrets, and without halves of characters.
+    """Text that may be shown and stored: without secrets, and on one line.
 
     Messages repeat what others say, such as the server of a hub, who was sent the token.
     """
     for name in _TOKENS:
         if token := os.environ.get(name, "").strip():
             text = text.replace(token, "***")
-    return _SECRETS.sub("***", text).encode("utf-8", "backslashreplace").decode()
+    return one_line(_SECRETS.sub("***", text))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

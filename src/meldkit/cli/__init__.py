@@ -15,7 +15,7 @@ from click.shell_completion import CompletionItem
 
 from meldkit import __version__
 from meldkit.cli.lazy import import_when_used
-from meldkit.errors import MeldError, RecipeError, did_you_mean, out_of_memory
+from meldkit.errors import MeldError, RecipeError, did_you_mean, one_line, out_of_memory
 
 #: Exit status when the user stops a merge: like any failure while running, it can be continued.
 INTERRUPTED = 4
@@ -121,7 +121,7 @@ def main(args: list[str] | None = None) -> NoReturn:
         status = BROKEN_PIPE
     except OSError as e:
         # What reads and writes models has messages of its own; this is the terminal, or what stands for it.
-        place = f" to {e.filename}" if e.filename else ""
+        place = f" to {one_line(str(e.filename))}" if e.filename else ""
         _print_error(f"cannot write{place}: {e.strerror or e}\n  look where the output of this command goes")
         status = MeldError.exit_status
     except (click.Abort, KeyboardInterrupt):

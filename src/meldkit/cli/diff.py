@@ -15,6 +15,7 @@ import click
 from meldkit.cli import INTERRUPTED
 from meldkit.cli.arguments import Model
 from meldkit.cli.display import count, show_progress, table, text_size
+from meldkit.errors import one_line
 
 if TYPE_CHECKING:
     from meldkit.report import Difference, ModelComparison, Pair, Spectrum, TensorDifference
@@ -124,7 +125,7 @@ def wrapped(text: str, mark: str) -> list[str]:
 
     indent = " " * len(click.unstyle(mark))
     # A number stays with its percent sign.
-    whole = text.replace(" %", "\u00a0%")
+    whole = one_line(text).replace(" %", "\u00a0%")
     lines = textwrap.wrap(whole, 80 - len(indent), break_long_words=False, break_on_hyphens=False)
     return [(mark if i == 0 else indent) + line.replace("\u00a0", " ") for i, line in enumerate(lines)]
 

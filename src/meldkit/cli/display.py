@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from meldkit.errors import one_line
+
 if TYPE_CHECKING:
     from meldkit.api import Status
 
@@ -48,12 +50,22 @@ def count(number: int, noun: str) -> str:
 def warn(text: str) -> None:
     """A warning, on standard error."""
     click.secho("warning: ", fg="yellow", nl=False, err=True)
-    click.echo(text, err=True)
+    click.echo(one_line(text), err=True)
+
+
+def note(text: str) -> None:
+    """A note, on standard error."""
+    click.echo(f"note: {one_line(text)}", err=True)
+
+
+def text_of(lines: Iterable[str]) -> str:
+    """Lines without colours as one text; none of them can be more than one."""
+    return "\n".join(map(one_line, lines))
 
 
 def table(rows: Iterable[Sequence[str]]) -> list[str]:
     """Rows with their columns under each other."""
-    rows = list(rows)
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -61,15 +73,10 @@ def table(rows: Iterable[Sequence[str]]) -> list[str]:
     ]
 
 
-def plain(text: str) -> str:
-    """The text with names in it that others chose, without what a terminal would take for a command."""
-    return "".join(c if c.isprintable() or c.isspace() else repr(c)[1:-1] for c in text)
-
-
 def wrapped(text: str, *, indent: int = 2, hanging: int = 4) -> list[str]:
     """A sentence in lines of at most `WIDTH` columns, where its words allow."""
     return textwrap.wrap(
-        plain(text),
+        one_line(text),
         WIDTH,
         initial_indent=" " * indent,
         subsequent_indent=" " * hanging,
@@ -83,7 +90,7 @@ def wrapped_table(rows: Iterable[Sequence[str]], *, indent: int = 2) -> list[str
 
     Where the others leave it too little room, it goes below them.
     """
-    rows = list(rows)
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
     lines: list[str] = []
     for row in rows:
@@ -151,7 +158,7 @@ def _draws() -> bool:
 
 def _step(done: int, total: int, what: str) -> None:
     if done < total:
-        print(f"{done + 1} of {total}: {what}", file=sys.stderr, flush=True)
+        print(f"{done + 1} of {total}: {one_line(what)}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -180,13 +187,13 @@ def _bar(*, steps: bool = False) -> Generator[Callable[[int, int, str], None]]:
     else:
         columns += [DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(compact=True)]
     if console.width >= _NARROW:
-        one_line = Column(no_wrap=True, overflow="ellipsis", ratio=1)
-        columns.append(TextColumn("{task.description}", markup=False, table_column=one_line))
+        cut = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+        columns.append(TextColumn("{task.description}", markup=False, table_column=cut))
     with Progress(*columns, console=console, transient=True, expand=True) as display:
         task = display.add_task("", total=None)
 
         def update(done: int, total: int, what: str) -> None:
-            display.update(task, completed=done, total=total, description=what)
+            display.update(task, completed=done, total=total, description=one_line(what))
 
         yield update
 
@@ -204,7 +211,7 @@ def _lines() -> Callable[[Status], None]:
         left = (status.total - status.done) / speed
         print(
             f"{status.done / status.total:4.0%}  {text_size(status.done)} of {text_size(status.total)}  "
-            f"{text_size(speed)}/s  {left:.0f} s left  {status.tensor}",
+            f"{text_size(speed)}/s  {left:.0f} s left  {one_line(status.tensor)}",
             file=sys.stderr,
             flush=True,
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meldkit.cli.arguments import Recipe
-from meldkit.cli.display import WIDTH, count, wrapped, wrapped_table
+from meldkit.cli.display import WIDTH, count, text_of, wrapped, wrapped_table
 from meldkit.cli.plan import planning_options, span, text_value, usual
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def command(
     elif as_grid or parameter is not None:
         click.echo("\n".join(draw(explanation, parameter)))
     else:
-        click.echo("\n".join(describe(explanation, verbose=verbose)))
+        click.echo(text_of(describe(explanation, verbose=verbose)))
 
 
 def describe(explanation: Explanation, *, verbose: bool = False) -> Iterator[str]:

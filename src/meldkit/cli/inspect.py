@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from meldkit.cli.arguments import Model
-from meldkit.cli.display import count, table, text_size
+from meldkit.cli.display import count, table, text_of, text_size
 
 if TYPE_CHECKING:
     from meldkit.report import Inspection, PartSummary, TokenizerFacts
@@ -71,7 +71,7 @@ def describe(inspection: Inspection, *, verbose: bool = False) -> str:
             for name, info in inspection.tensors.items()
         ]
         lines += ["", "tensors", *table(rows)]
-    return "\n".join(lines)
+    return text_of(lines)
 
 
 def _summary(inspection: Inspection) -> Iterator[str]:

@@ -19,7 +19,7 @@ import click
 from meldkit.cli import INTERRUPTED
 from meldkit.cli import smoke as smoke_command
 from meldkit.cli.arguments import Folder, Recipe
-from meldkit.cli.display import count, show_progress, text_size, warn
+from meldkit.cli.display import count, note, show_progress, text_size, warn
 from meldkit.options import MergeOptions
 
 if TYPE_CHECKING:
@@ -129,11 +129,13 @@ def interruptible() -> Generator[None]:
     terminal = sys.stderr.isatty()
     # On a terminal: clear the bar and the ^C that the user typed, and show the cursor that bars hide.
     start = "\r\x1b[K\x1b[?25h" if terminal and os.environ.get("TERM") != "dumb" else "\n" * terminal
-    text = f"{start}stopped; what is done is kept. To continue: {again}\n".encode()
+    text = f"{start}stopped; what is done is kept. To continue: {again}\n"
+    # Names of files may have bytes in them that are no text.
+    data = os.fsencode(text)
 
     def stop(*_: object) -> None:
         # Not through objects that the interrupted code may hold the locks of.
-        os.write(2, text)
+        os.write(2, data)
         os._exit(INTERRUPTED)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -153,7 +155,7 @@ def announce(chosen: Plan, options: MergeOptions) -> None:
     if len(shown) < len(chosen.notes):
         notes.append(f"{len(chosen.notes) - len(shown)} more like these; -v lists them")
     for line in notes:
-        click.echo(f"note: {line}", err=True)
+        note(line)
 
 
 def warn_of_values(result: MergeResult) -> None:

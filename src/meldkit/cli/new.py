@@ -11,8 +11,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from meldkit.cli import arguments
-from meldkit.cli.display import show_progress
-from meldkit.errors import RecipeError
+from meldkit.cli.display import show_progress, warn
+from meldkit.errors import RecipeError, one_line
 
 if TYPE_CHECKING:
     from meldkit.report.draft import Draft
@@ -72,8 +72,7 @@ def command(
     else:
         draft = _asked_for(names, plugin, base=base, slices=slices, name=name, schema=schema, cache=cache)
     for warning in draft.warnings:
-        click.secho("warning: ", fg="yellow", nl=False, err=True)
-        click.echo(warning, err=True)
+        warn(warning)
     if out is None:
         click.echo(draft.text, nl=False)
     else:
@@ -106,5 +105,5 @@ def _suggested(models: Sequence[str], **how: Any) -> Draft:
     with show_progress(enabled=True) as progress:
         suggestion = suggest_recipe(models, progress=progress, **how)
     for reason in suggestion.reasons:
-        click.echo(textwrap.fill(f"note: {reason}", 80, subsequent_indent="  "), err=True)
+        click.echo(textwrap.fill(f"note: {one_line(reason)}", 80, subsequent_indent="  "), err=True)
     return suggestion.draft

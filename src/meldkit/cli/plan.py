@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from meldkit.cli.arguments import Recipe
-from meldkit.cli.display import count, table, text_size, text_time, wrapped, wrapped_table
+from meldkit.cli.display import count, table, text_of, text_size, text_time, wrapped, wrapped_table
 
 if TYPE_CHECKING:
     from meldkit.methods import Method
@@ -109,7 +109,7 @@ def describe(summary: PlanSummary, *, verbose: bool = False) -> str:
     for title, sentences in (("notes", notes), ("warnings", plan.warnings)):
         if sentences:
             lines += ["", title, *(line for sentence in sentences for line in wrapped(sentence))]
-    return "\n".join(lines)
+    return text_of(lines)
 
 
 def _model(model: InputModel) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from meldkit.cli.arguments import Folder, Recipe
-from meldkit.cli.display import show_progress
+from meldkit.cli.display import note, show_progress
 from meldkit.cli.merge import (
     announce,
     data,
@@ -45,17 +45,13 @@ def command(recipe: Path, out: Path, as_json: bool, **given: Any) -> None:
         if loud:
             announce(chosen, options)
         with show_progress(enabled=loud) as progress:
-            result = merge_raw(chosen, out, options, progress=progress, note=_note if loud else None)
+            result = merge_raw(chosen, out, options, progress=progress, note=note if loud else None)
     if loud:
         warn_of_values(result)
     if as_json:
         click.echo(json.dumps(data(result, peak_memory(), None), indent=2, ensure_ascii=False))
     elif loud:
         summary(result, _first_steps(result.path))
-
-
-def _note(line: str) -> None:
-    click.echo(f"note: {line}", err=True)
 
 
 def _first_steps(path: Path) -> str:

@@ -11,7 +11,7 @@ import click
 
 from meldkit.cli import DIFFERENT
 from meldkit.cli.arguments import Merged
-from meldkit.cli.display import count, show_progress, wrapped
+from meldkit.cli.display import count, show_progress, text_of, wrapped
 from meldkit.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def command(
     if as_json:
         click.echo(json.dumps(result.data(), indent=2, ensure_ascii=False))
     else:
-        click.echo("\n".join(describe(result)))
+        click.echo(text_of(describe(result)))
     context.exit(0 if result.same else DIFFERENT)
 
 

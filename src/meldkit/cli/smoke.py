@@ -14,7 +14,7 @@ import click
 
 from meldkit.cli import INTERRUPTED
 from meldkit.cli.arguments import Model
-from meldkit.cli.display import show_steps, table, warn
+from meldkit.cli.display import show_steps, table, text_of, warn
 from meldkit.options import MergeOptions
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def run(model: str | Path, inputs: Sequence[str | ModelRef], options: MergeOptio
 def report(test: SmokeTest, *, table_to_stderr: bool = False, verbose: bool = False) -> None:
     """Print the table if there is one, then warnings on standard error."""
     if not test.tested.failure:
-        click.echo("\n".join(describe(test, verbose=verbose)), err=table_to_stderr)
+        click.echo(text_of(describe(test, verbose=verbose)), err=table_to_stderr)
     for line in test.warnings:
         warn(line)
 

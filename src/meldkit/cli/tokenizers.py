@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meldkit.cli.arguments import Model
-from meldkit.cli.display import table
+from meldkit.cli.display import table, text_of
 
 if TYPE_CHECKING:
     from meldkit.report import PairDifference, TokenizerComparison, TokenizerSummary
@@ -40,7 +40,7 @@ def command(
     if as_json:
         click.echo(json.dumps(data(comparison), indent=2, ensure_ascii=False))
     else:
-        click.echo("\n".join(describe(comparison, shown=20 if verbose else 3)))
+        click.echo(text_of(describe(comparison, shown=20 if verbose else 3)))
 
 
 def describe(comparison: TokenizerComparison, *, shown: int = 3) -> Iterator[str]:

@@ -11,7 +11,7 @@ import click
 
 from meldkit.cli import DIFFERENT
 from meldkit.cli.arguments import Merged
-from meldkit.cli.display import count, plain, show_bytes, text_size, wrapped
+from meldkit.cli.display import count, show_bytes, text_of, text_size, wrapped
 
 if TYPE_CHECKING:
     from meldkit.report import OutputCheck
@@ -35,7 +35,7 @@ def command(context: click.Context, out: Path, as_json: bool, quiet: bool) -> No
     if as_json:
         click.echo(json.dumps(check.data(), indent=2, ensure_ascii=False))
     else:
-        click.echo("\n".join(describe(check)))
+        click.echo(text_of(describe(check)))
     context.exit(DIFFERENT if check.damage else 0)
 
 
@@ -59,4 +59,4 @@ def describe(check: OutputCheck) -> Iterator[str]:
             hanging=2,
         )
     if check.extra:
-        yield plain(f"not of the merge: {', '.join(check.extra)}")
+        yield f"not of the merge: {', '.join(check.extra)}"

@@ -153,4 +153,4 @@ def _plain_error(error: ValidationError, document: Document) -> RecipeError:
     found.sort(key=lambda pair: pair[0])
     if len(found) == 1:
         return found[0][1]
-    return RecipeError("\n".join(str(each) for _, each in found))
+    return RecipeError.of(each for _, each in found)
