@@ -20,6 +20,7 @@ _TIERS = {
     "errors": "",
     "regular": "",
     "expression": "",
+    "paths": "errors",
     "recipe": "errors expression",
     "layout": "errors",
     "shapes": "",
@@ -32,13 +33,13 @@ _TIERS = {
     "output": "errors regular layout kernels checkpoint vocab plan engine",
     "options": "errors",
     "config": "recipe",
-    "api": "errors regular recipe methods checkpoint plan engine output options",
+    "api": "errors regular paths recipe methods checkpoint plan engine output options",
     "memory": "errors shapes methods checkpoint plan engine",
-    "merge": "api config options output",
-    "report": "errors regular recipe checkpoint layout vocab plan methods engine output shapes kernels api "
-    "options",
-    "raw": "errors shapes recipe checkpoint plan options output api",
-    "cli": "errors options api raw report",
+    "merge": "paths api config options output",
+    "report": "errors regular paths recipe checkpoint layout vocab plan methods engine output shapes kernels "
+    "api options",
+    "raw": "errors paths shapes recipe checkpoint plan options output api",
+    "cli": "errors paths options api raw report",
     "__init__": "api memory",
 }
 #: For annotations only, which cost nothing at run time.
@@ -47,6 +48,7 @@ _EXTERNAL = {
     "errors": "",
     "regular": "",
     "expression": "regex",
+    "paths": "",
     "recipe": "yaml pydantic",
     "layout": "",
     "shapes": "jaxtyping torch",

@@ -456,7 +456,7 @@ def test_folder_that_holds_the_files_an_input_links_to_is_refused() -> None:
 def test_too_small_a_disk_is_noticed_before_anything_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree("a")
     tiny.stored(Path("a"), {"w": torch.zeros(81, 250_000)})
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=80_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**12, free=80_000_000))
     with pytest.raises(RunError) as caught:
         merge(PASSTHROUGH, "new/out")
     assert str(caught.value) == (
@@ -464,6 +464,15 @@ def test_too_small_a_disk_is_noticed_before_anything_is_written(monkeypatch: pyt
         "  free some space, or name a folder on another disk"
     )
     assert not Path("new").exists()
+
+
+def test_files_that_are_copied_need_space_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("a/tokenizer.json").open("wb") as file:
+        file.truncate(81_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**12, free=80_000_000))
+    with pytest.raises(RunError, match=r"the output needs 81 MB, the disk of out has 80 MB free"):
+        merge(PASSTHROUGH, "out")
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("out", ["file", "file/out", "x" * 300])
@@ -474,9 +483,8 @@ def test_folder_that_cannot_be_made(out: str) -> None:
     assert out in str(caught.value)
 
 
-def test_folder_without_permission(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where not even root may make one; such a file system has no free space, either."""
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**12))
+def test_folder_without_permission() -> None:
+    """Where not even root may make one; such a file system has no space, either."""
     with pytest.raises(OutputError, match="cannot write to /proc/merged"):
         merge(PASSTHROUGH, "/proc/merged")
 

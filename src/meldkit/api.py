@@ -35,6 +35,7 @@ from meldkit.output import (
     write_record,
     write_side_files,
 )
+from meldkit.paths import output_path
 from meldkit.plan import Plan, build_plan
 from meldkit.recipe import ModelRef, Recipe, load_recipe, recipe_from_data
 from meldkit.regular import sha256_of
@@ -186,7 +187,8 @@ def merge(
     options = options or MergeOptions()
     started = time.perf_counter()
     # First of all, because planning may take a while.
-    check_free(Path(out), overwrite=options.overwrite)
+    out = output_path(out)
+    check_free(out, overwrite=options.overwrite)
     devices = devices_of(options)
     chosen = _with_weights(
         recipe if isinstance(recipe, Plan) else plan(recipe, options, headers_only=True), options
@@ -206,7 +208,7 @@ def merge(
         write_record(folder.partial, chosen, __version__, _recorded(options), folder.stored_sums(), devices)
         return folder.publish()
 
-    folder = OutputFolder(Path(out), chosen, overwrite=options.overwrite)
+    folder = OutputFolder(out, chosen, overwrite=options.overwrite)
     return merge_into(folder, chosen, options, publish, devices=devices, progress=progress, started=started)
 
 

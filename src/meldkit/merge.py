@@ -7,13 +7,13 @@ import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from meldkit.api import MergeResult, Status, check_free, devices_of, merge, plan
 from meldkit.config import MergeConfiguration
 from meldkit.options import MergeOptions
 from meldkit.output import RECORD
+from meldkit.paths import output_path
 
 __all__ = ["MergeOptions", "run_merge"]
 
@@ -44,15 +44,16 @@ def run_merge(
     options = options or MergeOptions()
     for line in options.idle():
         _log.info(line)
-    if (Path(out_path) / RECORD).is_file():
+    out = output_path(out_path)
+    if (out / RECORD).is_file():
         options = replace(options, overwrite=True)
-    check_free(Path(out_path), overwrite=options.overwrite)
+    check_free(out, overwrite=options.overwrite)
     devices_of(options)
     chosen = plan(merge_config.recipe(), options)
     for line in chosen.warnings:
         _log.warning(line)
     with _bar(quiet=options.quiet) as progress:
-        result = merge(chosen, out_path, options, progress=progress)
+        result = merge(chosen, out, options, progress=progress)
     if result.verification.nonfinite:
         _log.warning("NaN or Inf in %s", ", ".join(result.verification.nonfinite))
     return result

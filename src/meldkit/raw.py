@@ -28,6 +28,7 @@ from meldkit.checkpoint.pickled.state_dict import Weights, at, find_weights, is_
 from meldkit.errors import CheckpointError, NotSupportedError, OutputError, RunError
 from meldkit.options import MergeOptions
 from meldkit.output import PARTIAL, OutputFolder, check_links, check_names, sync_path
+from meldkit.paths import output_path
 from meldkit.plan import Plan, build_plan
 from meldkit.recipe import ModelRef
 from meldkit.shapes import Tensor
@@ -97,7 +98,7 @@ def merge_raw(
         MeldError: see `meldkit.errors`; nothing is there under the name of the output until it is complete.
     """
     started = time.perf_counter()
-    out = Path(out)
+    out = output_path(out)
     options = options or MergeOptions()
     check_out(out, overwrite=options.overwrite)
     devices = api.devices_of(options)

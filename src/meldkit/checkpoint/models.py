@@ -131,6 +131,11 @@ class _Search:
             local = Path(path).expanduser()
             if local.exists():
                 return local
+            if local.is_symlink():
+                raise CheckpointError(
+                    f"model '{path}' is a link that leads nowhere, to {local.readlink()}",
+                    hint="the folder or file that it led to was moved or removed, or is the link itself",
+                )
         except (OSError, RuntimeError) as e:  # the name is too long, may not be looked at, or `~nobody`
             reason = e.strerror if isinstance(e, OSError) else str(e)
             raise CheckpointError(

@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem
 
 import meldkit
 from meldkit.errors import RecipeError
+from meldkit.paths import output_path
 
 #: Files that are models by themselves.
 _WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt")
@@ -51,7 +52,7 @@ class Folder(click.Path):
                 f"'{value}' is a recipe, and OUT comes last",
                 hint=f"{command} {value} {ctx.params.get('recipe', 'OUT') if ctx else 'OUT'}",
             )
-        return cast(Path, super().convert(value, param, ctx))
+        return output_path(cast(Path, super().convert(value, param, ctx)))
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str

@@ -44,7 +44,7 @@ def write_side_files(
     with _unwritten(folder):
         _write_side_files(folder, plan, with_tokenizer=with_tokenizer)
         if card:
-            (folder / CARD).write_text(model_card(plan, name, version), "utf-8")
+            _write_text(folder / CARD, model_card(plan, name, version))
 
 
 def write_record(
@@ -100,7 +100,12 @@ def _write_side_files(folder: Path, plan: Plan, *, with_tokenizer: bool) -> None
         files = [index for index, file in enumerate(plan.files) if file.folder == part]
         if len(files) > 1:
             write_json(folder / part / "model.safetensors.index.json", _index(plan, files))
-    (folder / RECIPE).write_text(plan.recipe.to_yaml(), "utf-8")
+    _write_text(folder / RECIPE, plan.recipe.to_yaml())
+
+
+def _write_text(path: Path, text: str) -> None:
+    # Names of folders may have bytes in them that are no text.
+    path.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def _index(plan: Plan, files: Collection[int]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from meldkit.errors import CheckpointError, OutputError, RunError
 from meldkit.output.failures import AGAIN, failures
 from meldkit.output.inputs import check_apart, identity, stamps
 from meldkit.output.journal import Entries, Journal, read_journal
-from meldkit.output.names import describes_model
+from meldkit.output.names import describes_model, size_beside
 from meldkit.output.own import check_links, check_own
 from meldkit.output.replace import (
     JOURNAL,
@@ -202,15 +202,16 @@ class OutputFolder:
 
     def _check_space(self) -> None:
         existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
-        free = shutil.disk_usage(existing).free
+        disk = shutil.disk_usage(existing)
         present = sum(
             self._file(f).stat().st_blocks * 512 for f in self._plan.files if self._file(f).exists()
         )
-        needed = self._plan.bytes_to_write - present
-        if needed > free:
+        needed = self._plan.bytes_to_write - present + size_beside(self._plan)
+        # What has no size, such as /proc, is no disk; why nothing can be written there is said later.
+        if needed > disk.free and disk.total:
             raise RunError(
                 f"the output needs {needed / 1e6:,.0f} MB, "
-                f"the disk of {self.path} has {free / 1e6:,.0f} MB free",
+                f"the disk of {self.path} has {disk.free / 1e6:,.0f} MB free",
                 hint="free some space, or name a folder on another disk",
             )
 

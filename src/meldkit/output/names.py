@@ -10,6 +10,7 @@ from typing import cast
 from meldkit.checkpoint import Checkpoint
 from meldkit.checkpoint.json_file import read_settings
 from meldkit.errors import CheckpointError
+from meldkit.plan import Plan
 from meldkit.vocab import FILES
 
 RECIPE = "meldkit.yml"
@@ -102,6 +103,14 @@ def carried(donor: Path, *, copy_tokenizer: bool, merged: Collection[str] = ()) 
         wanted = copy_tokenizer or not top.startswith(FILES)
         if whole or (wanted and top not in foreign and _belongs(inside)):
             yield path
+
+
+def size_beside(plan: Plan) -> int:
+    """Bytes of the donor's files that go with the weights, as they are now."""
+    donor = plan.checkpoints[plan.donor]
+    if donor.gguf is not None:
+        return 0
+    return sum(p.stat().st_size for p in carried(donor.folder, copy_tokenizer=True, merged=donor.parts))
 
 
 def _belongs(path: PurePath) -> bool:

@@ -26,6 +26,7 @@ from meldkit.output import (
     surroundings,
     write_side_files,
 )
+from meldkit.paths import output_path
 from meldkit.plan import NUMERIC_VERSION, Plan
 from meldkit.regular import sha256_of
 from meldkit.report.located import Located
@@ -108,7 +109,7 @@ def reproduce(
     Raises:
         MeldError: see `meldkit.errors`.
     """
-    path = Path(folder)
+    path = output_path(folder)
     record = read_record(path)
     if record is None:
         hint = "name a folder that 'meldkit merge' has written"

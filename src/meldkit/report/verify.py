@@ -21,6 +21,7 @@ from meldkit.checkpoint import (
 from meldkit.engine import default_threads
 from meldkit.errors import CheckpointError
 from meldkit.output import CARD, PARTIAL, RECIPE, RECORD, facts, may_be_read, tensor_sum
+from meldkit.paths import output_path
 from meldkit.recipe import ModelRef
 from meldkit.regular import open_regular, sha256_of
 from meldkit.report.record import no_file, not_whole, read_record
@@ -97,7 +98,7 @@ def verify_output(folder: str | os.PathLike[str], *, progress: Progress | None =
         CheckpointError: there is no model, its headers are damaged and there is no record, or the record
             is not of these files.
     """
-    path = Path(folder)
+    path = output_path(folder)
     record = read_record(path)
     if record is None:
         return _headers(path)
