@@ -18,7 +18,7 @@ from meldkit.recipe import Recipe
 from meldkit.vocab import ChatTemplates, OutputTokenizer
 
 #: Raised whenever the same plan would give other bytes than before; older partial work is not reused.
-NUMERIC_VERSION = 4
+NUMERIC_VERSION = 5
 
 
 @dataclass(frozen=True, slots=True)
