@@ -91,7 +91,7 @@ def squares_of_selected(x: Rows, threshold: float, grain: int) -> tuple[np.ndarr
         for i in range(m):
             x.step("gram", i, 1, out=sums[i], room=room[i * (STRIDE + LANES) :])
         x.run()
-        return bits, lists(sums.T)
+        return bits, lists(np.transpose(sums))
     if threshold > 0:
         varied = variance(x)
         assert not isinstance(varied, Row)

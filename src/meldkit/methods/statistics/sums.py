@@ -124,7 +124,7 @@ class L1Ratio(Sums):
         self._num_models = num_models
 
     def _norms(self, x: Rows) -> Sequence[Sequence[float]]:
-        return lists(np.concatenate(kernels.norms_around(x, self._trim, CHUNK)).T)
+        return lists(np.transpose(np.concatenate(kernels.norms_around(x, self._trim, CHUNK))))
 
     @property
     def result(self) -> list[float]:
