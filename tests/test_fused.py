@@ -249,6 +249,20 @@ def test_other_types_are_rounded_by_pytorch(dtype: str, inputs: Stored) -> None:
     assert not fused_sources(replace(job_of("copied", "F32 1000", "F32", 1000), dtype=dtype), inputs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float8_e4m3fn])
+def test_other_types_of_inputs_are_read_by_pytorch(dtype: torch.dtype, tmp_path: Path) -> None:
+    for model in range(5):
+        save_file({"x": torch.randn(3000).to(dtype)}, tmp_path / f"{model}")
+    with open_files() as files:
+        inputs = Stored(files, [tmp_path / f"{i}" for i in range(5)])
+        for case in ("linear", "ties"):
+            job = job_of(case, "x", "BF16", 3000)
+            fast, general = Memory(), Memory()
+            run([FusedRun(fused_sources(job, inputs), job, inputs, fast)])
+            run([TensorRun(job, inputs, general)])
+            assert fast.bytes == general.bytes
+
+
 def test_numbers_in_memory_go_the_same_way(inputs: Stored) -> None:
     """As those of adapters, quantised models and state dicts: made by PyTorch, merged by compiled loops."""
 

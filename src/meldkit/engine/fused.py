@@ -80,7 +80,7 @@ def tile_of(
     places: list[Source] = []
     rows: Tensor | None = None
     for i, source in enumerate(sources):
-        if not isinstance(source, StoredTensor):
+        if not (isinstance(source, StoredTensor) and stored.knows(source.dtype)):
             rows = buffers.rows(len(sources), n) if rows is None else rows
             source.read(start, stop, rows[i], buffers.scratch)
             places.append(in_memory(rows[i].numpy(), "F32"))
