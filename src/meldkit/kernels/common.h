@@ -10,6 +10,8 @@
  * without rounding it first, fma says so.
  */
 
+#pragma once
+
 #define _GNU_SOURCE
 #include <errno.h>
 #include <math.h>

@@ -1,5 +1,7 @@
 /* Numbers as they lie in files and in memory. */
 
+#pragma once
+
 #include "common.h"
 
 /* Types of numbers in files. */
