@@ -100,7 +100,9 @@ class Attack:
             problems = [line for line in err.splitlines() if line.startswith(said)]
             if status not in (2, 3, 4) or len(problems) != 1 or "Traceback" in err or printed:
                 self.outcomes.wrong.append(f"{kind}, {name}: status {status}: {printed}{err}")
-            if (out / "config.json").exists():
+            # The last step takes away what only meldkit looks at; the model is whole then.
+            found = hashes(out) if out.exists() else {}
+            if "config.json" in found and found != new:
                 self.outcomes.wrong.append(f"{kind}, {name}: looks like a model")
         self.outcomes.count(kind, f"exit {status}" if status else "not met")
         mend()
