@@ -81,7 +81,8 @@ def run(command: Sequence[str], env: Mapping[str, str]) -> Cost:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **env},
+            # As users have it: modules that were compiled once are not compiled again.
+            env={**os.environ, **env, "PYTHONDONTWRITEBYTECODE": ""},
         )
         memory = AnonymousMemory(process.pid)
         memory.start()
