@@ -98,6 +98,7 @@ def test_numbers_never_change() -> None:
 def test_kept_where_the_number_is_below_the_density(density: float) -> None:
     want = numbers(5, "w", 2, 1 << 17) < max(1, round(density * 65536))
     np.testing.assert_array_equal(Noise(5, "w").keep(2, 0, 1 << 17, density), want)
+    np.testing.assert_array_equal(Noise(5, "w").keep(2, 0, 13, density), want[:13])
 
 
 def test_nothing_is_kept_at_density_0() -> None:
