@@ -63,6 +63,17 @@ BUGS = (
         "`meldkit … | head` said 'cannot write: Broken pipe', or ended with status 1",
         "ends silently with 141, as programs do that such a pipe ends",
     ),
+    (
+        "a link under the name of the folder of unfinished work, or of the one that `--overwrite` makes "
+        "beside the output, had the folder emptied that it leads to, and links in them were written "
+        "through",
+        "links, folders of others and files that no merge leaves are refused before anything is touched",
+    ),
+    (
+        "what a disk had changed in finished tensors between a stop and the next start was published, "
+        "with sums that fitted",
+        "the journal has their sums, and such tensors are made again",
+    ),
 )
 
 

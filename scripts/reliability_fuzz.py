@@ -62,6 +62,33 @@ MENDED = (
         "it into a message",
         "left out of every message",
     ),
+    (
+        "a pipe among a model's files was waited for without end",
+        "only files are opened",
+    ),
+    (
+        "a chat template took 13 times its size in memory, whatever that was, and files that are only "
+        "copied took their own",
+        "templates of more than 1 MB are not looked at, and copies are made in pieces",
+    ),
+    (
+        "a regular expression of a recipe could take longer than anybody waits",
+        "a tenth of a second for a name",
+    ),
+    (
+        "a number like 1e999 in a chat template ended in a NameError, and an offset beyond 2⁶³ in a zip "
+        "archive in a ValueError",
+        "messages that name the template and the file",
+    ),
+    (
+        "line breaks in names of a model's settings looked like lines of meldkit's own",
+        "escaped wherever something is printed",
+    ),
+    (
+        "`meldkit verify` found no fault with a record that lacks sums, nor with added files that "
+        "transformers or peft take for the model's",
+        "both are failures",
+    ),
 )
 
 
