@@ -71,18 +71,37 @@ def lists(x: Tensor | np.ndarray) -> list[list[float]]:
 
 def products(x: Float32[Tensor, "m n"], grain: int) -> list[list[float]]:
     """Of each `grain` elements, inner products of rows i ≤ j in that order; sums are of float64."""
-    m = len(x)
+    m, n = x.shape
+    if in_memory(x):
+        rows = x.double().unbind()
+        return [
+            [
+                torch.dot(rows[i][start : start + grain], rows[j][start : start + grain]).item()
+                for i in range(m)
+                for j in range(i, m)
+            ]
+            for start in range(0, n, grain)
+        ]
     pairs = ((x[i].double() * x[j]).unsqueeze(0) for i in range(m) for j in range(i, m))
     return lists(torch.cat([chunk_sums(pair, grain) for pair in pairs]).T)
 
 
 def count_magnitudes(row: Float32[Tensor, " n"], low: float, high: float) -> tuple[list[int], np.ndarray]:
     """As in `meldkit.kernels`."""
+    if in_memory(row):
+        return _count_magnitudes(np.abs(row.numpy()), low, high)
     row = row.abs()
     above_low, at_least_high = row > low, row >= high
     masks = (row > high, at_least_high, above_low, row >= low, row)
     counts = cast("list[int]", torch.stack([mask.count_nonzero() for mask in masks]).tolist())
     return counts, row[above_low & ~at_least_high].cpu().numpy()
+
+
+def _count_magnitudes(sizes: np.ndarray, low: float, high: float) -> tuple[list[int], np.ndarray]:
+    above, at_least_low = sizes > high, sizes >= low
+    at_least_high, above_low = sizes >= high, sizes > low
+    masks = (above, at_least_high, above_low, at_least_low, sizes)
+    return [int(np.count_nonzero(mask)) for mask in masks], sizes[above_low & ~at_least_high]
 
 
 def at_least(values: Float32[Tensor, " n"], threshold: float) -> np.ndarray:
@@ -92,6 +111,9 @@ def at_least(values: Float32[Tensor, " n"], threshold: float) -> np.ndarray:
 
 def norms(x: Float32[Tensor, "m n"], grain: int) -> np.ndarray:
     """Σ|x_i| of each `grain` elements: float64 `[m, n / grain]`."""
+    if in_memory(x):
+        magnitudes = np.abs(x.numpy()).astype(np.float64)
+        return np.add.reduceat(magnitudes, np.arange(0, x.shape[1], grain), axis=1)
     there = x if has_float64(x.device) else x.cpu()
     return chunk_sums(there.abs().double(), grain).cpu().numpy()
 
