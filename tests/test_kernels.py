@@ -91,7 +91,7 @@ def test_combine(x: Tensor, numbers: list[float]) -> None:
 @settings(max_examples=100, deadline=None)
 def test_what_is_done_with_elements(x: Tensor, low: float, width: float) -> None:
     high = float(np.float32(low + width))
-    divisors = np.random.default_rng(0).uniform(0.1, 1, x.shape[1]).astype(np.float32)
+    levels = np.random.default_rng(0).integers(1, 1 << 16, x.shape[1], np.uint16)
 
     def clamped(x: Any) -> Any:
         return kernels.clamp(x[0], -high, high)
@@ -99,7 +99,7 @@ def test_what_is_done_with_elements(x: Tensor, low: float, width: float) -> None
     def cut(x: Any) -> Any:
         kernels.zero_below(x[0], low)
         kernels.zero_above(x[0], high)
-        kernels.divide(x[0], divisors)
+        kernels.divide(x[0], levels)
         return x[0]
 
     for function in (clamped, cut):

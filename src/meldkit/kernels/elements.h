@@ -88,8 +88,9 @@ LOOP void clamp(float *restrict row, float low, float high, long n) {
     }
 }
 
-LOOP void divide_each(float *restrict row, const float *restrict divisors, long n) {
-    for (long i = 0; i < n; i++) row[i] /= divisors[i];
+/* By levels / 65536, which float32 holds exactly. */
+LOOP void divide_each(float *restrict row, const uint16_t *restrict levels, long n) {
+    for (long i = 0; i < n; i++) row[i] /= (float)levels[i] * 0x1p-16f;
 }
 
 typedef uint32_t eight_words __attribute__((vector_size(32)));

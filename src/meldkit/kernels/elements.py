@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from meldkit.kernels.elsewhere import in_memory
 from meldkit.kernels.tile import Row, Tile
 from meldkit.shapes import Float32, Tensor
 
@@ -121,8 +122,13 @@ def keep_bits(row: Numbers, bits: np.ndarray) -> None:
     """Multiply, in place, by bits: uint8 `[n / 8]`, the highest bit of a byte first."""
     if isinstance(row, Row):
         row.tile.step("keep_bits", row.register, given=np.ascontiguousarray(bits))
+        return
+    flags = np.unpackbits(bits, count=len(row))
+    if in_memory(row):
+        values = row.numpy()
+        np.multiply(values, flags, out=values)
     else:
-        row.mul_(torch.from_numpy(np.unpackbits(bits, count=len(row))).to(row.device))
+        row.mul_(torch.from_numpy(flags).to(row.device))
 
 
 def variance(x: Rows) -> Numbers:
@@ -156,11 +162,12 @@ def average_changed(x: Rows, epsilon: float, factors: Sequence[float] | None = N
         x.step("average", total.register, count.register, given=given)
         return total
     total, count = _sum_changed(x, epsilon)
+    if factors is None:
+        return total.div_(count.clamp_min_(1))
     total.div_(torch.clamp_min(count, 1))
-    if factors is not None:
-        alone = count.eq_(1)
-        for row, factor in zip(x, factors, strict=True):
-            total.addcmul_(row, alone, value=factor)
+    alone = count.eq_(1)
+    for row, factor in zip(x, factors, strict=True):
+        total.addcmul_(row, alone, value=factor)
     return total
 
 
@@ -175,8 +182,8 @@ def count_changed(x: Rows, epsilon: float) -> tuple[list[int], list[int]]:
         return counts[:, 0].tolist(), counts[:, 1].tolist()
     _, count = _sum_changed(x, epsilon)
     changed = [row.ne(0) for row in x]
-    alone = count.eq(1)
-    return [int(row.sum()) for row in changed], [int((row & alone).sum()) for row in changed]
+    num_changed, alone = [int(row.sum()) for row in changed], count.eq(1)
+    return num_changed, [int(row.logical_and_(alone).sum()) for row in changed]
 
 
 def _changed(x: Tile, epsilon: float) -> tuple[Row, Row]:
@@ -224,9 +231,14 @@ def take(x: Rows, values: Numbers, least: float) -> Numbers:
     return base.addcmul_(other.sub_(base), values.ge_(least))
 
 
-def divide(row: Numbers, divisors: np.ndarray) -> None:
-    """Divide, in place, by float32 numbers `[n]`."""
+def divide(row: Numbers, levels: np.ndarray) -> None:
+    """Divide, in place, by levels / 65536: uint16 `[n]`, none of them 0."""
     if isinstance(row, Row):
-        row.tile.step("divide", row.register, given=divisors)
+        row.tile.step("divide", row.register, given=levels)
+        return
+    divisors = levels.astype(np.float32) / 65536
+    if in_memory(row):
+        values = row.numpy()
+        np.divide(values, divisors, out=values)
     else:
         row.div_(torch.from_numpy(divisors).to(row.device))

@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from meldkit.kernels.library import rooms
 from meldkit.shapes import Float32, Tensor
 
 
@@ -73,7 +74,9 @@ def products(x: Float32[Tensor, "m n"], grain: int) -> list[list[float]]:
     """Of each `grain` elements, inner products of rows i ≤ j in that order; sums are of float64."""
     m, n = x.shape
     if in_memory(x):
-        rows = x.double().unbind()
+        # Room of the thread's own: fresh room would cost more than the work.
+        room = torch.from_numpy(rooms.take("doubles", np.float64, m * n)[: m * n])
+        rows = room.view(m, n).copy_(x).unbind()
         return [
             [
                 torch.dot(rows[i][start : start + grain], rows[j][start : start + grain]).item()
@@ -106,6 +109,8 @@ def _count_magnitudes(sizes: np.ndarray, low: float, high: float) -> tuple[list[
 
 def at_least(values: Float32[Tensor, " n"], threshold: float) -> np.ndarray:
     """As in `meldkit.kernels`."""
+    if in_memory(values):
+        return np.packbits(np.greater_equal(values.numpy(), np.float32(threshold)))
     return np.packbits(torch.ge(values, float(np.float32(threshold))).cpu().numpy())
 
 

@@ -61,7 +61,7 @@ static void take_step(step *s, float *x, long m, const place *at) {
         case VARIANCE: variance(x, m, row, n); break;
         case CHANGED: sum_changed(x, m, s->a, row, other, n); break;
         case AVERAGE: average_changed(x, m, s->in, row, other, n); break;
-        case DIVIDE: divide_each(row, (const float *)s->in + at->start, n); break;
+        case DIVIDE: divide_each(row, (const uint16_t *)s->in + at->start, n); break;
         case IMPORTANCE: importance(x, x + STRIDE, ((const float *)s->in)[at->grain], row, n); break;
         case TAKE: take(x, x + STRIDE, row, s->a, n); break;
         case STORE: memcpy((float *)s->out + at->start, row, sizeof(float) * n); break;

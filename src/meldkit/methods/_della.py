@@ -125,13 +125,14 @@ def merge_della(
 ) -> Numbers:
     """Drop, rescale, and merge with or without sign election."""
     if rescale == "keep_probability":
-        for model, (row, d, e) in enumerate(zip(kernels.numbers(x), density, epsilon, strict=True)):
+        found = zip(list(x), kernels.numbers(x), density, epsilon, strict=True)
+        for model, (row, numbers, d, e) in enumerate(found):
             if 0 < d < 1:
-                levels = ranks.by_rank(row.reshape(-1, num_columns), levels_by_rank(num_columns, d, e))
-                kernels.keep_bits(x[model], draws.below(noise.noise.key(model), noise.start, levels))
-                kernels.divide(x[model], levels.astype(np.float32) / _LEVELS)
+                levels = ranks.by_rank(numbers.reshape(-1, num_columns), levels_by_rank(num_columns, d, e))
+                kernels.keep_bits(row, draws.below(noise.noise.key(model), noise.start, levels))
+                kernels.divide(row, levels)
             elif d <= 0:
-                kernels.keep_bits(x[model], all_or_nothing(noise.n, False))
+                kernels.keep_bits(row, all_or_nothing(noise.n, False))
     elif kept is not None:
         kept.drop(x, noise.start)
     elif min(density) < 1:
