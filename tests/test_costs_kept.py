@@ -90,7 +90,7 @@ COSTS: dict[str, Cost] = {
     "arcee_fusion": Cost(
         passes=2,
         calls=(0, 73),
-        kernels={"tile": 3, "divergences": 1, "level": 3},
+        kernels={"tile": 3, "divergences": 1},
         tensors=(0, 2),
         sampled=True,
     ),

@@ -314,7 +314,9 @@ def test_a_tile_is_read_from_files_block_by_block(tmp_path: Path) -> None:
     tile = Tile(sources, n, grain=grain, has_base=True, check=True)
     base, *models = (values[5:].float() for values in stored_as.values())
     x = torch.stack(models) - base
-    np.testing.assert_allclose(kernels.products(tile, grain), elsewhere.products(x, grain), rtol=1e-9)
+    np.testing.assert_allclose(
+        kernels.products(tile, grain), elsewhere.products(x, grain), rtol=1e-12, atol=1e-9
+    )
     same(tile.array(), x)
     out = np.empty(n, np.uint16)
     tile.run(tile[1], "BF16", out)

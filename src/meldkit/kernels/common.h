@@ -27,6 +27,9 @@
 #define LOOP static
 #endif
 
+/* Of the instructions that the loops use; 0 where there is one version only. */
+int meldkit_level(void);
+
 /* Elements of a block, of which a few fit the first-level cache; a multiple of LANES. */
 enum { BLOCK = 1024, LANES = 16 };
 

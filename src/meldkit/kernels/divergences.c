@@ -123,8 +123,11 @@ static double exponentials_of(const float *x, long n, double *out) {
  * place for two rows, each up to a multiple of LANES.
  *
  * Both distributions have the same sum, so that sums of p ln(p / q) - (p - q) are those of p ln(p / q). All of
- * these terms are positive, and small errors of p or q do not matter to them where both are nearly equal. */
-void meldkit_divergences(const float *a, const float *b, long rows, long n, double *room, double *out) {
+ * these terms are positive, and small errors of p or q do not matter to them where both are nearly equal.
+ *
+ * Returns 0, and nothing, where the processor has no fused products, without which fma takes longer than NumPy. */
+int meldkit_divergences(const float *a, const float *b, long rows, long n, double *room, double *out) {
+    if (meldkit_level() == 1) return 0;
     double *second = room + whole_lanes(n);
     for (long r = 0; r < rows; r++) {
         double a_total = exponentials_of(a + r * n, n, room), b_total = exponentials_of(b + r * n, n, second);
@@ -138,4 +141,5 @@ void meldkit_divergences(const float *a, const float *b, long rows, long n, doub
         /* Terms do not pass NaN on. */
         out[r] = isnan(a_total + b_total) ? NAN : sum_of(lanes);
     }
+    return 1;
 }

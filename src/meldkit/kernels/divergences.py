@@ -28,13 +28,13 @@ def softmax_divergences(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         float64 `[rows]`, NaN where a row has NaN or an infinite largest element.
     """
     rows, columns = first.shape
-    if library.FUNCTIONS is not None and library.FUNCTIONS.level() != 1 and _fit(first) and _fit(second):
+    if library.FUNCTIONS is not None and _fit(first) and _fit(second):
         room = rooms.take("doubles", np.float64, 2 * (columns + _LANES))
         found = np.empty(rows)
-        library.FUNCTIONS.divergences(
+        if library.FUNCTIONS.divergences(
             address(first), address(second), rows, columns, address(room), address(found)
-        )
-        return found
+        ):
+            return found
     step = max(1, _CACHED // columns)
     parts = ((first[i : i + step], second[i : i + step]) for i in range(0, rows, step))
     return np.concatenate([_divergences(*part) for part in parts])

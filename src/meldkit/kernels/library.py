@@ -32,7 +32,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         None,
         [c_void_p, c_long, c_long, c_void_p, c_void_p, c_long, c_void_p, c_void_p],
     ),
-    "divergences": (None, [c_void_p, c_void_p, c_long, c_long, c_void_p, c_void_p]),
+    "divergences": (c_int, [c_void_p, c_void_p, c_long, c_long, c_void_p, c_void_p]),
     "by_rank": (None, [c_void_p, c_long, c_long, c_void_p, c_void_p, c_void_p]),
     "differences": (
         None,

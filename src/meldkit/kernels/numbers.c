@@ -5,7 +5,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* Of the instructions that the loops use; 0 where there is one version only. */
 int meldkit_level(void) {
 #if CLONES
     return __builtin_cpu_supports("x86-64-v4") ? 4 : __builtin_cpu_supports("x86-64-v3") ? 3 : 1;
