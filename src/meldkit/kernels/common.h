@@ -22,9 +22,12 @@
 /* The widest version that the processor can run is chosen when the library is loaded. */
 #define CLONES 1
 #define LOOP __attribute__((noinline, target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"))) static
+/* Where products may be added without rounding them first, on processors that can. */
+#define FUSED_LOOP LOOP __attribute__((optimize("fp-contract=fast")))
 #else
 #define CLONES 0
 #define LOOP static
+#define FUSED_LOOP LOOP
 #endif
 
 /* Of the instructions that the loops use; 0 where there is one version only. */

@@ -25,10 +25,15 @@ LOOP void add_multiple(float *restrict total, const float *restrict row, float f
     for (long i = 0; i < n; i++) total[i] = fmaf(row[i], factor, total[i]);
 }
 
+LOOP void scale_and_add(float *restrict row, float factor, const float *restrict other, float of_other, long n) {
+    for (long i = 0; i < n; i++) row[i] = fmaf(other[i], of_other, row[i] * factor);
+}
+
 static void combine(float *x, long m, const float *factors, float factor, long n) {
-    scale(x, factors[0], n);
-    for (long k = 1; k < m; k++) add_multiple(x, x + k * STRIDE, factors[k], n);
-    scale(x, factor, n);
+    if (m == 1) scale(x, factors[0], n);
+    else scale_and_add(x, factors[0], x + STRIDE, factors[1], n);
+    for (long k = 2; k < m; k++) add_multiple(x, x + k * STRIDE, factors[k], n);
+    if (factor != 1) scale(x, factor, n);
 }
 
 /* --- sign election ---------------------------------------------------------------------------------------- */

@@ -13,58 +13,91 @@ int meldkit_level(void) {
 #endif
 }
 
+/* Bits of the least magnitude that a type cannot hold: of infinity, and of what is rounded to it. */
+enum { FINITE_END = 0x7f800000, BF16_END = 0x7f7f8000, F16_END = 0x477ff000 };
+
 /* --- types ------------------------------------------------------------------------------------------------ */
 
+/* The bits of a magnitude; as whole numbers they have the order of the magnitudes, NaN being the largest. */
+static inline int32_t magnitude(const float *x) {
+    int32_t bits;
+    memcpy(&bits, x, 4);
+    return bits & 0x7fffffff;
+}
+
+static inline int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
+
 /* bfloat16 is the upper half of float32. */
-LOOP void widen(const uint16_t *restrict from, float *restrict to, long n) {
+LOOP int32_t widen(const uint16_t *restrict from, float *restrict to, long n) {
+    int32_t most = 0;
     for (long i = 0; i < n; i++) {
         uint32_t bits = (uint32_t)from[i] << 16;
         memcpy(to + i, &bits, 4);
+        most = larger(most, (int32_t)(bits & 0x7fffffff));
     }
+    return most;
 }
 
 /* Rounds to the nearest, of two equally near ones to the even one. */
-LOOP void narrow(const float *restrict from, uint16_t *restrict to, long n) {
+LOOP int32_t narrow(const float *restrict from, uint16_t *restrict to, long n) {
+    int32_t most = 0;
     for (long i = 0; i < n; i++) {
         uint32_t bits;
         memcpy(&bits, from + i, 4);
         to[i] = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+        most = larger(most, (int32_t)(bits & 0x7fffffff));
     }
+    return most;
+}
+
+LOOP int32_t copy(const float *restrict from, float *restrict to, long n) {
+    int32_t most = 0;
+    for (long i = 0; i < n; i++) {
+        to[i] = from[i];
+        most = larger(most, magnitude(from + i));
+    }
+    return most;
 }
 
 #if defined(__FLT16_MAX__)
-LOOP void widen_half(const uint16_t *restrict from, float *restrict to, long n) {
+LOOP int32_t widen_half(const uint16_t *restrict from, float *restrict to, long n) {
+    int32_t most = 0;
     for (long i = 0; i < n; i++) {
         _Float16 value;
         memcpy(&value, from + i, 2);
         to[i] = (float)value;
+        most = larger(most, from[i] & 0x7fff);
     }
+    return most < 0x7c00 ? 0 : FINITE_END;
 }
 
-LOOP void narrow_half(const float *restrict from, uint16_t *restrict to, long n) {
+LOOP int32_t narrow_half(const float *restrict from, uint16_t *restrict to, long n) {
+    int32_t most = 0;
     for (long i = 0; i < n; i++) {
         _Float16 value = (_Float16)from[i];
         memcpy(to + i, &value, 2);
+        most = larger(most, magnitude(from + i));
     }
+    return most;
 }
 
 int meldkit_has_half(void) { return 1; }
 #else
-static void widen_half(const uint16_t *from, float *to, long n) { (void)from, (void)to, (void)n; }
-static void narrow_half(const float *from, uint16_t *to, long n) { (void)from, (void)to, (void)n; }
+static int32_t widen_half(const uint16_t *from, float *to, long n) { return (void)from, (void)to, (void)n, 0; }
+static int32_t narrow_half(const float *from, uint16_t *to, long n) { return (void)from, (void)to, (void)n, 0; }
 int meldkit_has_half(void) { return 0; }
 #endif
 
-void meldkit_widen(int type, const void *from, float *to, long n) {
-    if (type == BF16) widen(from, to, n);
-    if (type == F16) widen_half(from, to, n);
-    if (type == F32) memcpy(to, from, 4 * n);
+int meldkit_widen(int type, const void *from, float *to, long n) {
+    if (type == BF16) return widen(from, to, n) < FINITE_END;
+    if (type == F16) return widen_half(from, to, n) < FINITE_END;
+    return copy(from, to, n) < FINITE_END;
 }
 
-void meldkit_narrow(int type, const float *from, void *to, long n) {
-    if (type == BF16) narrow(from, to, n);
-    if (type == F16) narrow_half(from, to, n);
-    if (type == F32) memcpy(to, from, 4 * n);
+int meldkit_narrow(int type, const float *from, void *to, long n) {
+    if (type == BF16) return narrow(from, to, n) < BF16_END;
+    if (type == F16) return narrow_half(from, to, n) < F16_END;
+    return copy(from, to, n) < FINITE_END;
 }
 
 /* Whether numbers of a type are all finite: the exponent of others has all bits set. */

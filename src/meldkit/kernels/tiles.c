@@ -104,9 +104,8 @@ int meldkit_tile(tile *t) {
                 stored = piece + size * in_piece;
             }
             t->failed = (int)k;
-            if (t->check && !meldkit_finite(from->type, stored, count)) return INPUT_NOT_FINITE;
             float *row = t->has_base && k == 0 ? base : x + (k - t->has_base) * STRIDE;
-            meldkit_widen(from->type, stored, row, count);
+            if (!meldkit_widen(from->type, stored, row, count) && t->check) return INPUT_NOT_FINITE;
             if (t->has_base && k > 0) subtract(row, base, count);
         }
         for (long k = 0; k < t->num_steps; k++) take_step(t->steps + k, x, m, &at);
@@ -114,9 +113,7 @@ int meldkit_tile(tile *t) {
         float *result = x + t->result * STRIDE;
         if (t->has_base) add(result, base, count);
         char *place = t->out + size_of(t->type) * start;
-        meldkit_narrow(t->type, result, place, count);
-        /* Of both: rounding may hide NaN, and what float32 holds a narrower type may not. */
-        if (!meldkit_finite(F32, result, count) || !meldkit_finite(t->type, place, count)) return RESULT_NOT_FINITE;
+        if (!meldkit_narrow(t->type, result, place, count)) return RESULT_NOT_FINITE;
     }
     return FINE;
 }
