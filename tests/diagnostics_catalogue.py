@@ -362,10 +362,10 @@ TABLE: dict[str, tuple[Case, ...]] = {
             "  write one flat list of numbers",
         ),
         Case(
-            "several recipes in one file",
+            "several recipes in one file, none of which uses another",
             f"{LINEAR_B}---\n{LINEAR_B}",
-            "recipe.yml holds 2 recipes: document 1 (line 1), document 2 (line 6)\n"
-            "  keep one in the file; several at once are not supported yet",
+            "recipe.yml:6: a second recipe without a name; the first is at recipe.yml:1\n"
+            "  give all but the last a 'name', by which others use what they give",
         ),
         Case(
             "the tokenizer is set twice",

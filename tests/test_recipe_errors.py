@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from meldkit.errors import MeldError, NotSupportedError, RecipeError
+from meldkit.errors import MeldError, RecipeError
 from meldkit.recipe import load_recipe, load_recipes, parse_recipe, parse_recipes, recipe_from_data
 
 GOLDEN = Path(__file__).parent / "golden" / "recipe_errors.txt"
@@ -146,11 +147,18 @@ def test_documents_of_one_file() -> None:
     assert second.name is None
     assert [str(model) for model in second.models()] == ["first"]
     assert second.lines["merge_method"] == "recipe.yml:6"
-    with pytest.raises(NotSupportedError):
-        parse_recipe(f"{MODELS}---\n{MODELS}")
+    assert parse_recipe(f"name: first\n{MODELS}---\n{MODELS.replace('a', 'first')}") == replace(
+        second, stages={"first": first}
+    )
     with pytest.raises(RecipeError) as caught:
         parse_recipes(f"name: x\n{MODELS}---\nname: x\n{MODELS}")
     assert caught.value.message == "recipe.yml:6: name 'x' is taken; see recipe.yml:1"
+
+
+def test_recipe_that_holds_itself() -> None:
+    recipe: dict[str, object] = {"name": "a", "merge_method": "linear"}
+    recipe["models"] = [{"model": recipe}]
+    assert [ref.path for ref in recipe_from_data(recipe).models()] == ["a"]
 
 
 HOSTILE = {

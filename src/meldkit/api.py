@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 from meldkit import __version__
-from meldkit.checkpoint import OpenFiles, open_files, open_model
+from meldkit.checkpoint import Checkpoint, OpenFiles, open_files, open_model, with_adapters
 from meldkit.engine import (
     Device,
     Nowhere,
     PlanInputs,
     Progress,
     Sink,
+    as_stage,
     default_threads,
     find_devices,
+    let_through,
     num_workers,
     run_jobs,
 )
-from meldkit.errors import NotSupportedError, RunError
+from meldkit.errors import CheckpointError, NotSupportedError, RunError, nearest
 from meldkit.methods import METHODS, Method, describe, get_method, load_plugin
 from meldkit.options import MergeOptions
 from meldkit.output import (
@@ -36,8 +41,8 @@ from meldkit.output import (
     write_side_files,
 )
 from meldkit.paths import output_path
-from meldkit.plan import Plan, build_plan
-from meldkit.recipe import ModelRef, Recipe, load_recipe, recipe_from_data
+from meldkit.plan import Plan, Stage, build_plan, stored_inputs
+from meldkit.recipe import ModelRef, Recipe, load_recipe, recipe_from_data, stage_of
 from meldkit.regular import sha256_of
 
 __all__ = [
@@ -136,25 +141,52 @@ def plan(
     cache = Path(options.transformers_cache) if options.transformers_cache else None
 
     wanted = read_recipe(recipe)
-    merged = wanted.models()
+    stages: dict[str, Stage] = {}
 
-    def opened(ref: ModelRef) -> Any:
-        # Of a model that only gives its tokenizer, no weight is ever read.
-        unread = headers_only or ref not in merged
-        if locate is None:
-            return open_model(ref, cache=cache, headers_only=unread)
-        return replace(open_model(locate(ref), cache=cache, headers_only=unread), label=str(ref))
+    def planned(current: Recipe) -> Plan:
+        merged = current.models()
 
-    return build_plan(
-        wanted,
-        opened,
-        shard_size=options.shard_bytes(),
-        allow_crimes=options.allow_crimes,
-        allow_crop=options.allow_crop or options.unsafe_truncate_embeddings,
-        trust_remote_code=options.trust_remote_code,
-        copy_tokenizer=options.copy_tokenizer,
-        seed=options.random_seed or 0,
+        def open_input(ref: ModelRef) -> Checkpoint:
+            # Of a model that only gives its tokenizer, no weight is ever read.
+            unread = headers_only or ref not in merged
+            if (stage := stage_of(ref, wanted.stages)) is not None:
+                if ref.path not in stages:
+                    stages[ref.path] = _as_stage(ref.path, planned(stage), options)
+                return with_adapters(stages[ref.path], ref, cache=cache, headers_only=unread)
+            try:
+                opened = open_model(locate(ref) if locate else ref, cache=cache, headers_only=unread)
+            except CheckpointError as e:
+                if (meant := nearest(ref.path, wanted.stages)) is None:
+                    raise
+                raise CheckpointError(e.message, hint=f"did you mean the recipe '{meant}'? {e.hint}") from e
+            return opened if locate is None else replace(opened, label=str(ref))
+
+        return build_plan(
+            current,
+            open_input,
+            shard_size=options.shard_bytes(),
+            allow_crimes=options.allow_crimes,
+            allow_crop=options.allow_crop or options.unsafe_truncate_embeddings,
+            trust_remote_code=options.trust_remote_code,
+            copy_tokenizer=options.copy_tokenizer,
+            seed=options.random_seed or 0,
+        )
+
+    return planned(wanted)
+
+
+def _as_stage(name: str, made: Plan, options: MergeOptions) -> Stage:
+    """What a recipe gives as an input of another. The files beside its weights lie in a folder of their own
+    where they are not those of its donor."""
+    stage = as_stage(name, made)
+    if made.tokenizer is None and made.templates is None and not made.ends:
+        return stage
+    folder = Path(mkdtemp(prefix="meldkit-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    write_side_files(
+        folder, made, with_tokenizer=options.copy_tokenizer, card=False, name=name, version=__version__
     )
+    return replace(stage, folder=folder, tokenizer=None)
 
 
 def devices_of(options: MergeOptions) -> tuple[Device, ...]:
@@ -237,7 +269,7 @@ def merge_into(
     """
     try:
         with open_files() as files:
-            files.read_ahead(dict.fromkeys(path for c in chosen.checkpoints for path in c.files()))
+            files.read_ahead(dict.fromkeys(path for c in stored_inputs(chosen) for path in c.files()))
             # What an earlier run was allowed to let through, this one may not be.
             finished = folder.finished if options.allow_nonfinite else folder.finished - folder.nonfinite
             _run(chosen, folder, finished, files, options, progress, folder.sums, devices)
@@ -332,6 +364,8 @@ def _run(
             # Passes that could not be foreseen must not take the bar past its end.
             progress(Status(int(min(state.elements, total) * scale), int(total * scale), state.tensor))
 
+    if options.allow_nonfinite:
+        let_through(chosen, files)
     run_jobs(
         chosen.jobs,
         PlanInputs(chosen, files),

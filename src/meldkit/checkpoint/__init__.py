@@ -8,7 +8,7 @@ from meldkit.checkpoint.files import OpenFiles, open_files
 from meldkit.checkpoint.folder import Checkpoint, open_checkpoint
 from meldkit.checkpoint.json_file import read_json, shown, write_json
 from meldkit.checkpoint.links import check_links
-from meldkit.checkpoint.models import may_be_on_hub, open_as_stored, open_model
+from meldkit.checkpoint.models import may_be_on_hub, open_as_stored, open_model, with_adapters
 from meldkit.checkpoint.renamed import as_named_by
 from meldkit.checkpoint.safetensors import MAX_HEADER_BYTES, parse_header, read_header
 from meldkit.checkpoint.stored import quantisation_method, stored_entries
@@ -54,5 +54,6 @@ __all__ = [
     "shown",
     "stays_inside",
     "stored_entries",
+    "with_adapters",
     "write_json",
 ]

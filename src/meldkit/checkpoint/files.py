@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Lock, Thread, local
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from meldkit.checkpoint.dtypes import DTYPES
 from meldkit.errors import CheckpointError, RunError
 from meldkit.kernels import stored
 from meldkit.shapes import Float32, Tensor
+
+T = TypeVar("T")
 
 #: Bytes that the system is told of at a time, before they are asked for.
 _AHEAD = 4 * 2**20
@@ -34,7 +37,15 @@ class OpenFiles:
         self._lock = Lock()
         self._begun = Event()
         self._ahead: Thread | None = None
+        self._kept: dict[Hashable, Any] = {}
         self.bytes_read = 0
+
+    def kept(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What readers share for as long as the files are open: made by the first who asks for it."""
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = make()
+            return self._kept[key]
 
     def read_ahead(self, paths: Iterable[Path]) -> None:
         """Have the system read files, a piece of each in turn, until somebody asks for bytes of them.

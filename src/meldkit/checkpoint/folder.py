@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -131,30 +131,64 @@ def open_checkpoint(
     # A file that tells its own configuration may lie beside that of another model.
     stored_config = headers[0].config or (read_config(root / "config.json") if has_config else {})
     tensors, config = dequantised(label, tensors, stored_config)
+    digests = [h.digest for h in headers] + [digest_of_settings(stored_config)]
+    checkpoint = Checkpoint(
+        label=label,
+        folder=root,
+        tensors=tensors,
+        config=config,
+        tokenizer=None,
+        adapters=(),
+        fingerprint=hashlib.sha256("".join(digests).encode()).hexdigest(),
+        parts=parts(folder) if whole else (),
+        notes=tuple(_left_beside(label, folder)),
+    )
+    return lay_over(checkpoint, adapter_folders, folder, stored_config, digests)
+
+
+def lay_over(
+    checkpoint: Checkpoint,
+    adapter_folders: Sequence[Path],
+    folder: Path,
+    stored_config: Mapping[str, Any],
+    digests: Sequence[str],
+) -> Checkpoint:
+    """A checkpoint with LoRA adapters over its tensors.
+
+    Args:
+        checkpoint: without them.
+        adapter_folders: of the adapters, in order.
+        folder: of the checkpoint, or its file.
+        stored_config: as adapters may have recorded it.
+        digests: of what the checkpoint is, which its fingerprint is a hash of.
+
+    Raises:
+        CheckpointError: an adapter is damaged.
+        MismatchError: an adapter of another base.
+    """
+    tensors, config = dict(checkpoint.tensors), checkpoint.config
     warnings: list[str] = []
     adapters: list[Adapter] = []
-    tokenizer: Path | None = None
+    tokenizer = checkpoint.tokenizer
     for path in adapter_folders:
         adapter = open_adapter(path, tensors, config)
         if other := other_base(path, [folder, *(below.folder for below in adapters)], stored_config):
-            warnings.append(f"model '{label}': {other}")
+            warnings.append(f"model '{checkpoint.label}': {other}")
         adapters.append(adapter)
         if _num_tokens(adapter.config) != _num_tokens(config) and (path / "tokenizer_config.json").is_file():
             tokenizer = path
         tensors |= adapter.tensors
         config = adapter.config
-    digests = [h.digest for h in headers] + [digest_of_settings(stored_config)] + [a.digest for a in adapters]
-    return Checkpoint(
-        label=label,
-        folder=root,
+    everything = [*digests, *(adapter.digest for adapter in adapters)]
+    return replace(
+        checkpoint,
         tensors=tensors,
         config=config,
         tokenizer=tokenizer,
-        adapters=tuple(adapters),
-        fingerprint=hashlib.sha256("".join(digests).encode()).hexdigest(),
-        parts=parts(folder) if whole else (),
-        notes=(*_left_beside(label, folder), *(note for adapter in adapters for note in adapter.notes)),
-        warnings=tuple(warnings),
+        adapters=(*checkpoint.adapters, *adapters),
+        fingerprint=hashlib.sha256("".join(everything).encode()).hexdigest(),
+        notes=(*checkpoint.notes, *(note for adapter in adapters for note in adapter.notes)),
+        warnings=(*checkpoint.warnings, *warnings),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from meldkit.checkpoint.adapter import PREFIX, base_of, weights_file
-from meldkit.checkpoint.folder import Checkpoint, open_checkpoint
+from meldkit.checkpoint.folder import Checkpoint, lay_over, open_checkpoint
 from meldkit.checkpoint.hub import download
 from meldkit.checkpoint.json_file import shown
 from meldkit.checkpoint.stand_in import locate_heads
@@ -73,6 +73,23 @@ def open_as_stored(ref: ModelRef, *, cache: Path | None = None, headers_only: bo
         notes=tuple(search.notes),
         absent=search.absent,
     )
+
+
+def with_adapters(
+    checkpoint: Checkpoint, ref: ModelRef, *, cache: Path | None = None, headers_only: bool = False
+) -> Checkpoint:
+    """A checkpoint that is no model by itself, with the adapters that a reference lays over it.
+
+    Raises:
+        CheckpointError: there is no such adapter, or it is damaged.
+        MismatchError: an adapter of another base.
+    """
+    if not ref.adapters:
+        return checkpoint
+    search = _Search(cache, headers_only)
+    folders = [search.locate(a.path, a.revision) for a in ref.adapters]
+    named = replace(checkpoint, label=str(ref), absent={**checkpoint.absent, **search.absent})
+    return lay_over(named, folders, named.folder, named.config, [named.fingerprint])
 
 
 def _opened(ref: ModelRef, folder: Path, search: _Search, alone: bool) -> Checkpoint:

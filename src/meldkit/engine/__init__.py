@@ -8,6 +8,7 @@ from meldkit.engine.device import ON_CPU, Device, find_devices, num_workers
 from meldkit.engine.ends import Inputs, Nowhere, Observer, PlanInputs, Sink
 from meldkit.engine.jobs import run_jobs
 from meldkit.engine.run import Progress, default_threads, run
+from meldkit.engine.stages import as_stage, let_through
 from meldkit.engine.tensor_run import TensorRun
 
 __all__ = [
@@ -24,8 +25,10 @@ __all__ = [
     "Sink",
     "TensorRun",
     "Work",
+    "as_stage",
     "default_threads",
     "find_devices",
+    "let_through",
     "memory_of",
     "num_workers",
     "run",

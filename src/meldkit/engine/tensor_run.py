@@ -118,6 +118,11 @@ class TensorRun:
             ranges = [(0, self.job.numel)]
         return deque(cut(ranges, self._span))
 
+    @property
+    def writing(self) -> bool:
+        """Whether all that must be measured is."""
+        return self._writing
+
     def advance(self) -> bool:
         """Go on to the next pass; False when the tensor is finished."""
         if self._writing:
@@ -226,6 +231,15 @@ class TensorRun:
             room[first - start : last - start] = self._values(first, last, buffers)
 
         buffers.each_tile(start, stop, self._tile, self._grain, fill)
+
+    def fill(self, start: int, stop: int, out: Float32[Tensor, " n"], buffers: Buffers) -> None:
+        """Put elements [start, stop) of the output into `out`, not rounded; once all is measured."""
+        grain = self._grain
+        for first, last in cut([(start // grain * grain, stop)], self._tile):
+            whole = min(-(-last // grain) * grain, self.job.numel)
+            values = self._values(first, whole, buffers)
+            low = max(start, first)
+            out[low - start : last - start] = values[low - first : last - first]
 
     def _observe(self, job: TensorJob, start: int, raw: np.ndarray) -> None:
         if self._observer is not None:

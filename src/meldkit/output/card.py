@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from meldkit.plan import Plan
+from meldkit.plan import Plan, stored_inputs
 
 
 def model_card(plan: Plan, name: str, version: str) -> str:
@@ -23,7 +23,7 @@ def model_card(plan: Plan, name: str, version: str) -> str:
     method = plan.method
     paper = f" ([paper](https://arxiv.org/abs/{method.paper}))" if method.paper else ""
     models = "\n".join(
-        f"| `{_cell(c.label)}` | {len(c)} | `{c.fingerprint[:16]}` |" for c in plan.checkpoints
+        f"| `{_cell(c.label)}` | {len(c)} | `{c.fingerprint[:16]}` |" for c in stored_inputs(plan)
     )
     base = plan.recipe.base_model
     base_line = f" The base model is `{_cell(str(base))}`." if base is not None else ""

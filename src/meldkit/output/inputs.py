@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from meldkit.errors import CheckpointError, OutputError
-from meldkit.plan import Plan
+from meldkit.plan import Plan, stored_inputs
 
 
 def check_apart(path: Path, plan: Plan) -> None:
     """Refuse to write into an input's folder, below or above it: inputs are never changed."""
     out = path.resolve()
-    for checkpoint in plan.checkpoints:
+    for checkpoint in stored_inputs(plan):
         folders = [checkpoint.folder, *(adapter.folder for adapter in checkpoint.adapters)]
         for folder in (f.resolve() for f in (*folders, *(p.resolve().parent for p in checkpoint.files()))):
             # A lone weight file may lie in a folder that is not a model's, such as the current one.
@@ -31,7 +31,7 @@ def check_apart(path: Path, plan: Plan) -> None:
 def stamps(plan: Plan) -> dict[Path, tuple[int, int]]:
     """Size and time of change of every file that a plan reads."""
     result: dict[Path, tuple[int, int]] = {}
-    for path in dict.fromkeys(path for checkpoint in plan.checkpoints for path in checkpoint.files()):
+    for path in dict.fromkeys(path for checkpoint in stored_inputs(plan) for path in checkpoint.files()):
         try:
             stat = path.stat()
         except OSError as e:
@@ -43,7 +43,7 @@ def stamps(plan: Plan) -> dict[Path, tuple[int, int]]:
 def identity(plan: Plan, stamps: Mapping[Path, tuple[int, int]]) -> str:
     """Hash of the plan and of the very files it reads: a replaced file makes earlier work worthless."""
     hasher = hashlib.sha256(plan.digest().encode())
-    for checkpoint in plan.checkpoints:
+    for checkpoint in stored_inputs(plan):
         for size, changed in map(stamps.__getitem__, checkpoint.files()):
             hasher.update(f"{size} {changed}\n".encode())
     return hasher.hexdigest()

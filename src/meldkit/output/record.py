@@ -19,7 +19,7 @@ from meldkit.engine import ON_CPU, Device
 from meldkit.kernels.library import compiled, processor
 from meldkit.output.names import CARD, RECORD, settings_files
 from meldkit.output.sums import Sum
-from meldkit.plan import NUMERIC_VERSION, Plan
+from meldkit.plan import NUMERIC_VERSION, Plan, stored_inputs
 from meldkit.regular import sha256_of
 
 #: Of what the record says; raised when it says it otherwise.
@@ -65,7 +65,7 @@ def record(
         "plan": plan.digest(),
         "seed": plan.seed,
         "options": dict(options),
-        "models": [_model(checkpoint) for checkpoint in plan.checkpoints],
+        "models": [_model(checkpoint) for checkpoint in stored_inputs(plan)],
         "weights": {
             file.name: {
                 "size": file.size,

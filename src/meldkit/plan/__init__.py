@@ -6,6 +6,7 @@ from meldkit.plan.build import DEFAULT_SHARD_SIZE, build_plan
 from meldkit.plan.explain import Decision, Decisions, decisions, why_copied
 from meldkit.plan.model import NUMERIC_VERSION, OutputFile, Plan, TensorJob
 from meldkit.plan.slots import Input, Slot
+from meldkit.plan.stage import Stage, stages_of, stored_inputs
 from meldkit.plan.tables import embedding_rows
 
 __all__ = [
@@ -17,9 +18,12 @@ __all__ = [
     "OutputFile",
     "Plan",
     "Slot",
+    "Stage",
     "TensorJob",
     "build_plan",
     "decisions",
     "embedding_rows",
+    "stages_of",
+    "stored_inputs",
     "why_copied",
 ]

@@ -12,6 +12,7 @@ from meldkit.recipe.model import (
     TokenEntry,
     TokenizerSpec,
 )
+from meldkit.recipe.nested import by_name, join, order, stage_of
 from meldkit.recipe.refs import AdapterRef, ModelRef
 from meldkit.recipe.resolve import Resolved, resolve
 from meldkit.recipe.values import (
@@ -46,18 +47,22 @@ __all__ = [
     "TokenEntry",
     "TokenizerSpec",
     "Value",
+    "by_name",
     "choices",
     "evaluate",
     "filter_matches",
     "filters_of",
+    "join",
     "load_recipe",
     "load_recipes",
+    "order",
     "parse_recipe",
     "parse_recipes",
     "parse_value",
     "reaches",
     "recipe_from_data",
     "resolve",
+    "stage_of",
     "to_plain",
     "unreached_by",
 ]

@@ -8,8 +8,9 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from meldkit.errors import NotSupportedError, RecipeError, did_you_mean
+from meldkit.errors import RecipeError, did_you_mean
 from meldkit.recipe.model import Recipe
+from meldkit.recipe.nested import by_name, join, take_apart
 from meldkit.recipe.problem import Problem
 from meldkit.recipe.source import MAX_BYTES, Document, read_documents
 
@@ -22,50 +23,35 @@ if TYPE_CHECKING:
 
 
 def load_recipe(path: str | PathLike[str]) -> Recipe:
-    """The recipe in a file; `-` is standard input.
+    """The recipe in a file, with those of the same file that it uses; `-` is standard input.
 
     Raises:
-        RecipeError: the file cannot be read or is not a recipe; every problem is listed with its line.
-        NotSupportedError: the file holds several recipes.
+        RecipeError: the file cannot be read or is not a recipe, or its recipes do not add up to one; every
+            problem is listed with its line.
     """
     return parse_recipe(*_read_text(path))
 
 
 def load_recipes(path: str | PathLike[str]) -> tuple[Recipe, ...]:
-    """The recipes of a file, which `---` separates, in file order."""
+    """The recipes of a file, which `---` separates, in file order, each after those that stand inside it."""
     return parse_recipes(*_read_text(path))
 
 
 def parse_recipe(text: str, origin: str = "recipe.yml") -> Recipe:
-    """The recipe in a YAML text; `origin` is the file name for messages."""
-    documents = read_documents(text, origin)
-    if len(documents) > 1:
-        labels = [_label(document, number) for number, document in enumerate(documents, start=1)]
-        raise NotSupportedError(
-            f"{origin} holds {len(documents)} recipes: {', '.join(labels)}",
-            hint="keep one in the file; several at once are not supported yet",
-        )
-    return _recipe(documents[0])
+    """The recipe in a YAML text, with its stages; `origin` is the file name for messages."""
+    return join(parse_recipes(text, origin))
 
 
 def parse_recipes(text: str, origin: str = "recipe.yml") -> tuple[Recipe, ...]:
-    """The recipes in a YAML text, which `---` separates; their names must differ."""
-    documents = read_documents(text, origin)
-    recipes = tuple(map(_recipe, documents))
-    places: dict[str, str] = {}
-    for recipe in recipes:
-        if recipe.name is None:
-            continue
-        if recipe.name in places:
-            message = f"{recipe.lines['name']}: name '{recipe.name}' is taken; see {places[recipe.name]}"
-            raise RecipeError(message, hint="give every recipe of a file a name of its own")
-        places[recipe.name] = recipe.lines["name"]
+    """The recipes in a YAML text, which `---` separates, and those inside them; their names must differ."""
+    recipes = tuple(map(_recipe, take_apart(read_documents(text, origin))))
+    by_name(recipes)
     return recipes
 
 
 def recipe_from_data(data: Mapping[str, object]) -> Recipe:
     """The recipe in Python data, such as `yaml.safe_load` or `json.load` give."""
-    return _recipe(Document(data))
+    return join([_recipe(part) for part in take_apart([Document(data)])])
 
 
 def _read_text(path: str | PathLike[str]) -> tuple[str, str]:
@@ -105,13 +91,6 @@ def _where_to_look(path: Path) -> str:
         names = []
     near = did_you_mean(path.name, names) if names else ""
     return near if near.startswith("did") else "check the path; 'meldkit new' writes a recipe"
-
-
-def _label(document: Document, number: int) -> str:
-    """How a message names one of several documents."""
-    data = document.data
-    name = data.get("name") if isinstance(data, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    return f"'{name}'" if name else f"document {number} (line {document.lines[()]})"
 
 
 def _recipe(document: Document) -> Recipe:

@@ -135,7 +135,9 @@ class Recipe:
         tokenizer: None copies the base's (else the first model's) tokenizer.
         chat_template: "auto", the name of a preset, or Jinja text; None keeps the donor's.
         compat: "mergekit" for mergekit's numerics, else None.
-        name: what other documents of the same file call this merge.
+        name: what other recipes of the same file call this merge.
+        stages: the recipes that it and its stages merge the results of, by name, each after those that it
+            uses itself; they have none of their own.
         warnings: what was accepted although it has no effect, one sentence each, beginning with the place.
         astray: parameters that stand where they have no effect, and the first such place of each.
         origin: name of the file; "" for Python data.
@@ -152,6 +154,7 @@ class Recipe:
     chat_template: str | None = None
     compat: str | None = None
     name: str | None = None
+    stages: Mapping[str, Recipe] = field(default_factory=dict[str, "Recipe"])
     warnings: tuple[str, ...] = field(default=(), compare=False)
     astray: Mapping[str, str] = field(default_factory=dict[str, str], compare=False)
     origin: str = field(default="", compare=False)

@@ -15,7 +15,7 @@ from meldkit.recipe.problem import DataPath, kind_of
 # Bounds for input that is hostile or no recipe at all; the largest known recipes have a few thousand values.
 MAX_BYTES = 16 * 2**20
 _MAX_VALUES = 200_000
-_MAX_DEPTH = 64
+MAX_DEPTH = 64
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -97,8 +97,8 @@ def _check_depth(text: str, origin: str) -> None:
     for event in events:
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
-            if depth > _MAX_DEPTH:
-                raise RecipeError(f"{_mark(event, origin)}: nested more than {_MAX_DEPTH} levels deep")
+            if depth > MAX_DEPTH:
+                raise RecipeError(f"{_mark(event, origin)}: nested more than {MAX_DEPTH} levels deep")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
 
@@ -133,7 +133,7 @@ class _Reader:
 
     def _value(self, node: yaml.Node, path: DataPath) -> object:
         self.num_values += 1
-        if self.num_values > _MAX_VALUES or len(path) > _MAX_DEPTH:
+        if self.num_values > _MAX_VALUES or len(path) > MAX_DEPTH:
             # Only an alias inside its own anchor gets deeper than the text was.
             raise self._error(node, "the aliases of this document expand to too much data")
         self.lines.setdefault(path, _line(node))
@@ -152,7 +152,7 @@ class _Reader:
 
     def _pairs(self, node: yaml.MappingNode, depth: int = 0) -> dict[str, tuple[yaml.Node, yaml.Node]]:
         """The entries of a mapping; its own ones come before and win over those that `<<` brings in."""
-        if depth > _MAX_DEPTH:
+        if depth > MAX_DEPTH:
             raise self._error(node, "'<<' refers to itself")
         pairs: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         merged: list[yaml.MappingNode] = []

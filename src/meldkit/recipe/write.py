@@ -60,12 +60,13 @@ def to_yaml_text(data: object) -> str:
 
 
 def recipe_to_yaml(recipe: Recipe) -> str:
-    """The canonical YAML of a recipe."""
-    return to_yaml_text(recipe_to_plain(recipe))
+    """The canonical YAML of a recipe, after that of its stages."""
+    parts = (*recipe.stages.values(), recipe)
+    return "---\n".join(to_yaml_text(recipe_to_plain(part)) for part in parts)
 
 
 def recipe_to_plain(recipe: Recipe) -> dict[str, object]:
-    """A recipe as plain data, keys without a value left out."""
+    """A recipe without its stages as plain data, keys without a value left out."""
     data: dict[str, object] = {"name": recipe.name, "merge_method": recipe.merge_method}
     data["base_model"] = None if recipe.base_model is None else recipe.base_model.to_value()
     first = recipe.modules[0]

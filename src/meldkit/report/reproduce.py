@@ -27,7 +27,7 @@ from meldkit.output import (
     write_side_files,
 )
 from meldkit.paths import output_path
-from meldkit.plan import NUMERIC_VERSION, Plan
+from meldkit.plan import NUMERIC_VERSION, Plan, stored_inputs
 from meldkit.regular import sha256_of
 from meldkit.report.located import Located
 from meldkit.report.record import read_record
@@ -177,7 +177,7 @@ def _options(
 def _changed_inputs(record: Mapping[str, Any], chosen: Plan) -> Iterator[str]:
     """In which respects the inputs are not those of the record."""
     recorded = {str(model["model"]): model for model in record["models"]}
-    for checkpoint in chosen.checkpoints:
+    for checkpoint in stored_inputs(chosen):
         model = recorded.get(checkpoint.label)
         if model is None:
             yield f"'{checkpoint.label}' is no model of the merge"
@@ -201,14 +201,14 @@ def _changed_inputs(record: Mapping[str, Any], chosen: Plan) -> Iterator[str]:
         if settings := _other_settings(model, checkpoint):
             parts.append(f"has other settings: {settings}")
         yield f"'{checkpoint.label}' " + ("; ".join(parts) or "has other tensors, shapes or types")
-    names = {checkpoint.label for checkpoint in chosen.checkpoints}
+    names = {checkpoint.label for checkpoint in stored_inputs(chosen)}
     yield from (f"'{name}' is not read any more" for name in recorded if name not in names)
 
 
 def _changed_settings(record: Mapping[str, Any], chosen: Plan) -> Iterator[str]:
     """Which settings of which inputs are not those of the record."""
     recorded = {str(model["model"]): model for model in record["models"]}
-    for checkpoint in chosen.checkpoints:
+    for checkpoint in stored_inputs(chosen):
         model = recorded.get(checkpoint.label, {})
         # Else they are named with what else is other.
         same = model.get("fingerprint") == checkpoint.fingerprint

@@ -1,0 +1,176 @@
+"""Recipes that merge what others give: computed when read, it is what it would be if it were stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import same_bytes
+import tiny
+from meldkit import merge, plan
+from meldkit.errors import CheckpointError, RecipeError
+from meldkit.methods import METHODS
+from meldkit.options import MergeOptions
+from meldkit.recipe import parse_recipe
+
+CASES = (*METHODS, *same_bytes.VARIANTS)
+#: Around the stage: recipes that read it once, twice, as a base and beside another model.
+OUTER: dict[str, dict[str, Any]] = {
+    "linear": {"models": ["STAGE", "y"], "parameters": {"weight": 0.5}},
+    "slerp": {"base_model": "STAGE", "models": ["STAGE", "y"], "parameters": {"t": 0.3}},
+    "ties": {"base_model": "base", "models": ["STAGE", "z"], "parameters": {"density": 0.4, "weight": 1.0}},
+    "della": {
+        "base_model": "STAGE",
+        "models": ["x", "z"],
+        "parameters": {"density": 0.5, "epsilon": 0.1, "weight": 1.0},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for name, weights in same_bytes.state_dicts().items():
+        tiny.stored(folder / name, {k: t.bfloat16() for k, t in weights.items()}, same_bytes.CONFIG)
+    return folder
+
+
+def outer(method: str, stage: object, folder: Path) -> dict[str, Any]:
+    """A recipe around a stage."""
+    recipe = {"merge_method": method, "dtype": "float32", **OUTER[method]}
+
+    def named(name: object) -> object:
+        return stage if name == "STAGE" else str(folder / str(name))
+
+    recipe["models"] = [{"model": named(name)} for name in recipe["models"]]
+    return recipe | ({"base_model": named(recipe["base_model"])} if "base_model" in recipe else {})
+
+
+def weights(recipe: object, out: Path, **options: Any) -> dict[str, torch.Tensor]:
+    merge(recipe, out, MergeOptions(write_model_card=False, **options))  # pyright: ignore[reportArgumentType]
+    return tiny.tensors(out)
+
+
+def check_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_computed_is_stored(name: str, models: Path, tmp_path: Path) -> None:
+    method = list(OUTER)[CASES.index(name) % len(OUTER)]
+    inner = same_bytes.case_of(name).recipe(models) | {"name": "stage", "dtype": "float32"}
+    merge(inner, tmp_path / "stage", MergeOptions(write_model_card=False))
+    stored = weights(outer(method, str(tmp_path / "stage"), models), tmp_path / "stored")
+    check_same(weights(outer(method, inner, models), tmp_path / "computed"), stored)
+
+
+@pytest.mark.parametrize("method", OUTER)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_stage_of_stages(method: str, threads: int, models: Path, tmp_path: Path) -> None:
+    inner = {
+        "name": "inner",
+        "merge_method": "ties",
+        "base_model": str(models / "base"),
+        "models": [{"model": str(models / name)} for name in "xy"],
+        "parameters": {"density": 0.5, "weight": 1.0},
+        "dtype": "bfloat16",
+    }
+    middle = {
+        "name": "middle",
+        "merge_method": "slerp",
+        "base_model": "inner",
+        "models": [{"model": "inner"}, {"model": str(models / "z")}],
+        "parameters": {"t": 0.5},
+        "dtype": "bfloat16",
+    }
+    # Its own dtype says nothing of what others read, which is not rounded.
+    merge(inner | {"dtype": "float32"}, tmp_path / "inner", MergeOptions())
+    stored_middle = yaml.safe_load(yaml.safe_dump(middle).replace("inner", str(tmp_path / "inner")))
+    merge(stored_middle | {"dtype": "float32"}, tmp_path / "middle", MergeOptions())
+    stored = weights(outer(method, str(tmp_path / "middle"), models), tmp_path / "stored")
+    text = yaml.safe_dump_all([inner, middle, outer(method, "middle", models)])
+    (tmp_path / "recipe.yml").write_text(text)
+    check_same(weights(tmp_path / "recipe.yml", tmp_path / "computed", num_threads=threads), stored)
+
+
+def test_stage_used_by_two(models: Path, tmp_path: Path) -> None:
+    """It is planned once."""
+    opened: list[str] = []
+    text = f"""
+name: a
+merge_method: linear
+models: [{{model: {models}/x}}, {{model: {models}/y}}]
+parameters: {{weight: 0.5}}
+---
+name: b
+merge_method: linear
+models: [{{model: a}}, {{model: {models}/z}}]
+parameters: {{weight: 0.5}}
+---
+merge_method: linear
+models: [{{model: a}}, {{model: b}}]
+parameters: {{weight: 0.5}}
+dtype: float32
+"""
+
+    def locate(ref: Any) -> Any:
+        opened.append(ref.path)
+        return ref
+
+    made = plan(parse_recipe(text), locate=locate)
+    assert sorted(opened) == [str(models / name) for name in "xyz"]
+    assert [c.label for c in made.checkpoints] == ["a", "b"]
+    x, y, z = (tiny.tensors(models / name) for name in "xyz")
+    merged = weights(parse_recipe(text), tmp_path / "out")
+    for name, value in merged.items():
+        both = 0.5 * x[name].float() + 0.5 * y[name].float()
+        assert torch.allclose(value, 0.5 * both + 0.5 * (0.5 * both + 0.5 * z[name].float()), atol=1e-6)
+
+
+def test_bytes_are_copied_through_a_stage(models: Path, tmp_path: Path) -> None:
+    inner = {
+        "merge_method": "passthrough",
+        "slices": [{"sources": [{"model": str(models / "x"), "layer_range": [0, 2]}]}],
+    }
+    recipe = {"merge_method": "passthrough", "models": [{"model": inner}]}
+    check_same(weights(recipe, tmp_path / "out"), tiny.tensors(models / "x"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: a\nMODELS: b\n---\nname: b\nMODELS: a\n---\nMODELS: a\n", "in a circle: 'a' → 'b' → 'a'"),
+        ("name: a\nMODELS: b\n---\nname: b\nMODELS: a\n", "in a circle: 'a' → 'b' → 'a'"),
+        ("name: a\nMODELS: x\n---\nMODELS: y\n", "r.yml:1: no recipe uses 'a'"),
+        ("MODELS: x\n---\nMODELS: y\n", "r.yml:4: a second recipe without a name"),
+        ("name: a\nMODELS: x\n---\nname: b\nMODELS: x\n", "2 recipes are used by no other: 'a', 'b'"),
+        ("name: a\nMODELS: x\n---\nname: a\nMODELS: x\n", "r.yml:5: name 'a' is taken"),
+    ],
+)
+def test_recipes_that_do_not_add_up(text: str, message: str) -> None:
+    text = text.replace("MODELS:", "merge_method: linear\nmodels: [{model: ")
+    text = "\n".join(line + "}]" if line.startswith("models:") else line for line in text.split("\n"))
+    with pytest.raises(RecipeError) as error:
+        parse_recipe(text, "r.yml")
+    assert message in str(error.value)
+
+
+def test_stage_that_does_not_exist(models: Path) -> None:
+    text = f"""
+name: first
+merge_method: linear
+models: [{{model: {models}/x, parameters: {{weight: 1}}}}]
+---
+merge_method: linear
+models: [{{model: first}}, {{model: frist}}]
+parameters: {{weight: 1}}
+"""
+    with pytest.raises(CheckpointError, match="'frist' does not exist") as error:
+        plan(parse_recipe(text))
+    assert "did you mean the recipe 'first'?" in error.value.hint
