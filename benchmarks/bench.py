@@ -13,7 +13,7 @@
     targets.py      what was to be reached              check.py         compares two outputs
     report.py       the page                            plots.py         its pictures
 
-Models and results lie under .cache/bench/ and are used again; models of one size are removed where the disk
+Models and results lie under .cache/bench/ and are used again, results of the page where there are none; models of one size are removed where the disk
 is too small for those of another. Results are kept method by method, so that parts can be measured again.
 """
 
@@ -111,7 +111,10 @@ def main() -> None:
     )
     known = args.root / ("quick.json" if args.quick else "results.json")
     args.root.mkdir(parents=True, exist_ok=True)
-    data: dict[str, Any] = json.loads(known.read_text()) if known.exists() else {}
+    published = ROOT / "docs/benchmarks.json"
+    earlier_results = known if known.exists() or args.quick else published
+    data: dict[str, Any] = json.loads(earlier_results.read_text()) if earlier_results.exists() else {}
+    data = {name: found for name, found in data.items() if name in SECTIONS}
     if {FLOOR, MELDKIT} < set(args.contestants) and args.sections:
         for name in args.contestants:
             if name in PEERS:

@@ -39,7 +39,8 @@ _TIERS = {
     "report": "errors regular paths recipe checkpoint layout vocab plan methods engine output shapes kernels "
     "api options",
     "raw": "errors paths shapes recipe checkpoint plan options output api",
-    "cli": "errors paths options api raw report",
+    "tools": "errors recipe plan output options api report",
+    "cli": "errors paths options api raw report tools",
     "__init__": "api memory",
 }
 #: For annotations only, which cost nothing at run time.
@@ -66,6 +67,7 @@ _EXTERNAL = {
     "merge": "tqdm",
     "report": "yaml torch numpy transformers jinja2 plotly",
     "raw": "torch numpy",
+    "tools": "",
     "cli": "click rich",
     "__init__": "",
 }

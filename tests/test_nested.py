@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 
 import same_bytes
 import tiny
+from command import run
 from meldkit import merge, plan
 from meldkit.errors import CheckpointError, RecipeError
 from meldkit.methods import METHODS
@@ -174,3 +176,71 @@ parameters: {{weight: 1}}
     with pytest.raises(CheckpointError, match="'frist' does not exist") as error:
         plan(parse_recipe(text))
     assert "did you mean the recipe 'first'?" in error.value.hint
+
+
+MULTI = """
+name: both
+merge_method: linear
+models: [{{model: {0}/x}}, {{model: {0}/y}}]
+parameters: {{weight: 0.5}}
+dtype: float32
+---
+merge_method: slerp
+base_model: both
+models: [{{model: both}}, {{model: {0}/z}}]
+parameters: {{t: 0.5}}
+dtype: float32
+"""
+
+
+def test_multi(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is stored on the way gives the same bytes, is used again, and is made anew where the recipe changed."""
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yml").write_text(MULTI.format(models))
+    assert run(capsys, "multi", "recipe.yml", "computed").status == 0
+    first = run(capsys, "multi", "recipe.yml", "--out-path", "stored", "-I", "parts", "--json")
+    assert [step["merged"] for step in json.loads(first.out)] == [True, True]
+    check_same(tiny.tensors(Path("computed")), tiny.tensors(Path("stored")))
+    again = run(capsys, "multi", "recipe.yml", "stored", "-I", "parts", "--json")
+    assert [step["merged"] for step in json.loads(again.out)] == [False, False]
+    Path("recipe.yml").write_text(MULTI.format(models).replace("weight: 0.5", "weight: 0.25"))
+    changed = run(capsys, "multi", "recipe.yml", "other", "-I", "parts", "--json")
+    assert [step["merged"] for step in json.loads(changed.out)] == [True, True]
+    Path("parts/both/meldkit.json").unlink()
+    foreign = run(capsys, "multi", "recipe.yml", "third", "-I", "parts")
+    assert "parts/both is made by another program, and used as it is" in foreign.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("recipe.yml",), "OUT is missing"),
+        (("recipe.yml", "-I", "parts"), "OUT is missing: a recipe has no name"),
+        (("recipe.yml", "out", "--out-path", "other"), "OUT and --out-path name different folders"),
+    ],
+)
+def test_multi_refuses(
+    arguments: tuple[str, ...],
+    message: str,
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yml").write_text(MULTI.format(models))
+    result = run(capsys, "multi", *arguments)
+    assert result.status == 2
+    assert message in result.err
+
+
+def test_name_that_leads_elsewhere(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yml").write_text(MULTI.format(models).replace("both", "../both"))
+    result = run(capsys, "multi", "recipe.yml", "out", "-I", "parts")
+    assert result.status == 2
+    assert "name '../both' cannot be that of a folder" in result.err

@@ -42,7 +42,7 @@ from meldkit.output import (
 )
 from meldkit.paths import output_path
 from meldkit.plan import Plan, Stage, build_plan, stored_inputs
-from meldkit.recipe import ModelRef, Recipe, load_recipe, recipe_from_data, stage_of
+from meldkit.recipe import ModelRef, Recipe, load_recipe, recipe_from_data
 from meldkit.regular import sha256_of
 
 __all__ = [
@@ -149,7 +149,7 @@ def plan(
         def open_input(ref: ModelRef) -> Checkpoint:
             # Of a model that only gives its tokenizer, no weight is ever read.
             unread = headers_only or ref not in merged
-            if (stage := stage_of(ref, wanted.stages)) is not None:
+            if (stage := wanted.stage_of(ref)) is not None:
                 if ref.path not in stages:
                     stages[ref.path] = _as_stage(ref.path, planned(stage), options)
                 return with_adapters(stages[ref.path], ref, cache=cache, headers_only=unread)

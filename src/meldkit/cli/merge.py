@@ -97,7 +97,7 @@ def command(recipe: Path, out: Path, smoke: bool, as_json: bool, html: Path | No
     if loud:
         warn_of_values(result)
         if not as_json:
-            summary(result, _first_steps(result))
+            summary(result, first_steps(result))
     test = test_merge(result, options) if smoke else None
     if test is not None and loud:
         smoke_command.report(test, table_to_stderr=as_json)
@@ -110,11 +110,10 @@ def command(recipe: Path, out: Path, smoke: bool, as_json: bool, html: Path | No
 
 
 def test_merge(result: MergeResult, options: MergeOptions) -> SmokeTest:
-    """Run the result and what it was made of."""
+    """Run the result and the models it was made of."""
     recipe = result.plan.recipe
     # The base comes first, as everything else is compared with it.
-    first = [] if recipe.base_model is None else [recipe.base_model]
-    inputs = list(dict.fromkeys([*first, *recipe.models()]))
+    inputs = sorted(recipe.stored_models(), key=lambda ref: ref != recipe.base_model)
     return smoke_command.run(result.path, inputs, options, result.path.absolute().parent)
 
 
@@ -232,7 +231,7 @@ def peak_memory() -> int:
         return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _first_steps(result: MergeResult) -> str:
+def first_steps(result: MergeResult) -> str:
     """A line of Python that uses the new model."""
     path = str(result.path)
     config = result.plan.config

@@ -17,7 +17,7 @@ from meldkit.cli.display import count, table, text_of, text_size, text_time, wra
 if TYPE_CHECKING:
     from meldkit.methods import Method
     from meldkit.plan import Plan, TensorJob
-    from meldkit.report import Cost, InputModel, Output, PlanSummary, Treatment
+    from meldkit.report import Cost, InputModel, Output, PlanSummary, StageSummary, Treatment
 
 #: Rows of a part of the table, notes and files shown without -v.
 _ROWS = 24
@@ -98,7 +98,12 @@ def describe(summary: PlanSummary, *, verbose: bool = False) -> str:
         verbose: list every tensor instead of groups, and every note.
     """
     plan = summary.plan
-    lines = wrapped(f"{plan.method.name}: {plan.method.summary}", indent=0, hanging=2)
+    lines: list[str] = []
+    for name, stage in summary.stages.items():
+        lines += wrapped(f"{name}: {stage.plan.method.name}, computed when it is read", indent=0, hanging=2)
+        lines += ["", "models", *wrapped_table(map(_model, stage.models))]
+        lines += ["", "tensors", *(_tensors(stage.plan) if verbose else _treatments(stage)), ""]
+    lines += wrapped(f"{plan.method.name}: {plan.method.summary}", indent=0, hanging=2)
     lines += ["", "models", *wrapped_table(map(_model, summary.models))]
     lines += ["", "output", *_output(summary.output)]
     lines += ["", "cost", *_cost(summary.cost)]
@@ -123,7 +128,7 @@ def _model(model: InputModel) -> tuple[str, ...]:
         )
         if holds
     ]
-    size = text_size(model.num_bytes)
+    size = "computed" if model.computed else text_size(model.num_bytes)
     return (model.label, count(model.num_tensors, "tensor"), size, ", ".join(model.dtypes), ", ".join(roles))
 
 
@@ -177,7 +182,7 @@ def _of_job(plan: Plan, job: TensorJob) -> str:
     return f"{plan.method.name} {in_words(values, usual(plan.method))}".rstrip()
 
 
-def _treatments(summary: PlanSummary) -> Iterator[str]:
+def _treatments(summary: PlanSummary | StageSummary) -> Iterator[str]:
     """A row for each leaf of each stack, with the values in which it differs from others."""
     merged = [t for t in summary.treatments if t.num_merged]
     common = {

@@ -26,9 +26,10 @@ from meldkit.engine.ends import Nowhere, PlanInputs
 from meldkit.engine.fused import FusedRun, fused_sources, stored_dtype, takes_torch
 from meldkit.engine.jobs import measure_model
 from meldkit.engine.run import run, single_threaded_torch
+from meldkit.engine.stages import Computed
 from meldkit.engine.tensor_run import TensorRun
 from meldkit.kernels import stored
-from meldkit.plan import Input, Plan, TensorJob
+from meldkit.plan import Input, Plan, TensorJob, stages_of
 
 #: Seconds for which is read, read again, and computed, if there is so much to do.
 _READING, _AGAIN, _COMPUTING = 0.3, 0.05, 0.2
@@ -59,9 +60,9 @@ class Reading:
 
 def measure_reading(plan: Plan) -> Reading | None:
     """Read a little of inputs from all over the plan, as a merge would; None if there are none."""
-    jobs = sorted((job for job in plan.jobs if job.numel), key=lambda job: -job.numel)[: 4 * _PLACES]
-    jobs = jobs[:: max(1, len(jobs) // _PLACES)]
-    infos = [plan.checkpoints[i.checkpoint][i.tensor] for job in jobs for i in job.all_inputs]
+    infos = _some_inputs(plan)
+    for stage in stages_of(plan):
+        infos += _some_inputs(stage.plan)
     if not infos:
         return None
     out, scratch = np.empty(TILE, np.float32), Scratch()
@@ -88,6 +89,14 @@ def measure_reading(plan: Plan) -> Reading | None:
                 break
         again = time.perf_counter() - began
     return Reading(num_bytes, first / elements, again / repeated, num_bytes / elements)
+
+
+def _some_inputs(plan: Plan) -> list[TensorInfo]:
+    """Stored inputs of large tensors from all over a plan."""
+    jobs = sorted((job for job in plan.jobs if job.numel), key=lambda job: -job.numel)[: 4 * _PLACES]
+    jobs = jobs[:: max(1, len(jobs) // _PLACES)]
+    infos = [plan.checkpoints[i.checkpoint][i.tensor] for job in jobs for i in job.all_inputs]
+    return [info for info in infos if not isinstance(info.encoding, Computed)]
 
 
 def _read(source: TileSource, start: int, stop: int, out: np.ndarray, scratch: Scratch) -> None:

@@ -59,7 +59,7 @@ This model was merged from other models with [meldkit](https://pypi.org/project/
 
 def _hub_ids(plan: Plan) -> list[str]:
     """The inputs that are on the Hub, adapters included, once each."""
-    paths = [p for ref in plan.recipe.models() for p in (ref.path, *(a.path for a in ref.adapters))]
+    paths = [p for ref in plan.recipe.stored_models() for p in (ref.path, *(a.path for a in ref.adapters))]
     return [path for path in dict.fromkeys(paths) if _HUB_ID.fullmatch(path) and not Path(path).exists()]
 
 

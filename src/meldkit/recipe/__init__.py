@@ -12,7 +12,7 @@ from meldkit.recipe.model import (
     TokenEntry,
     TokenizerSpec,
 )
-from meldkit.recipe.nested import by_name, join, order, stage_of
+from meldkit.recipe.nested import by_name, join, mentions, order, relocated
 from meldkit.recipe.refs import AdapterRef, ModelRef
 from meldkit.recipe.resolve import Resolved, resolve
 from meldkit.recipe.values import (
@@ -55,14 +55,15 @@ __all__ = [
     "join",
     "load_recipe",
     "load_recipes",
+    "mentions",
     "order",
     "parse_recipe",
     "parse_recipes",
     "parse_value",
     "reaches",
     "recipe_from_data",
+    "relocated",
     "resolve",
-    "stage_of",
     "to_plain",
     "unreached_by",
 ]

@@ -164,6 +164,15 @@ class Recipe:
         """Every model whose weights take part, once each: sources in file order, then other bases."""
         return tuple(dict.fromkeys(self._mentions()))
 
+    def stage_of(self, ref: ModelRef) -> Recipe | None:
+        """The stage that a reference names; None if it is that of a model."""
+        return self.stages.get(ref.path) if ref.revision is None else None
+
+    def stored_models(self) -> list[ModelRef]:
+        """Every model whose weights take part, those of stages after its own; stages are none."""
+        found = [ref for part in (self, *self.stages.values()) for ref in part.models()]
+        return [ref for ref in dict.fromkeys(found) if self.stage_of(ref) is None]
+
     def _mentions(self) -> Iterator[ModelRef]:
         slices = [part for module in self.modules for part in module.slices]
         for part in slices:

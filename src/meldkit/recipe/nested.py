@@ -9,7 +9,7 @@ from itertools import count
 from typing import cast
 
 from meldkit.errors import RecipeError
-from meldkit.recipe.model import ModelToken, Recipe
+from meldkit.recipe.model import ModelToken, Recipe, TokenEntry
 from meldkit.recipe.problem import DataPath
 from meldkit.recipe.refs import ModelRef
 from meldkit.recipe.source import MAX_DEPTH, Document
@@ -156,15 +156,13 @@ def by_name(recipes: Sequence[Recipe]) -> dict[str, Recipe]:
 
 def uses(recipe: Recipe, named: Mapping[str, Recipe]) -> list[str]:
     """Names of the recipes that a recipe mentions, in the order in which it does."""
-    return list(dict.fromkeys(ref.path for ref in _mentions(recipe) if stage_of(ref, named) is not None))
+    return list(
+        dict.fromkeys(ref.path for ref in mentions(recipe) if ref.revision is None and ref.path in named)
+    )
 
 
-def stage_of(ref: ModelRef, stages: Mapping[str, Recipe]) -> Recipe | None:
-    """The recipe that a reference names; None if it is that of a model."""
-    return stages.get(ref.path) if ref.revision is None else None
-
-
-def _mentions(recipe: Recipe) -> Iterator[ModelRef]:
+def mentions(recipe: Recipe) -> Iterator[ModelRef]:
+    """Every reference of a recipe, its stages aside: to models, to those that only give tokens, to stages."""
     yield from recipe.models()
     if recipe.tokenizer is None:
         return
@@ -204,6 +202,50 @@ def order(recipe: Recipe, named: Mapping[str, Recipe]) -> dict[str, Recipe]:
 
     visit(recipe)
     return done
+
+
+def relocated(recipe: Recipe, places: Mapping[str, str]) -> Recipe:
+    """A recipe that reads the results of others from where they are stored.
+
+    Args:
+        recipe: with or without stages, which it has none of afterwards.
+        places: by the names that it uses.
+    """
+
+    def at(ref: ModelRef) -> ModelRef:
+        return replace(ref, path=places[ref.path]) if ref.revision is None and ref.path in places else ref
+
+    def source(entry: TokenEntry) -> TokenEntry:
+        if isinstance(entry.source, ModelRef):
+            return replace(entry, source=at(entry.source))
+        if isinstance(entry.source, ModelToken):
+            return replace(entry, source=replace(entry.source, model=at(entry.source.model)))
+        return entry
+
+    tokenizer = recipe.tokenizer
+    if tokenizer is not None:
+        whose = tokenizer.source
+        tokenizer = replace(
+            tokenizer,
+            source=at(whose) if isinstance(whose, ModelRef) else whose,
+            tokens={token: source(entry) for token, entry in tokenizer.tokens.items()},
+        )
+    modules = tuple(
+        replace(
+            module,
+            slices=tuple(
+                replace(
+                    part,
+                    sources=tuple(replace(each, model=at(each.model)) for each in part.sources),
+                    base_model=None if part.base_model is None else at(part.base_model),
+                )
+                for part in module.slices
+            ),
+        )
+        for module in recipe.modules
+    )
+    base = None if recipe.base_model is None else at(recipe.base_model)
+    return replace(recipe, modules=modules, base_model=base, tokenizer=tokenizer, stages={})
 
 
 def _place(recipe: Recipe) -> str:

@@ -32,7 +32,16 @@ from meldkit.report.inspect import (
     TokenizerFacts,
     inspect,
 )
-from meldkit.report.plan import Cost, InputModel, Output, PlanSummary, Treatment, summarise_plan, with_time
+from meldkit.report.plan import (
+    Cost,
+    InputModel,
+    Output,
+    PlanSummary,
+    StageSummary,
+    Treatment,
+    summarise_plan,
+    with_time,
+)
 from meldkit.report.probe import Probe
 from meldkit.report.relatives import Relative
 from meldkit.report.reproduce import Reproduction, reproduce
@@ -73,6 +82,7 @@ __all__ = [
     "Reproduction",
     "SmokeTest",
     "Spectrum",
+    "StageSummary",
     "TaskDifference",
     "TensorDifference",
     "TensorExplanation",

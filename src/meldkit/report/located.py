@@ -8,8 +8,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from meldkit.errors import RecipeError, did_you_mean
-from meldkit.recipe import ModelRef, Recipe
-from meldkit.recipe.model import ModelToken
+from meldkit.recipe import ModelRef, Recipe, mentions
 
 
 class Located:
@@ -65,16 +64,9 @@ class Located:
 
 
 def _paths(recipe: Recipe) -> Iterator[str]:
-    """What a recipe calls its models and adapters, those that only give tokens included."""
-    for ref in (*recipe.models(), *_of_tokens(recipe)):
-        yield ref.path
-        yield from (adapter.path for adapter in ref.adapters)
-
-
-def _of_tokens(recipe: Recipe) -> Iterator[ModelRef]:
-    if recipe.tokenizer is None:
-        return
-    for source in (recipe.tokenizer.source, *(entry.source for entry in recipe.tokenizer.tokens.values())):
-        model = source.model if isinstance(source, ModelToken) else source
-        if isinstance(model, ModelRef):
-            yield model
+    """What a recipe and its stages call models and adapters, those that only give tokens included."""
+    for part in (recipe, *recipe.stages.values()):
+        for ref in mentions(part):
+            if recipe.stage_of(ref) is None:
+                yield ref.path
+            yield from (adapter.path for adapter in ref.adapters)

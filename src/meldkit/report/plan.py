@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from meldkit.engine import ON_CPU, Device, Memory, default_threads, memory_of, num_workers, work_of
-from meldkit.plan import Plan, TensorJob
+from meldkit.plan import Plan, Stage, TensorJob, stages_of
 from meldkit.plan.pieces import NOT_TOKENS
 from meldkit.report.groups import group_tensors
 from meldkit.report.probe import Probe, probe
@@ -24,8 +24,9 @@ class InputModel:
         donor: whether it gives configuration and tokenizer.
         num_adapters: laid over it.
         num_tensors: it has.
-        num_bytes: of them, as they are stored.
+        num_bytes: of them, as they are stored; of a stage, of what is read to compute it once.
         dtypes: of their values, safetensors spelling.
+        computed: whether it is a stage, which nobody stores.
     """
 
     label: str
@@ -35,6 +36,7 @@ class InputModel:
     num_tensors: int
     num_bytes: int
     dtypes: tuple[str, ...]
+    computed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +130,33 @@ class Treatment:
 
 
 @dataclass(frozen=True, slots=True)
-class PlanSummary:
-    """A plan, its cost, and its tensors by stack and leaf; `plan` has all of it in detail."""
+class StageSummary:
+    """What the plan of a stage would do; as in `PlanSummary`."""
 
     plan: Plan
+    models: tuple[InputModel, ...]
+    treatments: tuple[Treatment, ...]
+
+    def data(self) -> dict[str, Any]:
+        """Everything as JSON has it."""
+        labels = [model.label for model in self.models]
+        return {
+            "method": self.plan.method.name,
+            "models": [asdict(model) for model in self.models],
+            "treatments": [asdict(treatment) for treatment in self.treatments],
+            "tensors": [_tensor(self.plan, labels, job) for job in self.plan.jobs],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSummary:
+    """A plan, its cost, and its tensors by stack and leaf; `plan` has all of it in detail.
+
+    `stages` are what is computed for it, by name, in the order of the recipe.
+    """
+
+    plan: Plan
+    stages: Mapping[str, StageSummary]
     models: tuple[InputModel, ...]
     output: Output
     cost: Cost
@@ -144,6 +169,7 @@ class PlanSummary:
         return {
             "method": plan.method.name,
             "summary": plan.method.summary,
+            "stages": {name: stage.data() for name, stage in self.stages.items()},
             "models": [asdict(model) for model in self.models],
             "output": {
                 **asdict(self.output),
@@ -172,7 +198,8 @@ def summarise_plan(
     threads = num_workers(devices, threads, default_threads())
     return PlanSummary(
         plan=plan,
-        models=tuple(_model(plan, index) for index in range(len(plan.checkpoints))),
+        stages={s.label: StageSummary(s.plan, _models(s.plan), _treatments(s.plan)) for s in stages_of(plan)},
+        models=_models(plan),
         output=_output(plan),
         cost=_cost(plan, threads, devices),
         treatments=_treatments(plan),
@@ -194,6 +221,10 @@ def with_time(summary: PlanSummary) -> PlanSummary:
     return replace(summary, cost=replace(cost, probe=measured, seconds=seconds))
 
 
+def _models(plan: Plan) -> tuple[InputModel, ...]:
+    return tuple(_model(plan, index) for index in range(len(plan.checkpoints)))
+
+
 def _model(plan: Plan, index: int) -> InputModel:
     checkpoint = plan.checkpoints[index]
     infos = checkpoint.tensors.values()
@@ -205,6 +236,7 @@ def _model(plan: Plan, index: int) -> InputModel:
         num_tensors=len(checkpoint),
         num_bytes=sum(info.nbytes for info in infos),
         dtypes=tuple(dict.fromkeys(info.dtype for info in infos)),
+        computed=isinstance(checkpoint, Stage),
     )
 
 
@@ -237,14 +269,24 @@ def _vocabulary(plan: Plan) -> int | None:
 
 def _cost(plan: Plan, threads: int, devices: Sequence[Device]) -> Cost:
     works = work_of(plan, threads, devices)
+    memory = memory_of(plan, works, threads, devices)
+    bytes_to_read = sum(work.bytes_to_read for work in works)
+    for stage in stages_of(plan):
+        own = work_of(stage.plan)
+        bytes_to_read += sum(work.bytes_to_read // work.passes * (work.passes - 1) for work in own)
+        # It is computed on the CPU, by the threads that read it, in room of its own.
+        taken = memory_of(stage.plan, own, threads)
+        memory = replace(
+            memory, workers=memory.workers + taken.workers, statistics=memory.statistics + taken.statistics
+        )
     return Cost(
-        bytes_to_read=sum(work.bytes_to_read for work in works),
+        bytes_to_read=bytes_to_read,
         bytes_to_write=plan.bytes_to_write,
         bytes_to_download=sum(plan.to_download.values()),
         passes=max((work.passes for work in works), default=0),
         threads=threads,
         devices=tuple(Place(d.name, d.model) for d in devices if not d.in_memory),
-        memory=memory_of(plan, works, threads, devices),
+        memory=memory,
         probe=None,
         seconds=None,
     )

@@ -9,12 +9,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from meldkit.engine import Work
 from meldkit.errors import MeldError
-from meldkit.plan import Plan
+from meldkit.plan import Plan, stages_of
+
+if TYPE_CHECKING:
+    from meldkit.engine.probe import Reading
 
 #: Seconds for which is written, and bytes that are written at most, into a file without a name.
 _WRITING = 0.2
@@ -32,6 +36,7 @@ class Probe:
         writing: bytes per second to the disk of the current folder; None where nothing can be written.
         first, again: seconds per element and input for reading, on one thread: the first time, and again.
         computing: seconds per element and pass of the method, on one thread.
+        of_stages: seconds on one thread for what the recipes give that others use.
         importing: seconds for importing torch, which merges wait for too; next to 0 where it is not needed,
             or was imported before.
         seconds: how long all this took.
@@ -43,6 +48,7 @@ class Probe:
     first: float
     again: float
     computing: float
+    of_stages: float
     importing: float
     seconds: float
 
@@ -61,7 +67,7 @@ class Probe:
             first += elements
             again += elements * (work.passes - 1)
             computed += job.numel * work.passes if job.method is not None else 0
-        of_workers = first * self.first + again * self.again + computed * self.computing
+        of_workers = first * self.first + again * self.again + computed * self.computing + self.of_stages
         # Threads do not make a disk faster, but they compute while it reads and writes.
         of_disk = first * (self.first - self.again)
         of_writing = plan.bytes_to_write / self.writing if self.writing else 0.0
@@ -87,6 +93,7 @@ def probe(plan: Plan, works: Sequence[Work]) -> Probe | None:
     with contextlib.suppress(MeldError):
         reading = measure_reading(plan)
         if reading is not None:
+            times = max(work.passes for work in works)
             return Probe(
                 reading=reading.bytes_per_element / reading.first,
                 rereading=reading.bytes_per_element / reading.again,
@@ -94,10 +101,23 @@ def probe(plan: Plan, works: Sequence[Work]) -> Probe | None:
                 first=reading.first,
                 again=reading.again,
                 computing=measure_computing(plan, reading),
+                of_stages=sum(_of_stage(stage.plan, reading, times) for stage in stages_of(plan)),
                 importing=importing,
                 seconds=time.perf_counter() - began,
             )
     return None
+
+
+def _of_stage(plan: Plan, reading: Reading, times: int) -> float:
+    """Seconds on one thread to compute a stage so often, after what it measures itself."""
+    from meldkit.engine.probe import measure_computing
+
+    computing = measure_computing(plan, reading)
+    seconds = 0.0
+    for job, passes in zip(plan.jobs, plan.passes(), strict=True):
+        each = computing * (job.method is not None) + reading.again * len(job.all_inputs)
+        seconds += (passes - 1 + times) * job.numel * each
+    return seconds
 
 
 def _measure_writing(folder: Path) -> float | None:

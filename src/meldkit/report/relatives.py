@@ -94,7 +94,8 @@ def _mentioned(folder: Path, card: Mapping[str, Any], config: Mapping[str, Any])
             # A recipe that another program wrote may say what this one does not know.
             with suppress(MeldError):
                 yield from (
-                    Relative(str(ref), "merged from", file) for ref in load_recipe(folder / file).models()
+                    Relative(str(ref), "merged from", file)
+                    for ref in load_recipe(folder / file).stored_models()
                 )
     name = config.get("_name_or_path")
     if isinstance(name, str):

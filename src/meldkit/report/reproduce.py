@@ -15,7 +15,7 @@ from meldkit import __version__
 from meldkit.api import devices_of, plan, read_recipe, tensor_sums
 from meldkit.checkpoint import Checkpoint
 from meldkit.engine import Device
-from meldkit.errors import CheckpointError, MismatchError, RecipeError
+from meldkit.errors import CheckpointError, MeldError, MismatchError, RecipeError
 from meldkit.options import MergeOptions
 from meldkit.output import (
     RECIPE,
@@ -172,6 +172,15 @@ def _options(
         transformers_cache=cache,
         trust_remote_code=trust_remote_code,
     )
+
+
+def is_of_plan(folder: Path, plan: Plan) -> bool:
+    """Whether a folder holds what a plan gives, as the record of its merge says; inputs are looked at."""
+    try:
+        record = read_record(folder)
+    except MeldError:
+        return False
+    return record is not None and record["plan"] == plan.digest() and not any(_changed_inputs(record, plan))
 
 
 def _changed_inputs(record: Mapping[str, Any], chosen: Plan) -> Iterator[str]:
