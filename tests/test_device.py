@@ -305,7 +305,7 @@ def test_tiles_are_as_large_as_memory_allows(models: Path, fake: FakeBackend) ->
 def test_number_of_workers(fake: FakeBackend) -> None:
     del fake
     gpus = find_devices("cuda", all_of_kind=True)
-    assert [num_workers(ON_CPU, threads, 8) for threads in (None, 3)] == [8, 3]
+    assert [num_workers(ON_CPU, threads, 8) for threads in (None, 3)] == [10, 3]
     assert [num_workers(gpus[:1], threads, 8) for threads in (None, 1, 5)] == [2, 1, 5]
     assert [num_workers(gpus, threads, 8) for threads in (None, 1, 5)] == [6, 3, 5]
 

@@ -66,7 +66,7 @@ class MergeOptions:
     multi_gpu: bool = _option(False, "Merge on all GPUs of the kind that is asked for, else of CUDA.")
     gpu_rich: bool = _option(False, "The same as --cuda --multi-gpu.")
     num_threads: int | None = _option(
-        None, "Worker threads; if not given, one per processor, or two per GPU.", flags=("-j",)
+        None, "Worker threads; if not given, two more than processors, or two per GPU.", flags=("-j",)
     )
     async_write: bool = _option(False, "Write while computing.", idle="writing always overlaps computing")
     write_threads: int = _option(1, "Threads that write.", idle="two threads always write")

@@ -46,6 +46,8 @@ _LARGEST_RANDOM = 31 * CHUNK
 _PER_INPUT, _ASIDE = 8, 64
 #: Part of the free memory that is used. PyTorch keeps some of what was given back; so may other programs.
 _SHARE = 0.5
+#: Worker threads on the CPU beyond its processors.
+_WAITING = 2
 #: Workers of an accelerator if the user names no number: one reads while the other one's tile is computed.
 _WORKERS = 2
 
@@ -203,7 +205,7 @@ def _look_at(device: torch.device, backend: Backend) -> Accelerator:
 
 
 def num_workers(devices: Sequence[Device], threads: int | None, processors: int) -> int:
-    """Worker threads.
+    """Worker threads: more than processors, as some of them always wait for the disk.
 
     Args:
         devices: what they compute on.
@@ -211,7 +213,7 @@ def num_workers(devices: Sequence[Device], threads: int | None, processors: int)
         processors: how many there are for this process.
     """
     if devices[0].in_memory:
-        return threads or processors
+        return threads or processors + _WAITING
     # Every device that was asked for is used.
     return max(threads or _WORKERS * len(devices), len(devices))
 

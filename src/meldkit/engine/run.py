@@ -62,7 +62,7 @@ class Progress:
 
 
 def default_threads() -> int:
-    """Worker threads if the user names no number: as many as there are processors for this process."""
+    """As many threads as there are processors for this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
