@@ -220,7 +220,7 @@ def made(models: Path) -> Plan:
 
 def seconds(made: Plan, threads: int = 1, processors: int = 1, **changed: float | None) -> float:
     numbers: dict[str, Any] = {"first": 1e-6, "again": 1e-6, "computing": 1e-6, "writing": 1e15}
-    numbers |= {"importing": 0.0, **changed}
+    numbers |= {"of_stages": 0.0, "importing": 0.0, **changed}
     probe = Probe(reading=1.0, rereading=1.0, seconds=0.0, **numbers)
     return probe.estimate(made, work_of(made), threads, processors)
 
@@ -233,6 +233,7 @@ def test_an_estimate_adds_what_workers_do_and_divides_it_among_them(made: Plan) 
     assert seconds(made, 8, 2) == pytest.approx(4e-6 * elements)
     assert seconds(made, computing=0.0) == pytest.approx(6e-6 * elements)
     assert seconds(made, importing=2.0) == pytest.approx(2 + 8e-6 * elements)
+    assert seconds(made, 2, 2, of_stages=2.0) == pytest.approx(1 + 4e-6 * elements)
 
 
 def test_an_estimate_is_what_takes_longest(made: Plan) -> None:

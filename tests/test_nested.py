@@ -196,7 +196,7 @@ dtype: float32
 def test_multi(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is stored on the way gives the same bytes, is used again, and is made anew where the recipe changed."""
+    """What is stored on the way gives the same bytes, is used again, and made anew for another recipe."""
     monkeypatch.chdir(tmp_path)
     Path("recipe.yml").write_text(MULTI.format(models))
     assert run(capsys, "multi", "recipe.yml", "computed").status == 0

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from meldkit.checkpoint.dtypes import BY_TORCH_NAME, DTYPES, DType
-from meldkit.checkpoint.experts import as_stored_by
+from meldkit.checkpoint.experts import ExpertLayer, as_stored_by, expert_layers
 from meldkit.checkpoint.files import OpenFiles, open_files
 from meldkit.checkpoint.folder import Checkpoint, open_checkpoint
 from meldkit.checkpoint.json_file import read_json, shown, write_json
 from meldkit.checkpoint.links import check_links
 from meldkit.checkpoint.models import may_be_on_hub, open_as_stored, open_model, with_adapters
+from meldkit.checkpoint.rearranged import Matrix, joined
 from meldkit.checkpoint.renamed import as_named_by
 from meldkit.checkpoint.safetensors import MAX_HEADER_BYTES, parse_header, read_header
 from meldkit.checkpoint.stored import quantisation_method, stored_entries
@@ -31,8 +32,10 @@ __all__ = [
     "Checkpoint",
     "DType",
     "Encoding",
+    "ExpertLayer",
     "Header",
     "HeldTensor",
+    "Matrix",
     "OpenFiles",
     "Scratch",
     "StoredTensor",
@@ -41,6 +44,8 @@ __all__ = [
     "as_named_by",
     "as_stored_by",
     "check_links",
+    "expert_layers",
+    "joined",
     "may_be_on_hub",
     "open_as_stored",
     "open_checkpoint",

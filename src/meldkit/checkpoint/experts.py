@@ -119,6 +119,48 @@ def as_stored_by(
     return result
 
 
+@dataclass(frozen=True, slots=True)
+class ExpertLayer:
+    """The experts of one layer, however they are stored.
+
+    Attributes:
+        block: what names of the layer begin with, such as "model.layers.3.".
+        module: what follows, such as "mlp.".
+        experts: by what they hold ("gate", "up", "down"), the matrices [out, in] of each expert.
+    """
+
+    block: str
+    module: str
+    experts: tuple[Mapping[str, TensorInfo], ...]
+
+
+def expert_layers(tensors: Mapping[str, TensorInfo]) -> list[ExpertLayer]:
+    """The layers of a model that have experts, in the order of its tensors.
+
+    Raises:
+        CheckpointError: an expert is missing, or they are stored in a way that is not known.
+    """
+    found: list[ExpertLayer] = []
+    for layer in _collect(tensors):
+        if layer.form is None:
+            raise CheckpointError(
+                f"the experts of {shown(layer.prefix.rstrip('.'))} are stored in a way that is not known",
+                hint="experts with biases and incomplete ones are not taken apart",
+            )
+        upright = {key: layer.upright(info) for key, info in layer.tensors.items()}
+        experts = tuple(
+            {
+                role: joined(
+                    f"{layer.prefix}experts.{number}.{role}", [layer.matrix(upright, role, number)], ()
+                )
+                for role in layer.form.roles
+            }
+            for number in range(layer.num_experts())
+        )
+        found.append(ExpertLayer(layer.block, layer.module, experts))
+    return found
+
+
 def one_by_one(tensors: Mapping[str, TensorInfo], modules: Iterable[str]) -> Mapping[str, TensorInfo]:
     """A model's tensors, with its experts taken apart if modules of single experts are spoken of.
 
@@ -218,24 +260,24 @@ class _Layer:
     def stored(self, form: _Form, module: str) -> dict[str, TensorInfo]:
         """The same experts in another form."""
         prefix = self.block + module
-        count = self._num_experts()
-        upright = {key: self._upright(info) for key, info in self.tensors.items()}
+        count = self.num_experts()
+        upright = {key: self.upright(info) for key, info in self.tensors.items()}
         result: dict[str, TensorInfo] = {}
         for roles, leaf in form.leaves:
             if form.single:
                 for expert in range(count):
-                    matrices = [self._matrix(upright, role, expert) for role in roles]
+                    matrices = [self.matrix(upright, role, expert) for role in roles]
                     name = f"{prefix}experts.{expert}.{leaf}"
                     result[name] = joined(name, matrices, ())
             else:
-                matrices = [self._matrix(upright, role, e) for e in range(count) for role in roles]
+                matrices = [self.matrix(upright, role, e) for e in range(count) for role in roles]
                 name = prefix + leaf
                 result[name] = joined(name, matrices, (count,))
                 if form.transposed:
                     result[name] = transposed(result[name])
         return result
 
-    def _num_experts(self) -> int:
+    def num_experts(self) -> int:
         roles = next(iter(self.leaves))
         if (roles, None) in self.tensors:
             return self.tensors[roles, None].shape[0]
@@ -251,11 +293,11 @@ class _Layer:
                     )
         return max(numbers) + 1
 
-    def _upright(self, info: TensorInfo) -> TensorInfo:
+    def upright(self, info: TensorInfo) -> TensorInfo:
         """A tensor with its matrices as [out, in]."""
         return transposed(info) if self.form is not None and self.form.transposed else info
 
-    def _matrix(
+    def matrix(
         self, upright: Mapping[tuple[Roles, int | None], TensorInfo], role: str, expert: int
     ) -> Matrix:
         """One matrix of one expert."""

@@ -33,6 +33,7 @@ _COMMANDS = {
     "new": "Write a recipe to begin with.",
     "merge": "Merge models as a recipe says.",
     "multi": "Carry out several recipes of one file.",
+    "moe": "Make a mixture of experts from several models.",
     "verify": "Check that a merged model is what its merge has written.",
     "reproduce": "Run the merge of a model again, and compare.",
     "smoke": "Run a model, and see whether it still works.",

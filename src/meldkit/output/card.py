@@ -27,7 +27,10 @@ def model_card(plan: Plan, name: str, version: str) -> str:
     )
     base = plan.recipe.base_model
     base_line = f" The base model is `{_cell(str(base))}`." if base is not None else ""
-    recipe = plan.recipe.to_yaml().strip()
+    recipe = (plan.tool.text if plan.tool else plan.recipe.to_yaml()).strip()
+    how = f"`{method.name}`{paper}: {method.summary}{base_line}"
+    if plan.tool is not None:
+        how = f"`meldkit {plan.tool.name}`: {plan.tool.summary}"
     # A fence is closed by as many backticks as opened it.
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", recipe))])
     return f"""\
@@ -37,11 +40,11 @@ def model_card(plan: Plan, name: str, version: str) -> str:
 
 # {_title(name)}
 
-This model was merged from other models with [meldkit](https://pypi.org/project/meldkit/) {version}.
+This model was made from other models with [meldkit](https://pypi.org/project/meldkit/) {version}.
 
 ## Method
 
-`{method.name}`{paper}: {method.summary}{base_line}
+{how}
 
 ## Models
 

@@ -100,7 +100,7 @@ def _write_side_files(folder: Path, plan: Plan, *, with_tokenizer: bool) -> None
         files = [index for index, file in enumerate(plan.files) if file.folder == part]
         if len(files) > 1:
             write_json(folder / part / "model.safetensors.index.json", _index(plan, files))
-    _write_text(folder / RECIPE, plan.recipe.to_yaml())
+    _write_text(folder / RECIPE, plan.tool.text if plan.tool else plan.recipe.to_yaml())
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -63,6 +63,7 @@ def record(
         "numeric_version": NUMERIC_VERSION,
         "made_with": surroundings(devices),
         "plan": plan.digest(),
+        **({} if plan.tool is None else {"tool": plan.tool.name}),
         "seed": plan.seed,
         "options": dict(options),
         "models": [_model(checkpoint) for checkpoint in stored_inputs(plan)],

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from meldkit.plan.build import DEFAULT_SHARD_SIZE, build_plan
 from meldkit.plan.explain import Decision, Decisions, decisions, why_copied
-from meldkit.plan.model import NUMERIC_VERSION, OutputFile, Plan, TensorJob
+from meldkit.plan.model import NUMERIC_VERSION, OutputFile, Plan, TensorJob, Tool
 from meldkit.plan.slots import Input, Slot
-from meldkit.plan.stage import Stage, stages_of, stored_inputs
+from meldkit.plan.stage import Composed, Stage, stages_of, stored_inputs
 from meldkit.plan.tables import embedding_rows
 
 __all__ = [
     "DEFAULT_SHARD_SIZE",
     "NUMERIC_VERSION",
+    "Composed",
     "Decision",
     "Decisions",
     "Input",
@@ -20,6 +21,7 @@ __all__ = [
     "Slot",
     "Stage",
     "TensorJob",
+    "Tool",
     "build_plan",
     "decisions",
     "embedding_rows",

@@ -111,6 +111,21 @@ class OutputFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Tool:
+    """The program that has made a plan, where that is not a merge.
+
+    Attributes:
+        name: of the command, such as "moe".
+        text: what it was asked for, as YAML.
+        summary: what it does, in a sentence.
+    """
+
+    name: str
+    text: str
+    summary: str
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Everything that a merge will do.
 
@@ -129,6 +144,7 @@ class Plan:
         notes: what is treated otherwise than by the method, in words.
         warnings: what the user should look at.
         seed: of random methods.
+        tool: that has made the plan; None for a merge.
     """
 
     recipe: Recipe
@@ -145,6 +161,7 @@ class Plan:
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
     seed: int
+    tool: Tool | None = None
 
     @property
     def bytes_to_write(self) -> int:

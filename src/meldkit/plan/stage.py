@@ -1,8 +1,8 @@
-"""What a recipe gives, as an input of another."""
+"""Checkpoints that are not stored: what a recipe gives, as an input of another, and what is put together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from meldkit.checkpoint import Checkpoint
@@ -20,28 +20,43 @@ class Stage(Checkpoint):
     plan: Plan
 
 
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Composed(Checkpoint):
+    """A checkpoint that is put together from tensors of others.
+
+    Attributes:
+        inputs: the others.
+    """
+
+    inputs: tuple[Checkpoint, ...]
+
+
 def stages_of(plan: Plan) -> list[Stage]:
     """The stages that a plan and its stages read, once each, each after those that it reads itself."""
     found: dict[str, Stage] = {}
 
-    def visit(current: Plan) -> None:
-        for checkpoint in current.checkpoints:
-            if isinstance(checkpoint, Stage) and checkpoint.label not in found:
-                visit(checkpoint.plan)
+    def visit(checkpoints: Iterable[Checkpoint]) -> None:
+        for checkpoint in checkpoints:
+            if isinstance(checkpoint, Composed):
+                visit(checkpoint.inputs)
+            elif isinstance(checkpoint, Stage) and checkpoint.label not in found:
+                visit(checkpoint.plan.checkpoints)
                 found[checkpoint.label] = checkpoint
 
-    visit(plan)
+    visit(plan.checkpoints)
     return list(found.values())
 
 
 def stored_inputs(plan: Plan) -> list[Checkpoint]:
     """The models that a plan and its stages read, once each, in the order in which they are met."""
-    return list({checkpoint.label: checkpoint for checkpoint in _stored(plan)}.values())
+    return list({checkpoint.label: checkpoint for checkpoint in _stored(plan.checkpoints)}.values())
 
 
-def _stored(plan: Plan) -> Iterator[Checkpoint]:
-    for checkpoint in plan.checkpoints:
+def _stored(checkpoints: Iterable[Checkpoint]) -> Iterator[Checkpoint]:
+    for checkpoint in checkpoints:
         if isinstance(checkpoint, Stage):
-            yield from _stored(checkpoint.plan)
+            yield from _stored(checkpoint.plan.checkpoints)
+        elif isinstance(checkpoint, Composed):
+            yield from _stored(checkpoint.inputs)
         else:
             yield checkpoint

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from meldkit.errors import RecipeError, did_you_mean
 from meldkit.recipe.model import Recipe
@@ -19,7 +19,9 @@ _NO_RECIPE = "a recipe says what to do with models; 'meldkit new' writes one"
 _FOREIGN = {"architectures", "model_type", "peft_type"}
 
 if TYPE_CHECKING:
-    from pydantic import ValidationError
+    from pydantic import BaseModel, ValidationError
+
+S = TypeVar("S", bound="BaseModel")
 
 
 def load_recipe(path: str | PathLike[str]) -> Recipe:
@@ -52,6 +54,24 @@ def parse_recipes(text: str, origin: str = "recipe.yml") -> tuple[Recipe, ...]:
 def recipe_from_data(data: Mapping[str, object]) -> Recipe:
     """The recipe in Python data, such as `yaml.safe_load` or `json.load` give."""
     return join([_recipe(part) for part in take_apart([Document(data)])])
+
+
+def read_as(kind: type[S], path: str | PathLike[str]) -> tuple[S, Document, str]:
+    """The file of another program, whose form a pydantic model says; where its parts stand, and its text.
+
+    Raises:
+        RecipeError: the file cannot be read or has another form; every problem is listed with its line.
+    """
+    from pydantic import ValidationError
+
+    text, origin = _read_text(path)
+    documents = read_documents(text, origin)
+    if len(documents) > 1:
+        raise RecipeError(f"{origin} holds {len(documents)} documents", hint="keep one in the file")
+    try:
+        return kind.model_validate(documents[0].data, context=documents[0]), documents[0], text
+    except ValidationError as error:
+        raise _plain_error(error, documents[0]) from None
 
 
 def _read_text(path: str | PathLike[str]) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from meldkit.errors import CheckpointError
 from meldkit.output import FORMAT, RECORD
 
 _COMMIT = re.compile("[0-9a-f]{40}")
+_TOOL = re.compile("[a-z-]{1,40}")
 #: No file is so long.
 _TOO_LARGE = 2**63
 _KINDS = {
@@ -92,6 +93,8 @@ def not_whole(folder: Path, problem: str) -> CheckpointError:
 def _problems(record: Mapping[str, Any]) -> Iterator[str]:
     """What is not in a record, or is not as it should be."""
     yield from _missing("", record, _KINDS)
+    if (tool := record.get("tool")) is not None and not _TOOL.fullmatch(str(tool)):
+        yield f"it was made by {shown(tool)}"
     for name in (*record["weights"], *record["files"]):
         if not _leads_inside(name):
             yield f"it tells of a file {shown(name)}"

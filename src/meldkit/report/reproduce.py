@@ -15,7 +15,7 @@ from meldkit import __version__
 from meldkit.api import devices_of, plan, read_recipe, tensor_sums
 from meldkit.checkpoint import Checkpoint
 from meldkit.engine import Device
-from meldkit.errors import CheckpointError, MeldError, MismatchError, RecipeError
+from meldkit.errors import CheckpointError, MeldError, MismatchError, NotSupportedError, RecipeError
 from meldkit.options import MergeOptions
 from meldkit.output import (
     RECIPE,
@@ -116,6 +116,11 @@ def reproduce(
         if path.is_file():
             hint = "single files have none; 'meldkit merge' and 'meldkit pytorch' write one into folders"
         raise CheckpointError(f"{path} has no record of a merge ({RECORD})", hint=hint)
+    if tool := record.get("tool"):
+        raise NotSupportedError(
+            f"{path} was made by 'meldkit {tool}', which is not run again here",
+            hint=f"run meldkit {tool} {path / RECIPE} NEW_FOLDER and compare both, e.g. by 'meldkit diff'",
+        )
     recipe = path / RECIPE
     if not recipe.is_file() or _digest(recipe) != record["files"].get(RECIPE, {}).get("sha256"):
         raise MismatchError(

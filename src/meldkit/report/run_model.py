@@ -116,9 +116,9 @@ def read(folder: Path, device: str, *, trust_remote_code: bool = False) -> Readi
     kind = kind_of(checkpoint.config)
     if not any(path.name.startswith(FILES) for path in folder.iterdir()):
         raise NotSupportedError("it has no tokenizer")
-    dtype = _dtype(checkpoint, device)
+    dtype = computing_dtype(checkpoint, device)
     try:
-        with _silence(), torch.inference_mode():
+        with silence(), torch.inference_mode():
             model, tokenizer, made_up = _load(folder, kind, dtype, device, trust_remote_code)
             return (
                 _encode(model, tokenizer, made_up) if kind == "encoder" else _read(model, tokenizer, made_up)
@@ -132,7 +132,7 @@ def read(folder: Path, device: str, *, trust_remote_code: bool = False) -> Readi
         gc.collect()
 
 
-def _dtype(checkpoint: Checkpoint, device: str) -> Any:
+def computing_dtype(checkpoint: Checkpoint, device: str) -> Any:
     """The type to compute in: as stored on an accelerator; on a CPU float32 if there is the memory for it.
 
     Raises:
@@ -165,7 +165,7 @@ def _free_memory() -> int | None:
 
 
 @contextmanager
-def _silence() -> Generator[None]:
+def silence() -> Generator[None]:
     """What transformers says while loading is about its own matters."""
     from transformers.utils import logging
 

@@ -1,0 +1,138 @@
+"""meldkit moe: a mixture of experts from several models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from meldkit.cli.arguments import Folder, Recipe
+from meldkit.cli.display import show_progress, show_steps, wrapped_table
+from meldkit.cli.merge import (
+    announce,
+    data,
+    first_steps,
+    interruptible,
+    peak_memory,
+    summary,
+    warn_of_values,
+    with_options,
+)
+from meldkit.errors import RecipeError
+from meldkit.options import MergeOptions
+
+if TYPE_CHECKING:
+    from meldkit.tools.moe.make import PlannedMixture
+
+#: Characters of a prompt that are shown.
+_PROMPT = 36
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("config", type=Recipe())
+@click.argument("out", type=Folder())
+@click.option("--upcycle", type=int, help="CONFIG is a dense model: make so many experts of it.")
+@click.option("--experts-per-token", type=int, default=2, show_default=True, help="With --upcycle.")
+@click.option("--noise-scale", type=float, default=0.0, help="With --upcycle: noise that parts the experts.")
+@click.option("--plan", "only_plan", is_flag=True, help="Say what would be made and where prompts go.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else there.")
+@click.option("--load-in-4bit", is_flag=True, help="(Accepted; the base is loaded as it is stored.)")
+@click.option("--load-in-8bit", is_flag=True, help="(Accepted; the base is loaded as it is stored.)")
+@click.option(
+    "--i-understand-this-is-not-useful-without-training",
+    is_flag=True,
+    help="(Accepted; experts that are all the same are warned of.)",
+)
+@with_options
+def command(
+    config: Path,
+    out: Path,
+    upcycle: int | None,
+    experts_per_token: int,
+    noise_scale: float,
+    only_plan: bool,
+    as_json: bool,
+    load_in_4bit: bool,
+    load_in_8bit: bool,
+    i_understand_this_is_not_useful_without_training: bool,
+    **given: Any,
+) -> None:
+    """Make a mixture of experts as CONFIG (a YAML file) says, in the new folder OUT.
+
+    Feed-forward layers of several models become experts, everything else is that of the base model. Gates are
+    made from what the base makes of prompts that are typical of each expert.
+    """
+    del load_in_4bit, load_in_8bit, i_understand_this_is_not_useful_without_training
+    options = MergeOptions(**given)
+    loud = not options.quiet
+    with interruptible():
+        from meldkit.api import check_free, merge
+        from meldkit.tools.moe.config import load_mixture, upcycled
+        from meldkit.tools.moe.make import plan_mixture
+
+        if not only_plan:
+            check_free(out, overwrite=options.overwrite)
+        if upcycle is None:
+            mixture, text = load_mixture(config)
+        else:
+            if upcycle < 2:
+                raise RecipeError(f"--upcycle is {upcycle}; a mixture has 2 experts or more")
+            mixture, text = upcycled(str(config), upcycle, experts_per_token, noise_scale)
+        with show_steps(enabled=loud) as step:
+
+            def read(done: int, total: int) -> None:
+                if step is not None:
+                    step(done, total, "reading prompts")
+
+            planned = plan_mixture(mixture, text, options, work=out.absolute().parent, progress=read)
+        if loud:
+            announce(planned.plan, options)
+            if not as_json:
+                _show(planned)
+        if only_plan:
+            if as_json:
+                click.echo(json.dumps(_data(planned), indent=2, ensure_ascii=False))
+            return
+        with show_progress(enabled=loud) as progress:
+            result = merge(planned.plan, out, options, progress=progress)
+    if loud:
+        warn_of_values(result)
+        if not as_json:
+            summary(result, first_steps(result))
+    if as_json:
+        click.echo(
+            json.dumps(_data(planned) | data(result, peak_memory(), None), indent=2, ensure_ascii=False)
+        )
+
+
+def _show(planned: PlannedMixture) -> None:
+    assert planned.plan.tool is not None
+    click.echo(planned.plan.tool.summary)
+    rows = [("expert", "made of")]
+    click.echo("\n".join(wrapped_table([*rows, *((str(i), name) for i, name in enumerate(planned.experts))])))
+    if planned.routings:
+        click.echo("where prompts go: in what share of the layers each expert is among those that they take")
+        head = ("prompt", "of", *(str(i) for i in range(len(planned.experts))))
+        lines = [
+            (_short(r.prompt), str(r.expert), *(f"{100 * share:.0f} %" for share in r.shares))
+            for r in planned.routings
+        ]
+        click.echo("\n".join(wrapped_table([head, *lines])))
+
+
+def _short(prompt: str) -> str:
+    text = " ".join(prompt.split())
+    return text if len(text) <= _PROMPT else text[: _PROMPT - 1] + "…"
+
+
+def _data(planned: PlannedMixture) -> dict[str, Any]:
+    return {
+        "experts": list(planned.experts),
+        "routing": [
+            {"prompt": r.prompt, "expert": r.expert, "shares": list(r.shares), "first": list(r.first)}
+            for r in planned.routings
+        ],
+        "warnings": list(planned.plan.warnings),
+    }

@@ -1,0 +1,120 @@
+"""From the description of a mixture of experts to a plan that writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from meldkit.checkpoint import open_model
+from meldkit.errors import NotSupportedError
+from meldkit.options import MergeOptions
+from meldkit.plan import Plan, Tool
+from meldkit.report.run_model import as_folder, computing_dtype, silence
+from meldkit.tools.composed import plan_of
+from meldkit.tools.moe.build import Parts, compose, gather
+from meldkit.tools.moe.config import PROMPTED, Mixture
+from meldkit.tools.moe.gates import (
+    Features,
+    Gates,
+    Reader,
+    Routing,
+    gate_warnings,
+    load_base,
+    load_tokenizer,
+    make_gates,
+    read_embeddings,
+    read_states,
+    routings,
+    tokens_of,
+)
+
+#: Called with how many prompts have been read, and of how many.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedMixture:
+    """A mixture of experts about to be written.
+
+    Attributes:
+        plan: that writes it.
+        experts: what each is, in their order.
+        routings: where prompts go, by what the gates were made from; none where these are random.
+    """
+
+    plan: Plan
+    experts: tuple[str, ...]
+    routings: tuple[Routing, ...]
+
+
+def plan_mixture(
+    mixture: Mixture,
+    text: str,
+    options: MergeOptions | None = None,
+    *,
+    work: Path | None = None,
+    progress: Progress | None = None,
+) -> PlannedMixture:
+    """Open the models of a mixture, make its gates, and plan what is to be written.
+
+    For gates from hidden states the base is loaded by transformers, and reads the prompts; everything else is
+    streamed when the plan is carried out.
+
+    Args:
+        mixture: what is to be made.
+        text: the same as a file.
+        options: as for `merge`; the base is run on `options.wanted_device()`.
+        work: where there is room for a copy of a base that transformers cannot load as it is.
+        progress: called while prompts are read.
+
+    Raises:
+        MeldError: see `meldkit.errors`.
+    """
+    options = options or MergeOptions()
+    cache = Path(options.transformers_cache) if options.transformers_cache else None
+    parts = gather(mixture, lambda ref: open_model(ref, cache=cache))
+    gates = _gates(parts, options, work or Path.cwd(), progress)
+    made = compose(parts, gates.values, "mixture")
+    made = replace(made, warnings=(*made.warnings, *gate_warnings(parts, gates)))
+    kind = parts.family.name if parts.family else str(parts.checkpoint.config.get("model_type"))
+    mixed = parts.mixture
+    summary = (
+        f"{len(mixed.experts)} experts, {mixed.experts_per_token} per token, as {kind} from {mixed.base}"
+    )
+    plan = plan_of(made, Tool("moe", text, summary), options, dtype=mixture.dtype)
+    return PlannedMixture(plan, tuple(map(str, mixed.experts)), tuple(routings(parts, gates)))
+
+
+def _gates(parts: Parts, options: MergeOptions, work: Path, progress: Progress | None) -> Gates:
+    mode, ref = parts.mixture.gate_mode, parts.mixture.base
+    seed = options.random_seed or 0
+    if mode not in PROMPTED or not parts.needs_gates:
+        return make_gates(parts, _unread, seed)
+    # What has no prompts is complained of before a model is loaded.
+    make_gates(parts, _nothing_yet(parts), seed)
+    base = parts.checkpoint
+    device = options.wanted_device() or "cpu"
+    trusted = options.trust_remote_code
+    with silence(), as_folder(ref, work, options) as folder:
+        tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
+        if mode == "cheap_embed":
+            reader = read_embeddings(base, len(parts.experts), lambda text: tokens_of(tokenizer, text))
+        else:
+            dtype = computing_dtype(base, device)
+            reader = read_states(
+                load_base(folder, dtype, device, trust_remote_code=trusted), tokenizer, progress
+            )
+        return make_gates(parts, reader, seed)
+
+
+def _unread(prompts: Sequence[str], mode: str) -> Features:
+    raise NotSupportedError(f"gate_mode '{mode}' reads no prompts, but got {len(prompts)}")
+
+
+def _nothing_yet(parts: Parts) -> Reader:
+    import numpy as np
+
+    size = next(iter(parts.experts.values()))[0]["up"].shape[1]
+    one = np.ones((len(parts.experts), size), np.float32)
+    return lambda prompts, _: dict.fromkeys(prompts, one)
