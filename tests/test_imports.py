@@ -39,7 +39,7 @@ _TIERS = {
     "report": "errors regular paths recipe checkpoint layout vocab plan methods engine output shapes kernels "
     "api options",
     "raw": "errors paths shapes recipe checkpoint plan options output api",
-    "tools": "errors shapes recipe checkpoint plan output options api report",
+    "tools": "errors shapes recipe checkpoint layout plan output options api report",
     "cli": "errors paths options api raw report tools",
     "__init__": "api memory",
 }

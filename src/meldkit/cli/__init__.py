@@ -34,6 +34,10 @@ _COMMANDS = {
     "merge": "Merge models as a recipe says.",
     "multi": "Carry out several recipes of one file.",
     "moe": "Make a mixture of experts from several models.",
+    "layershuffle": "Make a model of layers drawn at random.",
+    "prune": "Make a model without some of its layers.",
+    "expand": "Make a deeper model by repeating layers.",
+    "convert-config": "Write the recipe that an old program's file or options stand for.",
     "verify": "Check that a merged model is what its merge has written.",
     "reproduce": "Run the merge of a model again, and compare.",
     "smoke": "Run a model, and see whether it still works.",
@@ -60,7 +64,7 @@ class _Commands(click.Group):
         del ctx
         if cmd_name not in _COMMANDS:
             return None
-        return import_module(f"meldkit.cli.{cmd_name}").command
+        return import_module(f"meldkit.cli.{cmd_name.replace('-', '_')}").command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

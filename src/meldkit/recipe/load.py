@@ -56,6 +56,19 @@ def recipe_from_data(data: Mapping[str, object]) -> Recipe:
     return join([_recipe(part) for part in take_apart([Document(data)])])
 
 
+def read_plain(path: str | PathLike[str]) -> object:
+    """The data of a YAML file that holds one document.
+
+    Raises:
+        RecipeError: the file cannot be read, or is no such.
+    """
+    text, origin = _read_text(path)
+    documents = read_documents(text, origin)
+    if len(documents) > 1:
+        raise RecipeError(f"{origin} holds {len(documents)} documents", hint="keep one in the file")
+    return documents[0].data
+
+
 def read_as(kind: type[S], path: str | PathLike[str]) -> tuple[S, Document, str]:
     """The file of another program, whose form a pydantic model says; where its parts stand, and its text.
 
