@@ -100,6 +100,8 @@ def _write_side_files(folder: Path, plan: Plan, *, with_tokenizer: bool) -> None
         files = [index for index, file in enumerate(plan.files) if file.folder == part]
         if len(files) > 1:
             write_json(folder / part / "model.safetensors.index.json", _index(plan, files))
+    for name, text in plan.tool.files.items() if plan.tool else ():
+        _write_text(folder / name, text)
     _write_text(folder / RECIPE, plan.tool.text if plan.tool else plan.recipe.to_yaml())
 
 

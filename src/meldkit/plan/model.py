@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -118,11 +118,13 @@ class Tool:
         name: of the command, such as "moe".
         text: what it was asked for, as YAML.
         summary: what it does, in a sentence.
+        files: more files beside the weights: names and texts.
     """
 
     name: str
     text: str
     summary: str
+    files: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)

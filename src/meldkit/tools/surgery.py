@@ -203,7 +203,8 @@ def from_bakllama(path: Path) -> tuple[Data, list[str]]:
         RecipeError: the file is none.
     """
     data = read_plain(path)
-    slices = data.get("layer_slices") if isinstance(data, Mapping) else None
+    settings = cast("Mapping[str, Any]", data if isinstance(data, Mapping) else {})
+    slices: Any = settings.get("layer_slices")
     if not isinstance(slices, list) or not slices:
         raise RecipeError(
             f"{path} is no bakllama file: it has no 'layer_slices'",
@@ -223,7 +224,6 @@ def from_bakllama(path: Path) -> tuple[Data, list[str]]:
         if scale is not None:
             source["parameters"] = {"scale": [{"filter": "down_proj", "value": float(scale)}, {"value": 1.0}]}
         found.append({"sources": [source]})
-    settings = cast("Mapping[str, Any]", data)
     ends = {
         "embedding_source": found[0]["sources"][0]["model"],
         "lm_head_source": found[-1]["sources"][0]["model"],

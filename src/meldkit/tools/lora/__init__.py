@@ -1,0 +1,1 @@
+"""Adapters of low rank from the difference of two models."""

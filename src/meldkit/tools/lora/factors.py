@@ -1,0 +1,170 @@
+"""The difference of two matrices as a product of two thin ones."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+
+from meldkit.checkpoint import HeldTensor, OpenFiles, TensorInfo, TileSource, read_all
+from meldkit.shapes import Float32, Tensor
+
+#: Whose annotations say nothing of what comes out.
+_linalg: Any = torch.linalg
+#: Up to this size of the smaller side all singular values are found; beyond it, the largest ones.
+EXACT = 512
+#: Columns beyond the rank in which the largest singular values are looked for (arXiv:0909.4061, 4.2).
+_OVERSAMPLING = 10
+#: Iterations end when the next one would lessen the square of the error by less than this share of it.
+_GAIN = 2e-3
+_MOST_ITERATIONS = 16
+#: Differences whose factors are kept until both have been written; as many threads work at once.
+_KEPT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Decomposition:
+    """The largest singular values of a matrix.
+
+    Attributes:
+        u: left singular vectors `[rows, rank]`.
+        s: singular values, falling `[rank]`.
+        vt: right singular vectors `[rank, columns]`.
+        energy: sum of the squares of all singular values.
+    """
+
+    u: Float32[Tensor, "rows rank"]
+    s: Float32[Tensor, " rank"]
+    vt: Float32[Tensor, "rank columns"]
+    energy: float
+
+    def rank_for(self, keep: float) -> int:
+        """The fewest singular values whose squares are this share of all, or as many as there are."""
+        sums = self.s.double().square().cumsum(0)
+        return min(int((sums < keep * self.energy).sum()) + 1, len(self.s))
+
+
+def decompose(
+    delta: Float32[Tensor, "rows columns"], rank: int, *, exact: bool | None = None
+) -> Decomposition:
+    """The largest singular values of a matrix and their vectors.
+
+    By subspace iteration from random vectors (Halko, Martinsson, Tropp: arXiv:0909.4061, algorithm 4.4),
+    until the error hardly changes any more; small matrices by LAPACK.
+
+    Args:
+        delta: the matrix.
+        rank: how many, at most.
+        exact: use LAPACK whatever the size; None for small matrices only.
+    """
+    rank = min(rank, *delta.shape)
+    energy = float(torch.sum(delta * delta, dtype=torch.float64))
+    if exact or (exact is None and min(delta.shape) <= max(EXACT, 2 * rank)):
+        u, s, vt = _linalg.svd(delta, full_matrices=False)
+        return Decomposition(u[:, :rank], s[:rank], vt[:rank], energy)
+    wide = delta.shape[0] < delta.shape[1]
+    matrix = delta.T if wide else delta
+    width = min(rank + _OVERSAMPLING, matrix.shape[1])
+    start = torch.randn(matrix.shape[1], width, generator=torch.Generator().manual_seed(0))
+    basis = _linalg.qr(matrix @ start).Q
+    before = -1.0
+    for _ in range(_MOST_ITERATIONS):
+        small = basis.T @ matrix
+        found = float(_linalg.svdvals(small.double() @ small.double().T)[:rank].sum())
+        if found - before <= _GAIN * max(energy - found, 0.0) or found >= energy * (1 - 1e-12):
+            break
+        before = found
+        basis = _linalg.qr(matrix @ _linalg.qr(small.T).Q).Q
+    small = basis.T @ matrix
+    inner, s, vt = _linalg.svd(small, full_matrices=False)
+    u = basis @ inner
+    u, s, vt = u[:, :rank], s[:rank], vt[:rank]
+    return Decomposition(vt.T, s, u.T, energy) if wide else Decomposition(u, s, vt, energy)
+
+
+def difference(files: OpenFiles, base: TensorInfo, model: TensorInfo) -> Float32[Tensor, "rows columns"]:
+    """What a fine-tune has changed in a matrix."""
+    return read_all(files, model).sub_(read_all(files, base))
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """One of the two thin matrices, computed when it is read.
+
+    Attributes:
+        base, model: of which the difference is factored.
+        rank: of the product.
+        first: whether it is A, else B.
+        distributed: whether both carry the root of the singular values, else A carries them.
+        turned: factor the transpose of the difference.
+        exact: as for `decompose`.
+    """
+
+    base: TensorInfo
+    model: TensorInfo
+    rank: int
+    first: bool
+    distributed: bool
+    turned: bool
+    exact: bool | None
+
+    @property
+    def files(self) -> Sequence[Path]:
+        return (*self.base.files, *self.model.files)
+
+    def open(self, files: OpenFiles, info: TensorInfo) -> TileSource:
+        """The factor's values."""
+        del info
+        latest, key = files.kept("factors", _Latest), (self.base, self.model, self.rank)
+        return _FactorTensor(lambda: latest.get(key, lambda: self._made(files)), self)
+
+    def _made(self, files: OpenFiles) -> Decomposition:
+        delta = difference(files, self.base, self.model)
+        return decompose(delta.T if self.turned else delta, self.rank, exact=self.exact)
+
+    def of(self, made: Decomposition) -> Tensor:
+        """The factor: A `[rank, in]` or B `[out, rank]`."""
+        scale = made.s.sqrt() if self.distributed else made.s if self.first else torch.ones_like(made.s)
+        return scale[:, None] * made.vt if self.first else made.u * scale
+
+
+class _FactorTensor:
+    def __init__(self, made: Callable[[], Decomposition], factor: Factor) -> None:
+        self._made = made
+        self._factor = factor
+
+    def read(self, start: int, stop: int, out: Float32[Tensor, " n"], scratch: object) -> None:
+        """Fill `out` with elements [start, stop)."""
+        values = self._factor.of(self._made()).contiguous()
+        HeldTensor(values).read(start, stop, out, scratch)  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(slots=True)
+class _Entry:
+    lock: Lock = field(default_factory=Lock)
+    made: Decomposition | None = None
+
+
+class _Latest:
+    """The decompositions that were made last: each is wanted twice, and by several threads."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[object, _Entry] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: object, make: Callable[[], Decomposition]) -> Decomposition:
+        """What is known by a key, made if nobody has made it yet."""
+        with self._lock:
+            entry = self._entries.setdefault(key, _Entry())
+            self._entries.move_to_end(key)
+            while len(self._entries) > _KEPT:
+                self._entries.popitem(last=False)
+        with entry.lock:
+            if entry.made is None:
+                entry.made = make()
+            return entry.made
