@@ -68,3 +68,42 @@ def test_plugins_that_are_none_are_errors_and_those_without_a_word_are_not(
     )
     done = command.run(capsys, "methods", "--plugin", "double.py")
     assert done.err == "error: there is already a merge_method 'linear'\n  give yours another name\n"
+
+
+def _examples(page: str) -> list[str]:
+    """The YAML of a page."""
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    return re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+
+
+def test_examples_of_recipes_in_recipes_are_merged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("base", "coder", "poet", "chat")):
+        tiny.decoder(tmp_path / name, seed)
+    examples = [
+        text for text in _examples("recipes.md") if "\n---\n" in text or "model:\n      merge_m" in text
+    ]
+    assert len(examples) == 2
+    for number, text in enumerate(examples):
+        Path("recipe.yml").write_text(text)
+        done = command.run(capsys, "merge", "recipe.yml", f"out{number}")
+        assert done.status == 0, done.err
+
+
+def test_examples_of_mixtures_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from test_moe import dense
+
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("base", "coder", "poet")):
+        dense(Path(name), "Llama", seed)
+    dense(Path("mixture"), "Mixtral", 3, num_local_experts=2)
+    examples = _examples("moe.md")
+    assert len(examples) == 2
+    for number, text in enumerate(examples):
+        Path("moe.yml").write_text(text)
+        done = command.run(capsys, "moe", "moe.yml", f"out{number}")
+        assert done.status == 0, done.err

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from meldkit.checkpoint import HeldTensor, OpenFiles, TensorInfo, TileSource, read_all
+from meldkit.checkpoint import HeldTensor, OpenFiles, Scratch, TensorInfo, TileSource, read_all
 from meldkit.shapes import Float32, Tensor
 
 #: Whose annotations say nothing of what comes out.
@@ -138,10 +138,10 @@ class _FactorTensor:
         self._made = made
         self._factor = factor
 
-    def read(self, start: int, stop: int, out: Float32[Tensor, " n"], scratch: object) -> None:
+    def read(self, start: int, stop: int, out: Float32[Tensor, " n"], scratch: Scratch) -> None:
         """Fill `out` with elements [start, stop)."""
         values = self._factor.of(self._made()).contiguous()
-        HeldTensor(values).read(start, stop, out, scratch)  # pyright: ignore[reportArgumentType]
+        HeldTensor(values).read(start, stop, out, scratch)
 
 
 @dataclass(slots=True)
