@@ -31,7 +31,7 @@ _PIECE = 1 << 20
 
 Progress = Callable[[int, int, str], None]
 #: Whose annotations say nothing of what comes out.
-_norm: Any = torch.linalg.vector_norm
+_linalg: Any = torch.linalg
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,9 +405,9 @@ def measure_errors(
             embedding = f"{key}embedding_A" in adapter
             ends = ("embedding_A", "embedding_B") if embedding else ("A.weight", "B.weight")
             a, b = (read_all(files, adapter[key + end]) for end in ends)
-            norm = float(_norm(delta))
+            norm = float(_linalg.vector_norm(delta))
             product = b @ a
             delta -= product.T if embedding or planned.turned else product
-            error = float(_norm(delta)) / norm if norm else 0.0
+            error = float(_linalg.vector_norm(delta)) / norm if norm else 0.0
             found.append(ModuleError(name, rank, norm, error))
     return found
