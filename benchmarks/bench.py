@@ -13,8 +13,8 @@
     targets.py      what was to be reached              check.py         compares two outputs
     report.py       the page                            plots.py         its pictures
 
-Models and results lie under .cache/bench/ and are used again, results of the page where there are none; models of one size are removed where the disk
-is too small for those of another. Results are kept method by method, so that parts can be measured again.
+Models and results lie under .cache/bench/ and are used again; where there are no results, those of the page.
+Models of one size are removed where the disk is too small for those of another. Results are kept method by method, so that parts can be measured again.
 """
 
 from __future__ import annotations
