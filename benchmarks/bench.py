@@ -14,7 +14,8 @@
     report.py       the page                            plots.py         its pictures
 
 Models and results lie under .cache/bench/ and are used again; where there are no results, those of the page.
-Models of one size are removed where the disk is too small for those of another. Results are kept method by method, so that parts can be measured again.
+Models of one size are removed where the disk is too small for those of another. Results are kept method by
+method, so that parts can be measured again.
 """
 
 from __future__ import annotations
