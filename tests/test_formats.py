@@ -9,14 +9,13 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
 from meldkit.checkpoint import DTYPES, pickled
 from meldkit.checkpoint.adapter.settings import _CHANGED_BASE, _OTHER_KINDS
 from meldkit.checkpoint.gguf.architectures import ARCHITECTURES
 from meldkit.checkpoint.gguf.blocks import KINDS
 from meldkit.checkpoint.quantised import dequantise as quantised
-from meldkit.recipe import recipe_from_data
+from meldkit.recipe import parse_recipe
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "formats.md").read_text("utf-8")
@@ -76,6 +75,6 @@ def test_examples_of_recipes_are_recipes(page: str) -> None:
     examples = re.findall(r"^```yaml\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.M | re.S)
     assert examples
     for example in examples:
-        recipe = recipe_from_data(yaml.safe_load(example))
+        recipe = parse_recipe(example)
         assert recipe.models()
         assert not recipe.warnings

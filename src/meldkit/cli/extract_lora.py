@@ -64,11 +64,10 @@ def command(
     loud = not options.quiet
     with interruptible():
         from meldkit.api import check_free, merge
-        from meldkit.recipe import ModelRef
         from meldkit.tools.lora.extract import Extraction, measure_errors, plan_extraction
 
         check_free(target, overwrite=options.overwrite)
-        wanted = Extraction(ModelRef.parse(model), ModelRef.parse(base_model), **own)
+        wanted = Extraction.of(model, base_model, **own)
         with show_steps(enabled=loud) as step:
             planned = plan_extraction(wanted, options, progress=step)
         if loud:

@@ -22,6 +22,8 @@ _TEXT: JsonSchema = {"type": "string", "pattern": r"\S"}
 _REVISION = r"[^@+]*[^@+\s][^@+]*"
 _PART = rf"{_REVISION}(@{_REVISION})?"
 _LOCATION = r"[^@]*[^@\s][^@]*(@[^@]*[^@\s][^@]*)?"
+#: A recipe in place of a model.
+_RECIPE: JsonSchema = {"allOf": [{"type": "object", "required": ["merge_method"]}, {"$ref": "#"}]}
 _WHOLE: JsonSchema = {"type": ["integer", "string"], "minimum": 0, "pattern": "^[0-9]{1,9}$"}
 
 
@@ -116,12 +118,13 @@ FORMS: dict[str, JsonSchema] = {
             ),
         ]
     },
-    "model": {
+    "model": {"anyOf": [ref("stored-model"), _RECIPE]},
+    "stored-model": {
         "anyOf": [
             {"type": "string", "pattern": rf"^{_PART}(\+{_PART})*$"},
             mapping(
                 {
-                    "model": ref("location"),
+                    "model": {"anyOf": [ref("location"), _RECIPE]},
                     "lora": {
                         "anyOf": [
                             ref("location"),
@@ -143,12 +146,12 @@ FORMS: dict[str, JsonSchema] = {
     "tokenizer-source": {
         "anyOf": [
             {"enum": ["union", "base"]},
-            {"allOf": [ref("model"), {"not": {"type": "string", "pattern": r"^model:\s*$"}}]},
+            {"allOf": [ref("stored-model"), {"not": {"type": "string", "pattern": r"^model:\s*$"}}]},
         ]
     },
     "token-source": {
         "anyOf": [
-            ref("model"),
+            ref("stored-model"),
             mapping({"kind": {"const": "zero"}}, ["kind"], description="A row of zeros."),
             {
                 **mapping(

@@ -67,6 +67,11 @@ class Extraction:
     exact: bool | None = None
     dtype: str = "float32"
 
+    @classmethod
+    def of(cls, model: str, base: str, **others: Any) -> Extraction:
+        """The same, with models as recipes name them."""
+        return cls(ModelRef.parse(model), ModelRef.parse(base), **others)
+
     def text(self) -> str:
         """The same as YAML."""
         models = {"model": self.model.to_value(), "base": self.base.to_value()}
