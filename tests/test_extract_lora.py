@@ -153,6 +153,9 @@ def test_embeddings_and_norms_are_stored(capsys: pytest.CaptureFixture[str]) -> 
     ]
     tuned = LIBRARY.AutoModelForCausalLM.from_pretrained("tuned")
     torch.testing.assert_close(logits(with_peft("base", "adapter")), logits(tuned), atol=2e-5, rtol=1e-4)
+    skipped = extract(capsys, "--max-rank", "4", "--skip-undecomposable", "--overwrite")
+    assert skipped["saved"] == ["model.embed_tokens"]
+    assert not any("norm" in name for name in stored("adapter"))
 
 
 @pytest.mark.usefixtures("base")
@@ -240,7 +243,7 @@ def test_error_is_that_of_the_exact_decomposition(shape: tuple[int, int], decay:
 
 
 @pytest.mark.usefixtures("base")
-def test_continues_and_is_verified(capsys: pytest.CaptureFixture[str]) -> None:
+def test_is_verified_and_the_same_on_one_thread(capsys: pytest.CaptureFixture[str]) -> None:
     finetune("base", "tuned", low_rank(2))
     extract(capsys, "--max-rank", "2")
     assert run(capsys, "verify", "adapter").status == 0

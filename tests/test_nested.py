@@ -244,3 +244,31 @@ def test_name_that_leads_elsewhere(
     result = run(capsys, "multi", "recipe.yml", "out", "-I", "parts")
     assert result.status == 2
     assert "name '../both' cannot be that of a folder" in result.err
+
+
+def test_stage_with_a_tokenizer_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is built for a stage is what the recipe around it reads, as if it were stored."""
+    from test_moe import dense
+
+    monkeypatch.chdir(tmp_path)
+    for seed, (name, word) in enumerate((("a", "moon"), ("b", "sun"), ("c", "star"))):
+        dense(Path(name), "Llama", seed, vocab_size=13)
+        file = Path(name, "tokenizer.json")
+        content = json.loads(file.read_text())
+        content["model"]["vocab"][word] = 12
+        file.write_text(json.dumps(content))
+    inner = {
+        "name": "both",
+        "merge_method": "linear",
+        "models": [{"model": "a"}, {"model": "b"}],
+        "parameters": {"weight": 0.5},
+        "tokenizer_source": "union",
+        "dtype": "float32",
+    }
+    around = {**inner, "name": "all", "models": [{"model": inner}, {"model": "c"}]}
+    merge(inner, "both", MergeOptions())
+    stored = weights({**around, "models": [{"model": "both"}, {"model": "c"}]}, Path("stored"))
+    check_same(weights(around, Path("computed")), stored)
+    vocabulary = json.loads(Path("computed/tokenizer.json").read_text())["model"]["vocab"]
+    assert {"moon", "sun", "star"} <= vocabulary.keys()
+    assert stored["model.embed_tokens.weight"].shape[0] == 15

@@ -16,7 +16,8 @@ from meldkit.errors import RecipeError
 from meldkit.options import MergeOptions
 
 if TYPE_CHECKING:
-    from meldkit.tools.lora.extract import ModuleError, PlannedAdapter
+    from meldkit.tools.lora.errors import ModuleError
+    from meldkit.tools.lora.extract import PlannedAdapter
 
 #: Modules that are shown without -v.
 _SHOWN = 12
@@ -64,7 +65,8 @@ def command(
     loud = not options.quiet
     with interruptible():
         from meldkit.api import check_free, merge
-        from meldkit.tools.lora.extract import Extraction, measure_errors, plan_extraction
+        from meldkit.tools.lora.errors import measure_errors
+        from meldkit.tools.lora.extract import Extraction, plan_extraction
 
         check_free(target, overwrite=options.overwrite)
         wanted = Extraction.of(model, base_model, **own)

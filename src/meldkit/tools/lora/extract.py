@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from meldkit.checkpoint import Checkpoint, OpenFiles, TensorInfo, open_files, open_model, read_all
+from meldkit.checkpoint import Checkpoint, OpenFiles, Scratch, TensorInfo, open_files, open_model, read_all
 from meldkit.errors import MismatchError, RecipeError
 from meldkit.layout import infer_layout
 from meldkit.options import MergeOptions
@@ -23,15 +23,13 @@ from meldkit.tools.composed import held, plan_of
 from meldkit.tools.lora.factors import Factor, decompose, difference
 
 #: Before the names of modules in an adapter's file.
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 #: Models whose linear layers store their matrices transposed.
-_CONV1D = ("gpt2", "openai-gpt", "gpt_bigcode_old")
+_CONV1D = ("gpt2", "openai-gpt")
 #: Elements read at once where two tensors are compared.
 _PIECE = 1 << 20
 
 Progress = Callable[[int, int, str], None]
-#: Whose annotations say nothing of what comes out.
-_linalg: Any = torch.linalg
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,23 +121,6 @@ class PlannedAdapter:
     turned: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ModuleError:
-    """How far an adapter's change of a module is from the fine-tune's.
-
-    Attributes:
-        name: of the module.
-        rank: of the adapter's.
-        norm: Frobenius norm of the fine-tune's change.
-        error: norm of the difference, relative to that.
-    """
-
-    name: str
-    rank: int
-    norm: float
-    error: float
-
-
 def plan_extraction(
     wanted: Extraction, options: MergeOptions | None = None, *, progress: Progress | None = None
 ) -> PlannedAdapter:
@@ -173,6 +154,8 @@ def plan_extraction(
             if _same(files, module):
                 unchanged += 1
                 continue
+            if wanted.skip_others and module.kind == "other":
+                continue
             if _is_saved(wanted, module):
                 saved.append(module)
                 continue
@@ -187,11 +170,11 @@ def plan_extraction(
     leaves = dict.fromkeys(module.leaf for module in saved)
     for module in modules:
         if module.leaf in leaves and module.name not in ranks:
-            name = f"{_PREFIX}{module.name}.weight"
+            name = f"{PREFIX}{module.name}.weight"
             tensors[name] = replace(module.model, name=name)
             if module.bias is not None:
                 tensors[name.replace(".weight", ".bias")] = replace(
-                    module.bias[0], name=f"{_PREFIX}{module.name}.bias"
+                    module.bias[0], name=f"{PREFIX}{module.name}.bias"
                 )
     if not tensors:
         raise MismatchError(
@@ -206,6 +189,7 @@ def plan_extraction(
     content = (wanted, base.fingerprint, model.fingerprint, sorted(ranks.items()), list(tensors))
     made = Composed(
         label="adapter",
+        # Nothing that lies beside the models belongs beside an adapter.
         folder=Path("/nonexistent"),
         tensors=tensors,
         config={},
@@ -290,8 +274,6 @@ def _same(files: OpenFiles, module: Module) -> bool:
 
 
 def _equal(files: OpenFiles, one: TensorInfo, other: TensorInfo) -> bool:
-    from meldkit.checkpoint import Scratch
-
     if one.shape != other.shape:
         return False
     sources = [info.open(files) for info in (one, other)]
@@ -334,7 +316,7 @@ def _factors(wanted: Extraction, module: Module, rank: int, turned: bool) -> Ite
         factor = Factor(
             module.base, module.model, rank, side == "A", wanted.distribute_scale, flipped, wanted.exact
         )
-        name = f"{_PREFIX}{module.name}.{kind}_{side}{ending}"
+        name = f"{PREFIX}{module.name}.{kind}_{side}{ending}"
         dtype = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[wanted.dtype]
         nbytes = module.base.nbytes + module.model.nbytes
         yield TensorInfo(name, dtype, shape, module.model.file, 0, nbytes, factor)
@@ -348,7 +330,7 @@ def _bias(files: OpenFiles, module: Module, turned: bool) -> Iterator[TensorInfo
     if module.bias is not None:
         model, base = (read_all(files, info) for info in module.bias)
         change = model - base
-    yield held(f"{_PREFIX}{module.name}.lora_B.bias", change.numpy(), "F32", module.model.file)
+    yield held(f"{PREFIX}{module.name}.lora_B.bias", change.numpy(), "F32", module.model.file)
 
 
 def _settings(
@@ -384,35 +366,3 @@ def _settings(
         "fan_in_fan_out": base.config.get("model_type") in _CONV1D,
         "inference_mode": True,
     }
-
-
-def measure_errors(
-    planned: PlannedAdapter, folder: Path, *, progress: Progress | None = None
-) -> list[ModuleError]:
-    """How far what was written is from the fine-tune, module by module.
-
-    Args:
-        planned: what was written.
-        folder: of the adapter.
-        progress: as for `plan_extraction`.
-    """
-    from meldkit.checkpoint.weights import read_file
-
-    base, model = planned.models
-    adapter = read_file(folder / "adapter_model.safetensors").tensors
-    found: list[ModuleError] = []
-    with open_files() as files:
-        for number, (name, rank) in enumerate(planned.ranks.items()):
-            if progress is not None:
-                progress(number, len(planned.ranks), name)
-            delta: torch.Tensor = difference(files, base[f"{name}.weight"], model[f"{name}.weight"])
-            key = f"{_PREFIX}{name}.lora_"
-            embedding = f"{key}embedding_A" in adapter
-            ends = ("embedding_A", "embedding_B") if embedding else ("A.weight", "B.weight")
-            a, b = (read_all(files, adapter[key + end]) for end in ends)
-            norm = float(_linalg.vector_norm(delta))
-            product = b @ a
-            delta -= product.T if embedding or planned.turned else product
-            error = float(_linalg.vector_norm(delta)) / norm if norm else 0.0
-            found.append(ModuleError(name, rank, norm, error))
-    return found

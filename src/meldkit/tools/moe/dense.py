@@ -49,13 +49,10 @@ def read_dense(checkpoint: Checkpoint) -> Dense:
     """
     config = dict(checkpoint.config)
     tensors: Mapping[str, TensorInfo] = checkpoint.tensors
-    match config.get("model_type"):
-        case "phi3":
-            tensors = _phi3(checkpoint.label, tensors, config)
-        case "gemma":
-            tensors, config = _gemma(tensors, config)
-        case _:
-            pass
+    if config.get("model_type") == "phi3":
+        tensors = _phi3(checkpoint.label, tensors, config)
+    elif config.get("model_type") == "gemma":
+        tensors, config = _gemma(tensors, config)
     layers: dict[str, dict[str, TensorInfo]] = {}
     for name, info in tensors.items():
         match = _MLP.fullmatch(name)

@@ -13,8 +13,8 @@ import numpy as np
 from meldkit.checkpoint import Checkpoint, Scratch, open_files
 from meldkit.errors import NotSupportedError, RecipeError, RunError
 from meldkit.tools.composed import normal
-from meldkit.tools.moe.build import Parts
 from meldkit.tools.moe.config import Expert
+from meldkit.tools.moe.parts import Parts
 
 #: Prompts that the base reads at once.
 BATCH = 8

@@ -12,7 +12,7 @@ from meldkit.options import MergeOptions
 from meldkit.plan import Plan, Tool
 from meldkit.report.run_model import as_folder, computing_dtype, silence
 from meldkit.tools.composed import plan_of
-from meldkit.tools.moe.build import Parts, compose, gather
+from meldkit.tools.moe.build import compose
 from meldkit.tools.moe.config import PROMPTED, Mixture
 from meldkit.tools.moe.gates import (
     Features,
@@ -28,6 +28,7 @@ from meldkit.tools.moe.gates import (
     routings,
     tokens_of,
 )
+from meldkit.tools.moe.parts import Parts, gather
 
 #: Called with how many prompts have been read, and of how many.
 Progress = Callable[[int, int], None]

@@ -1,0 +1,245 @@
+"""The models of a mixture of experts, and whether they fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from meldkit.checkpoint import Checkpoint, ExpertLayer, TensorInfo, expert_layers
+from meldkit.errors import MismatchError, NotSupportedError, RecipeError, did_you_mean
+from meldkit.recipe import ModelRef
+from meldkit.tools.composed import Altered, altered
+from meldkit.tools.moe.config import PROMPTED, Expert, Mixture
+from meldkit.tools.moe.dense import Dense, read_dense
+from meldkit.tools.moe.families import FAMILIES, Family
+
+Matrices = Mapping[str, TensorInfo]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The models of a mixture, found to fit together.
+
+    Attributes:
+        mixture: with every expert by itself.
+        base: gives all but the experts.
+        family: what a dense base becomes; None where the base is a mixture, which keeps its kind.
+        models: all that take part, the base first.
+        experts: by what the names of a layer begin with, the matrices of each expert.
+        shared: the same of shared experts.
+        layers: of a base that is a mixture, its own experts.
+        warnings: about it, in words.
+    """
+
+    mixture: Mixture
+    base: Dense | Checkpoint
+    family: Family | None
+    models: tuple[Checkpoint, ...]
+    experts: Mapping[str, Sequence[Matrices]]
+    shared: Mapping[str, Sequence[Matrices]]
+    layers: Mapping[str, ExpertLayer]
+    warnings: tuple[str, ...]
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The base as it is stored."""
+        return self.base.checkpoint if isinstance(self.base, Dense) else self.base
+
+    @property
+    def needs_gates(self) -> tuple[Expert, ...]:
+        """The experts that gates are made for: those that come without one, and shared ones that have one."""
+        own = tuple(expert for expert in self.mixture.experts if not self.has_gate(expert))
+        gated = self.family is not None and bool(self.family.shared_gate)
+        return own + (self.mixture.shared if gated else ())
+
+    def has_gate(self, expert: Expert) -> bool:
+        """Whether an expert is one of the base's own, with a gate that it keeps."""
+        return self.family is None and expert.model == self.mixture.base and not expert.positive
+
+
+def gather(mixture: Mixture, open_model: Callable[[ModelRef], Checkpoint]) -> Parts:
+    """Open the models of a mixture, and see whether they fit together.
+
+    Raises:
+        RecipeError: no mixture can be made like this.
+        MismatchError: the models do not fit together.
+        NotSupportedError: a model is of a kind that is not known here.
+    """
+    opened: dict[ModelRef, Checkpoint] = {}
+    for ref in (mixture.base, *(e.model for e in (*mixture.experts, *mixture.shared))):
+        if ref not in opened:
+            opened[ref] = open_model(ref)
+    stored = {ref: {layer.block: layer for layer in expert_layers(c.tensors)} for ref, c in opened.items()}
+    experts = [one for expert in mixture.experts for one in _each(expert, stored[expert.model])]
+    mixture = replace(mixture, experts=tuple(experts))
+    dense: dict[ModelRef, Dense] = {}
+
+    def matrices(expert: Expert) -> dict[str, Matrices]:
+        """By layer."""
+        if isinstance(expert.number, int):
+            return {b: _of_mixture(expert, layer) for b, layer in stored[expert.model].items()}
+        if expert.model not in dense:
+            dense[expert.model] = read_dense(opened[expert.model])
+        return dict(dense[expert.model].layers)
+
+    own = stored[mixture.base]
+    base = opened[mixture.base] if own else read_dense(opened[mixture.base])
+    family = None if isinstance(base, Checkpoint) else _family(mixture, opened)
+    if family is None and mixture.shared:
+        raise NotSupportedError(
+            f"the base '{mixture.base}' is a mixture itself, whose shared experts stay as they are",
+            hint="leave out shared_experts",
+        )
+    blocks = list(own) if isinstance(base, Checkpoint) else list(base.layers)
+    routed, shared = ([matrices(e) for e in found] for found in (mixture.experts, mixture.shared))
+    named = [*zip(mixture.experts, routed, strict=True), *zip(mixture.shared, shared, strict=True)]
+    _check_shapes(mixture, base, own, named)
+    if mixture.experts_per_token > len(mixture.experts):
+        raise RecipeError(
+            f"experts_per_token is {mixture.experts_per_token}, but there are {len(mixture.experts)} experts",
+            hint="a token cannot take more experts than there are",
+        )
+    return Parts(
+        mixture=mixture,
+        base=base,
+        family=family,
+        models=tuple(opened.values()),
+        experts=_by_layer(blocks, mixture.experts, routed),
+        shared=_by_layer(blocks, mixture.shared, shared),
+        layers=own,
+        warnings=tuple(_warnings(mixture)),
+    )
+
+
+def _by_layer(
+    blocks: Sequence[str], experts: Sequence[Expert], matrices: Sequence[Mapping[str, Matrices]]
+) -> dict[str, list[Matrices]]:
+    """Of each layer, the matrices of each expert with what is changed in them."""
+    return {
+        block: [_changed(e, block, own[block]) for e, own in zip(experts, matrices, strict=True)]
+        for block in blocks
+    }
+
+
+def _each(expert: Expert, layers: Mapping[str, ExpertLayer]) -> Iterator[Expert]:
+    """An entry as the experts that it names."""
+    if not layers:
+        if expert.number is not None:
+            raise MismatchError(
+                f"{expert.where}: '{expert.model}' is dense and has no experts to choose from",
+                hint="leave out 'expert'",
+            )
+        yield expert
+        return
+    count = min(len(layer.experts) for layer in layers.values())
+    if expert.number is None:
+        raise RecipeError(
+            f"{expert.where}: '{expert.model}' is a mixture of {count} experts, and none of them is named",
+            hint=f"add 'expert: 0', 'expert: [0, 1]' or 'expert: all'; the last one is {count - 1}",
+        )
+    numbers = range(count) if expert.number == "all" else (expert.number,)
+    for number in numbers:
+        if number >= count:
+            raise RecipeError(
+                f"{expert.where}: '{expert.model}' has no expert {number}",
+                hint=f"it has {count}, counted from 0 to {count - 1}",
+            )
+        yield replace(expert, number=number)
+
+
+def _of_mixture(expert: Expert, layer: ExpertLayer) -> Matrices:
+    assert isinstance(expert.number, int)
+    return layer.experts[expert.number]
+
+
+def _changed(expert: Expert, block: str, matrices: Matrices) -> Matrices:
+    """An expert's matrices with noise and scale."""
+    return {
+        role: altered(
+            info,
+            Altered(
+                info,
+                noise=expert.noise,
+                scale=expert.scale if role == "down" else 1.0,
+                key=f"{expert.where}\0{block}\0{role}",
+            ),
+        )
+        for role, info in matrices.items()
+    }
+
+
+def _family(mixture: Mixture, opened: Mapping[ModelRef, Checkpoint]) -> Family:
+    """What the dense models become."""
+    wanted = (mixture.architecture or "").lower()
+    named = [family for family in FAMILIES if family.name.startswith(wanted)]
+    if not named:
+        names = [family.name for family in FAMILIES]
+        raise RecipeError(
+            f"unknown architecture '{mixture.architecture}'",
+            hint=f"{did_you_mean(wanted, names)} known: {', '.join(names)}",
+        )
+    refused: list[str] = []
+    for family in named:
+        reason = _why_not(family, mixture, opened)
+        if reason is None:
+            return family
+        refused.append(f"{family.name}: {reason}")
+    raise MismatchError(
+        "no kind of mixture fits: " + "; ".join(refused), hint="see docs/moe.md for what fits what"
+    )
+
+
+def _why_not(family: Family, mixture: Mixture, opened: Mapping[ModelRef, Checkpoint]) -> str | None:
+    """Why models cannot become a mixture of this kind; None if they can."""
+    base = opened[mixture.base].config
+    kind = str(base.get("model_type"))
+    if kind not in family.sources:
+        return f"not from models of type '{kind}', but {', '.join(sorted(family.sources))}"
+    if base.get("attention_bias") and not family.biases and kind in ("llama", "mistral"):
+        return "it has no biases in attention, as the base has"
+    fewest, most = family.num_shared
+    count = len(mixture.shared)
+    if not fewest <= count <= most:
+        wanted = str(fewest) if fewest == most else f"{fewest} to {most}"
+        return f"it has {wanted} shared experts, {count} are given"
+    prompts = any(expert.positive for expert in mixture.shared)
+    if family.shared_gate and mixture.gate_mode in PROMPTED and not prompts:
+        return "its shared expert has a gate, for which it needs prompts"
+    if prompts and not family.shared_gate:
+        return "its shared expert has no gate, so that prompts for it say nothing"
+    return None
+
+
+def _check_shapes(
+    mixture: Mixture,
+    base: Dense | Checkpoint,
+    own: Mapping[str, ExpertLayer],
+    found: Sequence[tuple[Expert, Mapping[str, Matrices]]],
+) -> None:
+    """Every expert has the base's layers, and matrices of the same shapes."""
+    layers = base.layers if isinstance(base, Dense) else {b: layer.experts[0] for b, layer in own.items()}
+    for expert, matrices in found:
+        if lacking := [block for block in layers if block not in matrices]:
+            raise MismatchError(
+                f"expert '{expert}' has {len(matrices)} layers, the base '{mixture.base}' has {len(layers)}; "
+                f"it lacks {lacking[0].rstrip('.')}",
+                hint="experts are models of the same depth and names as the base",
+            )
+        for block, roles in layers.items():
+            for role, info in roles.items():
+                if role not in matrices[block] or matrices[block][role].shape != info.shape:
+                    shape = list(matrices[block][role].shape) if role in matrices[block] else "missing"
+                    raise MismatchError(
+                        f"the {role} projection of expert '{expert}' in {block.rstrip('.')} is {shape}, that "
+                        f"of the base '{mixture.base}' {list(info.shape)}",
+                        hint="experts are models of the same sizes as the base",
+                    )
+
+
+def _warnings(mixture: Mixture) -> Iterator[str]:
+    count = len(mixture.experts)
+    if count & (count - 1):
+        yield f"{count} experts are no power of two; llama.cpp and some other programs want one"
+    same = {(e.model, e.number, e.noise, e.scale) for e in mixture.experts}
+    if len(same) == 1 and count > 1:
+        yield "all experts are the same: the mixture computes what one of them does until it is trained"
