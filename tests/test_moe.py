@@ -301,6 +301,10 @@ def test_experts_are_added_to_a_mixture_and_dropped(fused: bool, make: Callable[
     gate = next(name for name in three if name.startswith("model.layers.1.") and name.endswith("gate.weight"))
     assert torch.equal(three[gate][:2], two[gate])
     assert three[gate][2].norm().item() == pytest.approx(1, abs=1e-4)
+    every = [{"source_model": "three", "expert": "all"}]
+    make({"base_model": "three", "experts_per_token": 1, "experts": every}, out="one")
+    assert json.loads(Path("one/config.json").read_text())["num_experts_per_tok"] == 1
+    assert config["num_experts_per_tok"] == 2
     make({"base_model": "three", "experts": [{"source_model": "three", "expert": [0, 1]}]}, out="again")
     again = tiny.tensors(Path("again"))
     assert again.keys() == two.keys()
@@ -408,6 +412,15 @@ BAD: dict[str, tuple[dict[str, Any], type[MeldError], str]] = {
         RecipeError,
         "did you mean 'positive_prompts'?",
     ),
+    "kind of a base that is a mixture": (
+        {
+            "base_model": "mixture",
+            "architecture": "qwen",
+            "experts": [{"source_model": "mixture", "expert": 0}],
+        },
+        NotSupportedError,
+        "whose kind and storage stay as they are",
+    ),
     "no such kind of model": (
         {"base_model": "gpt", "experts": [{"source_model": "gpt", "positive_prompts": ["a"]}]},
         MismatchError,
@@ -425,6 +438,7 @@ def test_refused(
     for model in ("base", "a", *others):
         dense(Path(model), "Llama", 0, **others.get(model, {}))
     tiny.gpt2(Path("gpt"), 0)
+    dense(Path("mixture"), "Mixtral", 0, num_local_experts=2)
     config, error, message = BAD[name]
     Path("moe.yml").write_text(yaml.safe_dump({"base_model": "base"} | config))
     done = run(capsys, "moe", "moe.yml", "out")

@@ -17,11 +17,10 @@ from meldkit.tools.composed import held
 from meldkit.tools.moe.config import Mixture
 from meldkit.tools.moe.dense import Dense, is_feed_forward
 from meldkit.tools.moe.families import Family
-from meldkit.tools.moe.parts import Parts
+from meldkit.tools.moe.parts import PER_TOKEN, Parts
 
 #: Where configurations of mixtures say how many experts there are.
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-_PER_TOKEN = ("num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts")
 #: A matrix with a row per expert, behind the block.
 _ROUTER = re.compile(r"(?:\w+\.)*?(?:gate|router|router\.layer)\.weight")
 _CORRECTION = re.compile(r".*e_score_correction_bias")
@@ -41,7 +40,7 @@ def compose(parts: Parts, gates: np.ndarray, label: str) -> Composed:
     if isinstance(parts.base, Dense):
         assert parts.family is not None
         tensors = _of_dense(parts, parts.base, parts.family, routers, gates)
-        config = _configured(parts.base.config, parts.family, parts.mixture)
+        config = _configured(parts.base.config, parts.family, parts.mixture, parts.per_token)
         if parts.mixture.fused:
             tensors = _fused(tensors, blocks, parts)
     else:
@@ -145,14 +144,14 @@ def _of_dense(
             gate = module + family.shared_gate
             row = gates[blocks.index(block), len(parts.mixture.experts)][None]
             tensors[gate] = held(gate, row.astype(np.float32), dtype, first)
-        if family.model_type == "glm4_moe":
-            bias = f"{module}gate.e_score_correction_bias"
+        if family.correction:
+            bias = module + family.correction
             tensors[bias] = held(bias, np.zeros(len(parts.mixture.experts), np.float32), "F32", first)
     return tensors
 
 
-def _configured(dense: Mapping[str, Any], family: Family, mixture: Mixture) -> dict[str, Any]:
-    own = family.settings(dense, len(mixture.experts), mixture.experts_per_token, len(mixture.shared))
+def _configured(dense: Mapping[str, Any], family: Family, mixture: Mixture, per_token: int) -> dict[str, Any]:
+    own = family.settings(dense, len(mixture.experts), per_token, len(mixture.shared))
     config = {**dense, **own, "model_type": family.model_type, "architectures": [family.architecture]}
     config.pop("_name_or_path", None)
     return config
@@ -208,9 +207,9 @@ def _of_mixtures(
     for key in _COUNTS:
         if key in config:
             config[key] = count
-    for key in _PER_TOKEN:
-        if isinstance(config.get(key), int):
-            config[key] = min(config[key], count)
+    for key in PER_TOKEN:
+        if key in config:
+            config[key] = parts.per_token
     return dict(as_stored_by(tensors, base.tensors)), config
 
 

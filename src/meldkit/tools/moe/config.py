@@ -97,7 +97,7 @@ class MoeSection(Section):
     shared_experts: Annotated[list[ExpertSection] | None, BeforeValidator(read_list)] = None
     gate_mode: Annotated[str, PlainValidator(_gate_mode)] = "hidden"
     dtype: Dtype = None
-    experts_per_token: Multiple = 2
+    experts_per_token: Multiple | None = None
     architecture: Text | None = None
     fused: Flag = Field(default=False)
 
@@ -136,7 +136,7 @@ class Mixture:
         experts: in their order; one with the number "all" stands for all of its model.
         shared: experts that every token takes.
         gate_mode: how gates are made: one of `GATE_MODES`.
-        experts_per_token: that a token takes.
+        experts_per_token: that a token takes; None for 2, or as many as with a base that is a mixture.
         architecture: of the output; None for the first that fits.
         dtype: of the output, as torch calls it; None keeps the base's.
         fused: whether the experts of a layer are one tensor.
@@ -146,7 +146,7 @@ class Mixture:
     experts: tuple[Expert, ...]
     shared: tuple[Expert, ...] = ()
     gate_mode: str = "hidden"
-    experts_per_token: int = 2
+    experts_per_token: int | None = None
     architecture: str | None = None
     dtype: str | None = None
     fused: bool = False

@@ -27,6 +27,7 @@ class Family:
         leaves: what the matrices of an expert are called.
         shared: behind the module, what the shared experts' names begin with; "" if there are none.
         shared_gate: behind the module, the gate of the shared expert; "" if there is none.
+        correction: behind the module, what is added to experts' scores when some are chosen; "" if nothing.
         num_shared: fewest and most shared experts.
         biases: whether projections of attention have biases, zeros where the dense model has none.
         settings: from the dense configuration, the number of experts, how many a token takes and how many are
@@ -41,6 +42,7 @@ class Family:
     leaves: Mapping[str, str]
     shared: str = ""
     shared_gate: str = ""
+    correction: str = ""
     num_shared: tuple[int, int] = (0, 0)
     biases: bool = False
     settings: Callable[[Config, int, int, int], dict[str, Any]]
@@ -153,6 +155,7 @@ FAMILIES = (
         name="glm4 moe",
         model_type="glm4_moe",
         architecture="Glm4MoeForCausalLM",
+        correction="gate.e_score_correction_bias",
         sources=_LLAMA | {"qwen2", "qwen3"},
         leaves=_PROJECTIONS,
         shared="shared_experts.",

@@ -220,7 +220,7 @@ def routings(parts: Parts, gates: Gates) -> list[Routing]:
     for number, expert in enumerate(experts):
         for prompt in expert.positive:
             scores = np.einsum("les,ls->le", rows, gates.features[prompt])
-            best = np.argsort(-scores, axis=1, kind="stable")[:, : parts.mixture.experts_per_token]
+            best = np.argsort(-scores, axis=1, kind="stable")[:, : parts.per_token]
             shares = [(best == other).any(axis=1).mean() for other in range(len(experts))]
             found.append(Routing(prompt, number, tuple(map(float, shares)), tuple(best[:, 0].tolist())))
     return found

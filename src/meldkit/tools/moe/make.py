@@ -80,9 +80,7 @@ def plan_mixture(
     made = replace(made, warnings=(*made.warnings, *gate_warnings(parts, gates)))
     kind = parts.family.name if parts.family else str(parts.checkpoint.config.get("model_type"))
     mixed = parts.mixture
-    summary = (
-        f"{len(mixed.experts)} experts, {mixed.experts_per_token} per token, as {kind} from {mixed.base}"
-    )
+    summary = f"{len(mixed.experts)} experts, {parts.per_token} per token, as {kind} from {mixed.base}"
     plan = plan_of(made, Tool("moe", text, summary), options, dtype=mixture.dtype)
     return PlannedMixture(plan, tuple(map(str, mixed.experts)), tuple(routings(parts, gates)))
 

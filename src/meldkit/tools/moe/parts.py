@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from meldkit.checkpoint import Checkpoint, ExpertLayer, TensorInfo, expert_layers
 from meldkit.errors import MismatchError, NotSupportedError, RecipeError, did_you_mean
@@ -14,6 +15,9 @@ from meldkit.tools.moe.dense import Dense, read_dense
 from meldkit.tools.moe.families import FAMILIES, Family
 
 Matrices = Mapping[str, TensorInfo]
+#: Where configurations of mixtures say how many experts a token takes; and how many it does of dense models'.
+PER_TOKEN = ("num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts")
+_USUAL = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,7 @@ class Parts:
         experts: by what the names of a layer begin with, the matrices of each expert.
         shared: the same of shared experts.
         layers: of a base that is a mixture, its own experts.
+        per_token: experts that a token takes.
         warnings: about it, in words.
     """
 
@@ -38,6 +43,7 @@ class Parts:
     experts: Mapping[str, Sequence[Matrices]]
     shared: Mapping[str, Sequence[Matrices]]
     layers: Mapping[str, ExpertLayer]
+    per_token: int
     warnings: tuple[str, ...]
 
     @property
@@ -85,6 +91,12 @@ def gather(mixture: Mixture, open_model: Callable[[ModelRef], Checkpoint]) -> Pa
     own = stored[mixture.base]
     base = opened[mixture.base] if own else read_dense(opened[mixture.base])
     family = None if isinstance(base, Checkpoint) else _family(mixture, opened)
+    for key in ("architecture", "fused"):
+        if family is None and getattr(mixture, key):
+            raise NotSupportedError(
+                f"the base '{mixture.base}' is a mixture itself, whose kind and storage stay as they are",
+                hint=f"leave out {key}",
+            )
     if family is None and mixture.shared:
         raise NotSupportedError(
             f"the base '{mixture.base}' is a mixture itself, whose shared experts stay as they are",
@@ -94,9 +106,14 @@ def gather(mixture: Mixture, open_model: Callable[[ModelRef], Checkpoint]) -> Pa
     routed, shared = ([matrices(e) for e in found] for found in (mixture.experts, mixture.shared))
     named = [*zip(mixture.experts, routed, strict=True), *zip(mixture.shared, shared, strict=True)]
     _check_shapes(mixture, base, own, named)
-    if mixture.experts_per_token > len(mixture.experts):
+    per_token = mixture.experts_per_token
+    if per_token is None:
+        usual: Mapping[str, Any] = opened[mixture.base].config if family is None else {}
+        per_token = next((n for key in PER_TOKEN if isinstance(n := usual.get(key), int)), _USUAL)
+        per_token = min(per_token, len(mixture.experts)) if family is None else per_token
+    if per_token > len(mixture.experts):
         raise RecipeError(
-            f"experts_per_token is {mixture.experts_per_token}, but there are {len(mixture.experts)} experts",
+            f"experts_per_token is {per_token}, but there are {len(mixture.experts)} experts",
             hint="a token cannot take more experts than there are",
         )
     return Parts(
@@ -107,6 +124,7 @@ def gather(mixture: Mixture, open_model: Callable[[ModelRef], Checkpoint]) -> Pa
         experts=_by_layer(blocks, mixture.experts, routed),
         shared=_by_layer(blocks, mixture.shared, shared),
         layers=own,
+        per_token=per_token,
         warnings=tuple(_warnings(mixture)),
     )
 
