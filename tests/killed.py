@@ -82,6 +82,12 @@ RECIPES: dict[str, dict[str, Any]] = {
         "out_dtype": "float8_e4m3fn",
     },
 }
+RECIPES["stages"] = {
+    "merge_method": "ties",
+    "base_model": "base",
+    "models": [{"model": {**RECIPES["spanned"], "dtype": "float32"}}, {"model": "b"}],
+    "parameters": _USUAL,
+}
 #: Where a merge was when it was killed, by what it left: nothing, no finished tensor, some, files on
 #: their way, or a folder beside the one that it replaces.
 PHASES = ("plan", "begun", "apply", "publish", "replace")

@@ -12,13 +12,15 @@ import pytest
 import torch
 import transformers
 from safetensors import safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models
 from torch import Tensor
 
 import tiny
 from command import run
 from meldkit import merge
+from meldkit.composed import decompose
 from meldkit.options import MergeOptions
-from meldkit.tools.lora.factors import decompose
 
 #: PEFT asks transformers for what has another name there by now.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -27,11 +29,19 @@ LIBRARY: Any = transformers
 PEFT: Any = peft
 LINALG: Any = torch.linalg
 IDS = [[3, 14, 15, 9, 2, 6]]
+PLAIN = MergeOptions(write_model_card=False, quiet=True)
 
 
 def logits(model: Any) -> Tensor:
     with torch.inference_mode():
         return model.eval()(torch.tensor(IDS)).logits
+
+
+def tiny_tokenizer(size: int) -> Any:
+    words = {"<unk>": 0, **{f"w{i}": i for i in range(1, size)}}
+    return LIBRARY.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")), unk_token="<unk>"
+    )
 
 
 def with_peft(base: str, adapter: str) -> Any:
@@ -275,3 +285,119 @@ def test_refused(
     assert message in done.err
     assert done.status == status
     assert not Path("adapter").exists()
+
+
+@pytest.mark.parametrize("kind", ["Mixtral", "Qwen3Moe"])
+def test_experts_in_one_tensor(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They become parameters of their own, and both PEFT and we add to each expert what it has learned."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "moe_intermediate_size": 24}
+    config = getattr(LIBRARY, f"{kind}Config")(**sizes, num_local_experts=3, num_experts=3)
+    model = getattr(LIBRARY, f"{kind}ForCausalLM")(config)
+    whole = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generator = torch.Generator().manual_seed(1)
+    changed = dict(whole)
+    for name, tensor in whole.items():
+        if tensor.dim() == 3:
+            count, rows, columns = tensor.shape
+            b = torch.randn(count, rows, 2, generator=generator)
+            changed[name] = tensor + 0.05 * b @ torch.randn(count, 2, columns, generator=generator)
+    for folder, tensors in (("base", whole), ("tuned", changed)):
+        # As transformers holds them, which is not how it writes them.
+        model.load_state_dict(tensors)
+        model.config.save_pretrained(folder)
+        save_file(tensors, Path(folder, "model.safetensors"), metadata={"format": "pt"})
+    found = extract(capsys, "--max-rank", "2")
+    leaves = [module["name"].rpartition(".")[2] for module in found["modules"]]
+    assert sorted(leaves) == ["down_proj"] * 2 + ["gate_up_proj"] * 2
+    assert all(module["error"] < 1e-5 for module in found["modules"])
+    settings = json.loads(Path("adapter/adapter_config.json").read_text())
+    assert len(settings["target_parameters"]) == 4
+    merge({"merge_method": "passthrough", "models": [{"model": "base+adapter"}]}, "again", PLAIN)
+    for name, tensor in tiny.tensors(Path("again")).items():
+        torch.testing.assert_close(tensor, changed[name], atol=1e-5, rtol=1e-4)
+    model.load_state_dict(whole)
+    tuned = PEFT.PeftModel.from_pretrained(model, "adapter")
+    ours = logits(tuned)
+    fresh = getattr(LIBRARY, f"{kind}ForCausalLM")(config)
+    fresh.load_state_dict(changed)
+    torch.testing.assert_close(ours, logits(fresh), atol=1e-4, rtol=1e-4)
+
+
+def test_tied_embedding_stays_the_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    size = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    config = LIBRARY.Qwen2Config(
+        **size, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True
+    )
+    torch.manual_seed(0)
+    LIBRARY.Qwen2ForCausalLM(config).save_pretrained("base")
+    # Biases of q, k and v change, others have none.
+    finetune("base", "tuned", lambda _, weight: 0.1 * torch.randn_like(weight))
+    extract(capsys, "--max-rank", "16")
+    tuned = LIBRARY.AutoModelForCausalLM.from_pretrained("tuned", dtype=torch.float32)
+    merge({"merge_method": "passthrough", "models": [{"model": "base+adapter"}]}, "again", PLAIN)
+    again = LIBRARY.AutoModelForCausalLM.from_pretrained("again", dtype=torch.float32)
+    torch.testing.assert_close(logits(again), logits(tuned), atol=1e-4, rtol=1e-4)
+    assert "lm_head.weight" not in tiny.tensors(Path("again"))
+
+
+def test_norms_are_named_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PEFT takes a name for all modules that end so."""
+    monkeypatch.chdir(tmp_path)
+    tiny.llama(Path("base"), 0, hidden=16, layers=2)
+
+    def change(name: str, weight: Tensor) -> Tensor | None:
+        return 0.1 * torch.ones_like(weight) if name == "model.norm.weight" or "1.mlp.up" in name else None
+
+    finetune("base", "tuned", change)
+    extract(capsys, "--max-rank", "2")
+    assert json.loads(Path("adapter/adapter_config.json").read_text())["modules_to_save"] == ["model.norm"]
+    expected = logits(LIBRARY.AutoModelForCausalLM.from_pretrained("tuned", dtype=torch.float32))
+    torch.testing.assert_close(logits(with_peft("base", "adapter")), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("base")
+def test_page_with_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    finetune("base", "tuned", low_rank(4))
+    extract(capsys, "--max-rank", "2", "--html", "report.html")
+    text = Path("report.html").read_text()
+    assert "Left out of each change" in text
+    assert "model.layers.1.mlp.up_proj" in text
+
+
+@pytest.mark.usefixtures("base")
+def test_new_tokens_come_with_their_tokenizer(capsys: pytest.CaptureFixture[str]) -> None:
+    words = tiny_tokenizer(64)
+    words.save_pretrained("base")
+    model = LIBRARY.AutoModelForCausalLM.from_pretrained("base", dtype=torch.float32)
+    words.add_tokens(["<new>"])
+    model.resize_token_embeddings(65)
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight.add_(0.01)
+    model.save_pretrained("tuned")
+    words.save_pretrained("tuned")
+    extract(capsys, "--max-rank", "2")
+    merge({"merge_method": "passthrough", "models": [{"model": "base+adapter"}]}, "again", PLAIN)
+    again = LIBRARY.AutoTokenizer.from_pretrained("again")
+    assert again.convert_tokens_to_ids("<new>") == 64
+    assert tiny.tensors(Path("again"))["model.embed_tokens.weight"].shape[0] == 65
+
+
+@pytest.mark.usefixtures("base")
+def test_what_cannot_be_in_an_adapter_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = finetune("base", "tuned", low_rank(1))
+    for folder, value in (("base", 0.0), ("tuned", 1.0)):
+        own = tiny.tensors(Path(folder)) | {"model.layers.0.gate": torch.full((3,), value)}
+        save_file(own, Path(folder, "model.safetensors"), metadata={"format": "pt"})
+    assert len(tensors) > 1
+    found = extract(capsys, "--max-rank", "2")
+    assert any("model.layers.0.gate: changed by the fine-tune" in text for text in found["warnings"])

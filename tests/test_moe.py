@@ -227,6 +227,43 @@ def test_cheap_embeddings_route_as_computed_by_hand(make: Callable[..., Any]) ->
     assert not any("gate" in warning for warning in found["warnings"])
 
 
+def test_page_shows_where_prompts_go(make: Callable[..., Any]) -> None:
+    for seed, name in enumerate(("base", "a", "b")):
+        dense(Path(name), "Llama", seed)
+    config = {"base_model": "base", "experts": experts("a", "b")}
+    found = make(config, "--plan", "--html", "report.html")
+    text = Path("report.html").read_text()
+    assert "The expert that a layer likes best" in text
+    assert all(prompt in text for prompt in PROMPTS[:2])
+    assert len(found["routing"]) == 2
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("shared", [0, 1])
+def test_deepseek_kind_has_the_names_of_its_code(shared: int, make: Callable[..., Any]) -> None:
+    """transformers has none for it; on the Hub, modeling_deepseek.py of deepseek-moe-16b-base has."""
+    for seed, name in enumerate(("base", "a", "b", "c")):
+        dense(Path(name), "Llama", seed)
+    config: dict[str, Any] = {
+        "base_model": "base",
+        "architecture": "deepseek",
+        "gate_mode": "random",
+        "experts": experts("a", "b"),
+    }
+    make(config | ({"shared_experts": experts("c")} if shared else {}))
+    merged, settings = tiny.tensors(Path("out")), json.loads(Path("out/config.json").read_text())
+    layer = "model.layers.1.mlp."
+    names = {f"{layer}experts.{e}.{leaf}_proj.weight" for e in range(2) for leaf in ("gate", "up", "down")}
+    names |= {f"{layer}shared_experts.{leaf}_proj.weight" for leaf in ("gate", "up", "down") if shared}
+    assert {name for name in merged if name.startswith(layer)} == names | {f"{layer}gate.weight"}
+    assert (settings["model_type"], settings["architectures"]) == ("deepseek", ["DeepseekForCausalLM"])
+    assert settings["n_routed_experts"] == 2
+    assert (settings["n_shared_experts"] or 0) == shared
+    for name, source in (("experts.1", "b"), *((("shared_experts", "c"),) if shared else ())):
+        expected = tiny.tensors(Path(source))[f"{layer}up_proj.weight"]
+        assert torch.equal(merged[f"{layer}{name}.up_proj.weight"], expected)
+
+
 def test_gates_that_are_alike_are_warned_of(make: Callable[..., Any]) -> None:
     for seed, name in enumerate(("base", "a", "b")):
         dense(Path(name), "Llama", seed)

@@ -246,6 +246,20 @@ def test_name_that_leads_elsewhere(
     assert "name '../both' cannot be that of a folder" in result.err
 
 
+def test_explained(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yml").write_text(MULTI.format(models))
+    done = run(capsys, "explain", "recipe.yml")
+    assert done.status == 0, done.err
+    assert "both: linear, computed when it is read" in done.out
+    assert done.out.index("both: ") < done.out.index("the output: ")
+    found = json.loads(run(capsys, "explain", "recipe.yml", "q_proj", "--json").out)
+    assert list(found["stages"]) == ["both"]
+    assert {tensor["method"] for tensor in found["stages"]["both"]["tensors"]} == {"linear"}
+
+
 def test_stage_with_a_tokenizer_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is built for a stage is what the recipe around it reads, as if it were stored."""
     from test_moe import dense

@@ -14,6 +14,7 @@ from typing import Any
 
 from meldkit import __version__
 from meldkit.checkpoint import Checkpoint, OpenFiles, open_files, open_model, with_adapters
+from meldkit.composed import are_adapters, plan_adapters
 from meldkit.engine import (
     Device,
     Nowhere,
@@ -141,6 +142,8 @@ def plan(
     cache = Path(options.transformers_cache) if options.transformers_cache else None
 
     wanted = read_recipe(recipe)
+    if locate is None and are_adapters(wanted, options):
+        return plan_adapters(wanted, options)
     stages: dict[str, Stage] = {}
 
     def planned(current: Recipe) -> Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,6 +74,33 @@ def open_as_stored(ref: ModelRef, *, cache: Path | None = None, headers_only: bo
         notes=tuple(search.notes),
         absent=search.absent,
     )
+
+
+def lone_adapters(
+    refs: Sequence[ModelRef], *, cache: Path | None = None, anywhere: bool = False
+) -> list[Path] | None:
+    """The folders of models that are adapters by themselves; None if one is something else.
+
+    Args:
+        refs: of the models.
+        cache: where downloads are kept.
+        anywhere: look on the hub for those that are not here; else they are something else.
+
+    Raises:
+        CheckpointError: there is no such path, or the hub has no such model or cannot be reached.
+    """
+    if any(ref.adapters or not (anywhere or _is_here(ref)) for ref in refs):
+        return None
+    search = _Search(cache, headers_only=False)
+    folders = [search.locate(ref.path, ref.revision) for ref in refs]
+    return folders if all(map(_is_adapter, folders)) else None
+
+
+def _is_here(ref: ModelRef) -> bool:
+    try:
+        return Path(ref.path).expanduser().exists()
+    except (OSError, RuntimeError):  # too long, or `~nobody`: whoever opens it says so
+        return False
 
 
 def with_adapters(

@@ -35,6 +35,7 @@ _COMMANDS = {
     "multi": "Carry out several recipes of one file.",
     "moe": "Make a mixture of experts from several models.",
     "extract-lora": "Make an adapter from a fine-tuned model and its base.",
+    "tokensurgeon": "Give a model the tokenizer of another.",
     "layershuffle": "Make a model of layers drawn at random.",
     "prune": "Make a model without some of its layers.",
     "expand": "Make a deeper model by repeating layers.",

@@ -56,15 +56,34 @@ def command(
     """
     from meldkit.api import plan
     from meldkit.options import MergeOptions
-    from meldkit.report import explain
+    from meldkit.report import explain, explain_stages
 
-    explanation = explain(plan(recipe, MergeOptions(**given), headers_only=True), pattern)
+    planned = plan(recipe, MergeOptions(**given), headers_only=True)
+    explanation, stages = explain(planned, pattern), explain_stages(planned, pattern)
     if as_json:
-        click.echo(json.dumps(explanation.data(), ensure_ascii=False))
-    elif as_grid or parameter is not None:
-        click.echo("\n".join(draw(explanation, parameter)))
-    else:
-        click.echo(text_of(describe(explanation, verbose=verbose)))
+        found = explanation.data()
+        if stages:
+            found["stages"] = {name: stage.data() for name, stage in stages.items()}
+        click.echo(json.dumps(found, ensure_ascii=False))
+        return
+
+    def told(each: Explanation) -> str:
+        if as_grid or parameter is not None:
+            return "\n".join(draw(each, parameter))
+        return text_of(describe(each, verbose=verbose))
+
+    parts = {**stages, "": explanation}
+    if parameter is not None:
+        # It may be one of a stage's method alone.
+        owners = {
+            n: e for n, e in parts.items() if any(p.name == parameter for p in e.plan.method.parameters)
+        }
+        parts = owners or {"": explanation}
+    for name, each in parts.items():
+        if stages:
+            method = each.plan.method.name
+            click.echo(f"{name}: {method}, computed when it is read" if name else f"the output: {method}")
+        click.echo(told(each) + "\n" * bool(name))
 
 
 def describe(explanation: Explanation, *, verbose: bool = False) -> Iterator[str]:

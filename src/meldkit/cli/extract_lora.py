@@ -41,10 +41,17 @@ _SHOWN = 12
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", help="Of factors."
 )
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page with plots to this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else there.")
 @with_options
 def command(
-    model: str, base_model: str, out_path: Path | None, out: Path | None, as_json: bool, **given: Any
+    model: str,
+    base_model: str,
+    out_path: Path | None,
+    out: Path | None,
+    html: Path | None,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Write an adapter in PEFT's format that turns the base model into the fine-tuned one, as far as it can.
 
@@ -69,6 +76,10 @@ def command(
         from meldkit.tools.lora.extract import Extraction, plan_extraction
 
         check_free(target, overwrite=options.overwrite)
+        if html is not None:
+            from meldkit.report.html import check_html
+
+            check_html(html, created=target)
         wanted = Extraction.of(model, base_model, **own)
         with show_steps(enabled=loud) as step:
             planned = plan_extraction(wanted, options, progress=step)
@@ -78,6 +89,11 @@ def command(
             result = merge(planned.plan, target, options, progress=progress)
         with show_steps(enabled=loud) as step:
             errors = measure_errors(planned, target, progress=step)
+    if html is not None:
+        from meldkit.report.html import write_html
+        from meldkit.tools.lora.page import adapter_page
+
+        write_html(html, adapter_page(planned, errors))
     if as_json:
         found = data(result, peak_memory(), None) | {
             "modules": [asdict(error) for error in errors],

@@ -37,6 +37,7 @@ _PROMPT = 36
 @click.option("--experts-per-token", type=int, default=2, show_default=True, help="With --upcycle.")
 @click.option("--noise-scale", type=float, default=0.0, help="With --upcycle: noise that parts the experts.")
 @click.option("--plan", "only_plan", is_flag=True, help="Say what would be made and where prompts go.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page with plots to this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else there.")
 @click.option("--load-in-4bit", is_flag=True, help="(Accepted; the base is loaded as it is stored.)")
 @click.option("--load-in-8bit", is_flag=True, help="(Accepted; the base is loaded as it is stored.)")
@@ -53,6 +54,7 @@ def command(
     experts_per_token: int,
     noise_scale: float,
     only_plan: bool,
+    html: Path | None,
     as_json: bool,
     load_in_4bit: bool,
     load_in_8bit: bool,
@@ -74,6 +76,10 @@ def command(
 
         if not only_plan:
             check_free(out, overwrite=options.overwrite)
+        if html is not None:
+            from meldkit.report.html import check_html
+
+            check_html(html, created=None if only_plan else out)
         if upcycle is None:
             mixture, text = load_mixture(config)
         else:
@@ -91,12 +97,16 @@ def command(
             announce(planned.plan, options)
             if not as_json:
                 _show(planned)
+        if html is not None and only_plan:
+            _write_page(html, planned)
         if only_plan:
             if as_json:
                 click.echo(json.dumps(_data(planned), indent=2, ensure_ascii=False))
             return
         with show_progress(enabled=loud) as progress:
             result = merge(planned.plan, out, options, progress=progress)
+    if html is not None:
+        _write_page(html, planned)
     if loud:
         warn_of_values(result)
         if not as_json:
@@ -105,6 +115,13 @@ def command(
         click.echo(
             json.dumps(_data(planned) | data(result, peak_memory(), None), indent=2, ensure_ascii=False)
         )
+
+
+def _write_page(html: Path, planned: PlannedMixture) -> None:
+    from meldkit.report.html import write_html
+    from meldkit.tools.moe.page import mixture_page
+
+    write_html(html, mixture_page(planned))
 
 
 def _show(planned: PlannedMixture) -> None:

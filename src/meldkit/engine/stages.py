@@ -58,7 +58,7 @@ def as_stage(label: str, plan: Plan) -> Stage:
         label=label,
         folder=donor.folder,
         tensors={job.name: _info(plan, job, digest) for job in plan.jobs},
-        config=plan.config or {},
+        config={key: value for key, value in (plan.config or {}).items() if key != "quantization_config"},
         tokenizer=donor.tokenizer,
         adapters=donor.adapters,
         fingerprint=digest,
@@ -75,9 +75,10 @@ def _info(plan: Plan, job: TensorJob, digest: str) -> TensorInfo:
     if job.method is None and job.scales is None and infos[0].dtype == job.dtype:
         return replace(infos[0], name=job.name)  # nothing is to be computed
     files = list(dict.fromkeys(path for info in infos for path in info.files))
+    # Nothing is rounded: 8-bit floats stand for what they would have been without.
     return TensorInfo(
         name=job.name,
-        dtype=job.dtype,
+        dtype=job.dtype if job.scales is None else "BF16",
         shape=job.shape,
         file=files[0],
         offset=0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from ctypes import POINTER, c_float, c_int, c_long, c_void_p
+from ctypes import POINTER, c_double, c_float, c_int, c_long, c_void_p
 from pathlib import Path
 from threading import local
 from types import SimpleNamespace
@@ -39,6 +39,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         [c_void_p, c_long, c_long, c_long, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p],
     ),
     "word_sums": (None, [c_void_p, c_long, c_void_p]),
+    "pursue": (
+        c_long,
+        [c_void_p, c_long, c_void_p, c_long, c_double, c_void_p, c_void_p, c_void_p],
+    ),
     "conflicts": (None, [c_void_p, c_long, c_long, c_long, POINTER(c_float), c_void_p, c_void_p]),
 }
 

@@ -6,7 +6,7 @@ from meldkit.plan.build import DEFAULT_SHARD_SIZE, build_plan
 from meldkit.plan.explain import Decision, Decisions, decisions, why_copied
 from meldkit.plan.model import NUMERIC_VERSION, OutputFile, Plan, TensorJob, Tool
 from meldkit.plan.slots import Input, Slot
-from meldkit.plan.stage import Composed, Stage, stages_of, stored_inputs
+from meldkit.plan.stage import Composed, OtherVocabulary, Stage, stages_of, stored_inputs
 from meldkit.plan.tables import embedding_rows
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Decision",
     "Decisions",
     "Input",
+    "OtherVocabulary",
     "OutputFile",
     "Plan",
     "Slot",

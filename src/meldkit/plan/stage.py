@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from meldkit.checkpoint import Checkpoint
 from meldkit.plan.model import Plan
+from meldkit.vocab import OutputTokenizer
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -20,15 +21,32 @@ class Stage(Checkpoint):
     plan: Plan
 
 
+@dataclass(frozen=True, slots=True)
+class OtherVocabulary:
+    """A vocabulary that is not that of the files beside a model's configuration.
+
+    Attributes:
+        tokenizer: what is written.
+        old_sizes: numbers of tokens that the configuration may speak of.
+        size: rows of the tables.
+    """
+
+    tokenizer: OutputTokenizer
+    old_sizes: tuple[int, ...]
+    size: int
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Composed(Checkpoint):
     """A checkpoint that is put together from tensors of others.
 
     Attributes:
         inputs: the others.
+        vocabulary: that its tables are for; None for that of its folder.
     """
 
     inputs: tuple[Checkpoint, ...]
+    vocabulary: OtherVocabulary | None = None
 
 
 def stages_of(plan: Plan) -> list[Stage]:

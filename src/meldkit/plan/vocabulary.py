@@ -13,6 +13,7 @@ from meldkit.checkpoint import TensorInfo
 from meldkit.errors import CheckpointError, MeldError, MismatchError
 from meldkit.plan.alignment import Alignment, OpenModel
 from meldkit.plan.pieces import Model
+from meldkit.plan.stage import Composed
 from meldkit.plan.tables import Table, lint_rows, num_rows, num_tokens, token_tables, with_tables
 from meldkit.recipe import ModelRef, Recipe
 from meldkit.regular import sha256_of
@@ -90,6 +91,8 @@ def settle_vocabulary(
             for key, value in without_row(output.translated(donor.checkpoint.config), size).items()
         ]
         return Vocabulary(aligned, output, num_tokens(donor), size)
+    if isinstance(donor.checkpoint, Composed) and (own := donor.checkpoint.vocabulary) is not None:
+        return Vocabulary(models, own.tokenizer, own.old_sizes, own.size)
     # Files are copied; what is in a GGUF file has to be understood to be written.
     needed = copy_tokenizer and donor.checkpoint.gguf is not None
     if allow_crop:

@@ -2,6 +2,7 @@
 
 from meldkit.recipe.load import load_recipe, load_recipes, parse_recipe, parse_recipes, recipe_from_data
 from meldkit.recipe.model import (
+    ADAPTER_METHODS,
     ModelToken,
     Module,
     Parameters,
@@ -31,6 +32,7 @@ from meldkit.recipe.values import (
 )
 
 __all__ = [
+    "ADAPTER_METHODS",
     "AdapterRef",
     "Filtered",
     "Gradient",

@@ -19,6 +19,12 @@ from meldkit.recipe.refs import ModelRef
 from meldkit.recipe.values import Filtered, Value, choices
 from meldkit.recipe.write import recipe_to_yaml
 
+#: Ways of merging that only adapters have, and what they do.
+ADAPTER_METHODS: Mapping[str, str] = {
+    "cat": "The sum of adapters, exactly, as an adapter whose rank is the sum of theirs.",
+    "svd": "The sum of adapters, brought to a rank by its largest singular values.",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:

@@ -20,6 +20,7 @@ from meldkit.report.explain import (
     ModelValues,
     TensorExplanation,
     explain,
+    explain_stages,
     grids,
     varying,
 )
@@ -93,6 +94,7 @@ __all__ = [
     "compare_tokenizers",
     "diff",
     "explain",
+    "explain_stages",
     "grids",
     "group_tensors",
     "inspect",

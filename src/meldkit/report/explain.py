@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
 from meldkit.errors import RecipeError
-from meldkit.plan import Decision, Decisions, Plan, decisions, why_copied
+from meldkit.plan import Decision, Decisions, Plan, decisions, stages_of, why_copied
 from meldkit.recipe import filter_matches
 from meldkit.report.groups import Group, group_tensors
 
@@ -138,6 +139,19 @@ def explain(plan: Plan, pattern: str | None = None) -> Explanation:
     chosen = _chosen(plan, pattern)
     found = dict(zip(chosen, decisions(plan, chosen), strict=True))
     return Explanation(plan, pattern, found, group_tensors(plan, chosen))
+
+
+def explain_stages(plan: Plan, pattern: str | None = None) -> dict[str, Explanation]:
+    """The same of the stages that a plan reads, by name; those without such a tensor are left out.
+
+    Args:
+        plan, pattern: as for `explain`.
+    """
+    found: dict[str, Explanation] = {}
+    for stage in stages_of(plan):
+        with suppress(RecipeError):  # the pattern has been looked at for the output
+            found[stage.label] = explain(stage.plan, pattern)
+    return found
 
 
 def _chosen(plan: Plan, pattern: str | None) -> Sequence[int]:

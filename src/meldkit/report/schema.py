@@ -15,6 +15,7 @@ from typing import Any, cast
 import meldkit.recipe
 from meldkit.methods import METHODS, Method, Parameter
 from meldkit.methods.describe import default_text, values_text
+from meldkit.recipe import ADAPTER_METHODS
 from meldkit.recipe.forms import FORMS, MARK, NUMBER, JsonSchema, deprecated, ref, values
 from meldkit.recipe.schema import MergeConfiguration
 from meldkit.vocab import AUTO, PRESETS
@@ -27,6 +28,8 @@ _WIDTH = 110
 
 #: Where mergekit never looks; accepted among parameters because they are often written there.
 _NOT_PARAMETERS = ("dtype", "out_dtype")
+#: Of recipes whose models are adapters.
+_OF_ADAPTERS = ("rank",)
 
 
 def recipe_schema(methods: Iterable[Method] | None = None) -> JsonSchema:
@@ -46,7 +49,7 @@ def recipe_schema(methods: Iterable[Method] | None = None) -> JsonSchema:
         definitions |= _definitions(method)
         branches.append(_branch(method))
     names = [p.name for m in known for p in m.parameters if not p.of_recipe]
-    names = list(dict.fromkeys([*names, *MergeConfiguration.unused, *_NOT_PARAMETERS]))
+    names = list(dict.fromkeys([*names, *MergeConfiguration.unused, *_NOT_PARAMETERS, *_OF_ADAPTERS]))
     # Editors propose the parameters of the method, which have descriptions, and not all names.
     definitions["parameter-name"] = {"enum": names, "doNotSuggest": True}
     schema: JsonSchema = {
@@ -58,8 +61,8 @@ def recipe_schema(methods: Iterable[Method] | None = None) -> JsonSchema:
         "$defs": definitions,
     }
     schema["properties"]["merge_method"] |= {
-        "enum": [m.name for m in known],
-        "enumDescriptions": [m.summary for m in known],
+        "enum": [*(m.name for m in known), *ADAPTER_METHODS],
+        "enumDescriptions": [*(m.summary for m in known), *ADAPTER_METHODS.values()],
     }
     return cast(JsonSchema, _refined(schema))
 

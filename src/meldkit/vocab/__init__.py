@@ -15,8 +15,9 @@ from meldkit.vocab.output import (
     write_generation_settings,
     write_output_tokenizer,
 )
+from meldkit.vocab.pieces import pieces
 from meldkit.vocab.rows import AlignedRows, MeanRow, RowMap
-from meldkit.vocab.spelling import other_spellings
+from meldkit.vocab.spelling import byte_tokens, bytes_of, in_spelling, meanings, other_spellings
 from meldkit.vocab.templates import (
     AUTO,
     PRESETS,
@@ -55,6 +56,8 @@ __all__ = [
     "Union",
     "added_beside",
     "align",
+    "byte_tokens",
+    "bytes_of",
     "check_loads",
     "check_template",
     "choose_templates",
@@ -62,10 +65,13 @@ __all__ = [
     "copy_tokenizer",
     "counted",
     "ends_of",
+    "in_spelling",
     "is_unicode",
+    "meanings",
     "missing_tokens",
     "other_spellings",
     "own_rows",
+    "pieces",
     "read_templates",
     "read_tokenizer",
     "special_tokens",

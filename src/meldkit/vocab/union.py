@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from meldkit.errors import MismatchError
-from meldkit.vocab.tokenizer import FAST, NO_FLAGS, Token, Tokenizer, of_library
+from meldkit.vocab.tokenizer import FAST, NO_FLAGS, Token, Tokenizer
 
 if TYPE_CHECKING:
     from tokenizers.models import BPE
@@ -176,7 +176,7 @@ class _Extended:
         if self._base.kind == "BPE":
             for other in others:
                 self._append_merges({token for token in core if core[token] is other}, other)
-            with _library(self._base.label):
+            with library_errors(self._base.label):
                 model, waiting = self._join_pairs(list(core))
         elif self._base.kind == "Unigram":
             for other in others:
@@ -184,7 +184,7 @@ class _Extended:
                 if other.kind == "Unigram":
                     pieces = cast("list[Any]", other.model["vocab"])
                     self._scores |= {str(p): float(s) for p, s in pieces if core.get(p) is other}
-        tokenizer = _loaded(
+        tokenizer = loaded(
             self._base.label, self.content() if model is None else self._base.content or {}, model
         )
         return {
@@ -197,12 +197,12 @@ class _Extended:
     ) -> Unreachable:
         """Which tokens do not occur in the texts that they stand for in their own tokenizer, but do there."""
         looked_at = tokens[:: -(-len(tokens) // _SAMPLE)]
-        decoder = _loaded(other.label, other.content or {}, _EMPTY).decoder
+        decoder = loaded(other.label, other.content or {}, _EMPTY).decoder
         missed = set(looked_at)
         # A token may stand for something else at the beginning of a text than within it.
         for before in ((), (_LETTER,)):
             left = [token for token in looked_at if token in missed]
-            with _library(other.label):
+            with library_errors(other.label):
                 texts = [token if decoder is None else decoder.decode([*before, token]) for token in left]
             # Of a part of a letter there is no text: what its characters are merged into must do.
             whole = [_PART not in text for text in texts]
@@ -212,7 +212,7 @@ class _Extended:
             missed -= _found(self._base.label, tokenizer, left, texts, self._new)
             if before:
                 # Where its own tokenizer does not find it either, the text says nothing.
-                theirs = _loaded(other.label, other.content or {}, None)
+                theirs = loaded(other.label, other.content or {}, None)
                 own = _found(other.label, theirs, left, texts, other.tokens)
                 missed -= {token for token in left if token not in own and token not in waiting}
         exact = len(looked_at) == len(tokens)
@@ -293,12 +293,12 @@ def _found(
     label: str, tokenizer: Any, tokens: Sequence[str], texts: Sequence[str], numbers: Mapping[str, int]
 ) -> set[str]:
     """Those tokens that their texts are cut into."""
-    with _library(label):
+    with library_errors(label):
         encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
     return {token for token, each in zip(tokens, encoded, strict=True) if numbers[token] in each.ids}
 
 
-def _loaded(label: str, content: Mapping[str, Any], model: Any) -> Any:
+def loaded(label: str, content: Mapping[str, Any], model: Any) -> Any:
     """A tokenizer of the tokenizers library; of this model, if it is not None.
 
     Raises:
@@ -309,7 +309,7 @@ def _loaded(label: str, content: Mapping[str, Any], model: Any) -> Any:
     shell: Mapping[str, Any] = content
     if model is not None:
         shell = {**content, "model": _EMPTY, "added_tokens": [], "post_processor": None}
-    with _library(label):
+    with library_errors(label):
         loaded = tokenizers.Tokenizer.from_str(json.dumps(shell))
     if model is not None and model is not _EMPTY:
         loaded.model = model
@@ -317,12 +317,12 @@ def _loaded(label: str, content: Mapping[str, Any], model: Any) -> Any:
 
 
 @contextmanager
-def _library(label: str) -> Generator[None]:
+def library_errors(label: str) -> Generator[None]:
     """Whatever the tokenizers library finds wrong in a tokenizer, as a MismatchError."""
     try:
         yield
     except BaseException as e:
-        if not of_library(e):
+        if not oflibrary_errors(e):
             raise
         raise _refusal(label, str(e)) from e
 
@@ -333,7 +333,7 @@ def check_loads(tokenizer: Tokenizer) -> None:
         return
     if tokenizer.kind not in _KINDS:
         raise _refusal(tokenizer.label, f"its model is of the type {tokenizer.kind!r}")
-    _loaded(tokenizer.label, tokenizer.content, _EMPTY)
+    loaded(tokenizer.label, tokenizer.content, _EMPTY)
 
 
 def _refusal(label: str, reason: str) -> MismatchError:

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from meldkit.checkpoint import Checkpoint, OpenFiles, Scratch, TensorInfo, open_files, open_model, read_all
+from meldkit.checkpoint import (
+    PREFIX,
+    Checkpoint,
+    OpenFiles,
+    TensorInfo,
+    open_files,
+    open_model,
+    read_all,
+)
+from meldkit.composed import Factor, decompose, difference, held, plan_of_adapter
 from meldkit.errors import MismatchError, RecipeError
-from meldkit.layout import infer_layout
 from meldkit.options import MergeOptions
-from meldkit.plan import Composed, Plan, Tool
+from meldkit.plan import Plan, Tool
 from meldkit.recipe import ModelRef
 from meldkit.recipe.write import to_yaml_text
-from meldkit.tools.composed import held, plan_of
-from meldkit.tools.lora.factors import Factor, decompose, difference
+from meldkit.tools.lora.changes import equal, loose_changes
+from meldkit.tools.lora.experts import in_first, stacked_factors, wrappers
+from meldkit.tools.lora.modules import CONV1D, Module, group_of, modules_of
 
-#: Before the names of modules in an adapter's file.
-PREFIX = "base_model.model."
-#: Models whose linear layers store their matrices transposed.
-_CONV1D = ("gpt2", "openai-gpt")
-#: Elements read at once where two tensors are compared.
-_PIECE = 1 << 20
+#: As safetensors calls types.
+_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 Progress = Callable[[int, int, str], None]
 
@@ -78,29 +79,6 @@ class Extraction:
 
 
 @dataclass(frozen=True, slots=True)
-class Module:
-    """A module with a weight.
-
-    Attributes:
-        name: without ".weight".
-        base, model: the weight in both; no base for one that only the fine-tune has.
-        bias: of the fine-tune and of the base, if both have one.
-        kind: linear, embedding or other.
-    """
-
-    name: str
-    base: TensorInfo | None
-    model: TensorInfo
-    bias: tuple[TensorInfo, TensorInfo] | None
-    kind: str
-
-    @property
-    def leaf(self) -> str:
-        """The last part of the name."""
-        return self.name.rpartition(".")[2]
-
-
-@dataclass(frozen=True, slots=True)
 class PlannedAdapter:
     """An adapter about to be written.
 
@@ -110,7 +88,7 @@ class PlannedAdapter:
         saved: names of modules that are stored as they are.
         unchanged: how many modules the fine-tune did not change.
         models: base and fine-tune, open.
-        turned: whether matrices are stored transposed.
+        turned: names of modules whose matrices are stored transposed, or are embeddings.
     """
 
     plan: Plan
@@ -118,7 +96,7 @@ class PlannedAdapter:
     saved: tuple[str, ...]
     unchanged: int
     models: tuple[Checkpoint, Checkpoint]
-    turned: bool
+    turned: frozenset[str]
 
 
 def plan_extraction(
@@ -139,19 +117,25 @@ def plan_extraction(
     _check(wanted)
     cache = Path(options.transformers_cache) if options.transformers_cache else None
     base, model = (open_model(ref, cache=cache) for ref in (wanted.base, wanted.model))
-    modules = list(_modules(wanted, base, model))
-    turned = base.config.get("model_type") in _CONV1D
+    modules = list(modules_of(base, model, lambda name: _chosen(wanted, name)))
     tensors: dict[str, TensorInfo] = {}
     ranks: dict[str, int] = {}
     saved: list[Module] = []
     factored: list[Module] = []
     unchanged = 0
     biased = False
+    warnings: list[str] = []
     with open_files() as files:
+        warnings += loose_changes(files, base, model, lambda name: _chosen(wanted, name))
+        # If one expert of a layer has changed, all are factored: PEFT joins them.
+        changed: set[str] = set()
         for number, module in enumerate(modules):
             if progress is not None:
                 progress(number, len(modules), module.name)
-            if _same(files, module):
+            if not _same(files, module):
+                changed.add(group_of(module.name))
+        for module in modules:
+            if group_of(module.name) not in changed:
                 unchanged += 1
                 continue
             if wanted.skip_others and module.kind == "other":
@@ -159,49 +143,73 @@ def plan_extraction(
             if _is_saved(wanted, module):
                 saved.append(module)
                 continue
-            ranks[module.name] = rank = _rank(files, wanted, module, turned)
-            tensors |= {info.name: info for info in _factors(wanted, module, rank, turned)}
+            ranks[module.name] = _rank(files, wanted, module)
             factored.append(module)
-            biased = biased or (module.bias is not None and not _equal(files, *module.bias))
+            biased = biased or (module.bias is not None and not equal(files, *module.bias))
+        stacks = {module.name for module in factored if module.kind == "experts"}
+        for module in factored:
+            rank = ranks[module.name]
+            if module.name in stacks:
+                own = _stacked(wanted, module, rank, stacks, in_first=in_first(base.config.get("model_type")))
+            else:
+                own = _factors(wanted, module, rank)
+            tensors |= {info.name: info for info in own}
+        if biased and stacks:
+            # PEFT knows no biases beside factors of experts.
+            biased = False
+            warnings.append("changes of biases are left out: PEFT has none beside factors of experts")
         if biased:
-            # PEFT expects one of each module then.
-            tensors |= {info.name: info for module in factored for info in _bias(files, module, turned)}
-    # PEFT copies every module of a name that is to be saved.
-    leaves = dict.fromkeys(module.leaf for module in saved)
+            tensors |= {info.name: info for module in factored for info in _bias(files, module)}
+    # PEFT saves every module whose name ends so; most names are whole ones.
+    names = dict.fromkeys(module.name for module in saved)
     for module in modules:
-        if module.leaf in leaves and module.name not in ranks:
-            name = f"{PREFIX}{module.name}.weight"
-            tensors[name] = replace(module.model, name=name)
-            if module.bias is not None:
-                tensors[name.replace(".weight", ".bias")] = replace(
-                    module.bias[0], name=f"{PREFIX}{module.name}.bias"
-                )
+        ends = any(f".{module.name}".endswith(f".{name}") for name in names)
+        if ends and module.name not in ranks:
+            for part in ("weight", "bias"):
+                stored, name = f"{module.name}.{part}", f"{PREFIX}{module.name}.{part}"
+                if stored in model:
+                    tensors[name] = replace(model[stored], name=name)
     if not tensors:
         raise MismatchError(
             f"'{wanted.model}' does not differ from '{wanted.base}' in any module that is looked at",
             hint="is the base the fine-tune itself? --include-regex and --exclude-regex choose modules",
         )
-    settings = _settings(wanted, modules, ranks, list(leaves), base, biased=biased)
+    settings = _settings(wanted, ranks, stacks, list(names), base, model, biased=biased)
+    if _is_tied(model) and any(m.kind == "embedding" for m in (*saved, *factored)):
+        # The head is the embedding still.
+        settings["ensure_weight_tying"] = True
     summary = f"{len(ranks)} modules of rank up to {settings['r']}, from {wanted.model} − {wanted.base}"
-    tool = Tool(
-        "extract-lora", wanted.text(), summary, {"adapter_config.json": json.dumps(settings, indent=2) + "\n"}
+    tool = Tool("extract-lora", wanted.text(), summary)
+    plan = plan_of_adapter(
+        tensors,
+        settings,
+        (base, model),
+        tool,
+        options,
+        content=(wanted, sorted(ranks.items())),
+        warnings=warnings,
+        tokenizer=_own_tokenizer(model, saved),
     )
-    content = (wanted, base.fingerprint, model.fingerprint, sorted(ranks.items()), list(tensors))
-    made = Composed(
-        label="adapter",
-        # Nothing that lies beside the models belongs beside an adapter.
-        folder=Path("/nonexistent"),
-        tensors=tensors,
-        config={},
-        tokenizer=None,
-        adapters=(),
-        fingerprint=hashlib.sha256(repr(content).encode()).hexdigest(),
-        inputs=(base, model),
+    turned = frozenset(m.name for m in factored if m.turned or m.kind == "embedding")
+    return PlannedAdapter(plan, ranks, tuple(names), unchanged, (base, model), turned)
+
+
+def _is_tied(model: Checkpoint) -> bool:
+    """Whether a model's head is its embedding."""
+    heads = any(name.endswith(("lm_head.weight", "embed_out.weight")) for name in model)
+    return bool(model.config.get("tie_word_embeddings", True)) and not heads
+
+
+def _own_tokenizer(model: Checkpoint, saved: Sequence[Module]) -> Path | None:
+    """The folder of the fine-tune's tokenizer, if it has tokens that the base has no rows for."""
+    resized = any(
+        module.kind in ("embedding", "head")
+        and module.base is not None
+        and module.base.shape != module.model.shape
+        for module in saved
     )
-    plan = plan_of(made, tool, replace(options, out_shard_size="1000B", copy_tokenizer=False))
-    stored = tuple(replace(file, name="adapter_model.safetensors") for file in plan.files)
-    names = tuple(module.name for module in saved)
-    return PlannedAdapter(replace(plan, files=stored), ranks, names, unchanged, (base, model), turned)
+    folder = model.tokenizer or model.folder
+    return folder if resized and (folder / "tokenizer_config.json").is_file() else None
 
 
 def _check(wanted: Extraction) -> None:
@@ -222,36 +230,6 @@ def _check_expression(text: str) -> None:
         ) from None
 
 
-def _modules(wanted: Extraction, base: Checkpoint, model: Checkpoint) -> Iterator[Module]:
-    layout = infer_layout(model, model.config)
-    # What other programs leave out, as it follows from the rest.
-    spare = ("rotary_emb.inv_freq", "lm_head.weight")
-    lacking = [name for name in base if name not in model and not name.endswith(spare)]
-    if lacking:
-        raise MismatchError(
-            f"'{wanted.model}' lacks {lacking[0]}, which the base '{wanted.base}' has",
-            hint="the base is the model that the fine-tune began with",
-        )
-    for name, info in model.tensors.items():
-        if not name.endswith(".weight") or not info.floating:
-            continue
-        module = name.removesuffix(".weight")
-        other = base.tensors.get(name)
-        role = layout.places[name].role
-        kind = (
-            "embedding" if role in ("embedding", "lm_head") else "linear" if len(info.shape) == 2 else "other"
-        )
-        if other is not None and other.shape != info.shape and kind != "embedding":
-            raise MismatchError(
-                f"{name} is {list(info.shape)} in '{wanted.model}', but {list(other.shape)} in the base",
-                hint="the base is the model that the fine-tune began with",
-            )
-        bias = f"{module}.bias"
-        pair = (model.tensors[bias], base.tensors[bias]) if bias in model and bias in base else None
-        if _chosen(wanted, module):
-            yield Module(module, other, info, pair, kind)
-
-
 def _chosen(wanted: Extraction, module: str) -> bool:
     if wanted.include and not any(re.search(text, module) for text in wanted.include):
         return False
@@ -263,39 +241,25 @@ def _is_saved(wanted: Extraction, module: Module) -> bool:
     if module.name in wanted.save or module.leaf in wanted.save or module.base is None:
         return True
     resized = module.base.shape != module.model.shape
-    return resized or module.kind == "other" or (module.kind == "embedding" and not wanted.embed_lora)
+    tables = ("embedding", "head")
+    return resized or module.kind == "other" or (module.kind in tables and not wanted.embed_lora)
 
 
 def _same(files: OpenFiles, module: Module) -> bool:
     if module.base is None or module.base.shape != module.model.shape:
         return False
-    same_bias = module.bias is None or _equal(files, *module.bias)
-    return same_bias and _equal(files, module.base, module.model)
+    same_bias = module.bias is None or equal(files, *module.bias)
+    return same_bias and equal(files, module.base, module.model)
 
 
-def _equal(files: OpenFiles, one: TensorInfo, other: TensorInfo) -> bool:
-    if one.shape != other.shape:
-        return False
-    sources = [info.open(files) for info in (one, other)]
-    rooms = [torch.empty(min(_PIECE, one.numel)) for _ in sources]
-    scratch = Scratch()
-    for start in range(0, one.numel, _PIECE):
-        stop = min(start + _PIECE, one.numel)
-        parts = [room[: stop - start] for room in rooms]
-        for source, part in zip(sources, parts, strict=True):
-            source.read(start, stop, part, scratch)
-        if not torch.equal(*parts):
-            return False
-    return True
-
-
-def _rank(files: OpenFiles, wanted: Extraction, module: Module, turned: bool) -> int:
+def _rank(files: OpenFiles, wanted: Extraction, module: Module) -> int:
     assert module.base is not None
-    most = min(wanted.max_rank, *module.model.shape)
-    if wanted.keep is None and not wanted.epsilon:
-        return most
+    most = min(wanted.max_rank, *module.model.shape[-2:])
+    one_rank = module.kind == "experts" or group_of(module.name) != module.name
+    if one_rank or (wanted.keep is None and not wanted.epsilon):
+        return most  # all experts of a layer have one rank
     delta = difference(files, module.base, module.model)
-    made = decompose(delta.T if turned else delta, most, exact=wanted.exact)
+    made = decompose(delta.T if module.turned else delta, most, exact=wanted.exact)
     if wanted.keep is not None:
         most = min(most, made.rank_for(wanted.keep))
     if wanted.epsilon:
@@ -303,12 +267,12 @@ def _rank(files: OpenFiles, wanted: Extraction, module: Module, turned: bool) ->
     return max(most, 1)
 
 
-def _factors(wanted: Extraction, module: Module, rank: int, turned: bool) -> Iterator[TensorInfo]:
+def _factors(wanted: Extraction, module: Module, rank: int) -> Iterator[TensorInfo]:
     assert module.base is not None
-    embedding = module.kind == "embedding" and not module.leaf.endswith("head")
+    embedding = module.kind == "embedding"
     rows, columns = module.model.shape
     # Of an embedding [tokens, size] the transpose is factored: B A is [size, tokens].
-    flipped = embedding or turned
+    flipped = embedding or module.turned
     if flipped:
         rows, columns = columns, rows
     kind, ending = ("lora_embedding", "") if embedding else ("lora", ".weight")
@@ -317,38 +281,60 @@ def _factors(wanted: Extraction, module: Module, rank: int, turned: bool) -> Ite
             module.base, module.model, rank, side == "A", wanted.distribute_scale, flipped, wanted.exact
         )
         name = f"{PREFIX}{module.name}.{kind}_{side}{ending}"
-        dtype = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[wanted.dtype]
+        dtype = _DTYPES[wanted.dtype]
         nbytes = module.base.nbytes + module.model.nbytes
         yield TensorInfo(name, dtype, shape, module.model.file, 0, nbytes, factor)
 
 
-def _bias(files: OpenFiles, module: Module, turned: bool) -> Iterator[TensorInfo]:
-    """The change of a bias; of a module that has none, zeros."""
-    if module.kind == "embedding" and not module.leaf.endswith("head"):
-        return
-    change = torch.zeros(module.model.shape[1 if turned else 0])
+def _stacked(
+    wanted: Extraction, module: Module, rank: int, stacks: set[str], *, in_first: bool
+) -> Iterator[TensorInfo]:
+    """Factors of the matrices of all experts."""
+    assert module.base is not None
+    rows, columns = module.model.shape[1:][:: -1 if in_first else 1]
+
+    def make(base: TensorInfo, model: TensorInfo, first: bool) -> TensorInfo:
+        factor = Factor(base, model, rank, first, wanted.distribute_scale, in_first, wanted.exact)
+        shape = (rank, columns) if first else (rows, rank)
+        nbytes = base.nbytes + model.nbytes
+        return TensorInfo(model.name, _DTYPES[wanted.dtype], shape, model.file, 0, nbytes, factor)
+
+    owner = module.name.rpartition(".")[0] + wrappers(module.name, stacks)
+    names = (f"{PREFIX}{owner}.lora_A.weight", f"{PREFIX}{owner}.lora_B.weight")
+    return stacked_factors(module.base, module.model, names, make)
+
+
+def _bias(files: OpenFiles, module: Module) -> Iterator[TensorInfo]:
+    """The change of a module's bias, if it has one; PEFT takes others for 0."""
     if module.bias is not None:
         model, base = (read_all(files, info) for info in module.bias)
-        change = model - base
-    yield held(f"{PREFIX}{module.name}.lora_B.bias", change.numpy(), "F32", module.model.file)
+        name = f"{PREFIX}{module.name}.lora_B.bias"
+        yield held(name, (model - base).numpy(), "F32", module.model.file)
 
 
 def _settings(
     wanted: Extraction,
-    modules: Sequence[Module],
     ranks: Mapping[str, int],
+    stacks: set[str],
     saved: list[str],
     base: Checkpoint,
+    model: Checkpoint,
     *,
     biased: bool,
 ) -> dict[str, Any]:
     """adapter_config.json."""
     most = max(ranks.values(), default=1)
-    part = {module.leaf for module in modules if module.name not in ranks}
-    whole = {module.leaf for module in modules} - part
-    targets = [name for name in ranks if name.rpartition(".")[2] not in whole]
-    others = {name: rank for name, rank in ranks.items() if rank != most}
+    # A name's last part stands for all such modules, if all are factored.
+    every = [name.removesuffix(".weight") for name in model if name.endswith(".weight")]
+    part = {name.rpartition(".")[2] for name in every if name not in ranks}
+    modules = [name for name in ranks if name not in stacks]
+    short = sorted({name.rpartition(".")[2] for name in modules} - part)
+    # Of parameters, ranks are always said: PEFT has rules of its own for some.
+    others = {name: rank for name, rank in ranks.items() if name in stacks}
+    others |= {name: rank for name, rank in ranks.items() if rank != most}
     architecture = " ".join(map(str, base.config.get("architectures") or ()))
+    # From this version on, PEFT takes experts for [experts, out, in].
+    of_stacks = {"target_parameters": sorted(stacks), "peft_version": "0.19.0"} if stacks else {}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if architecture.endswith(("ForCausalLM", "LMHeadModel")) else None,
@@ -357,12 +343,13 @@ def _settings(
         "lora_alpha": most,
         "rank_pattern": others,
         "alpha_pattern": others,
-        "target_modules": sorted({name.rpartition(".")[2] for name in ranks} & whole) + targets,
+        "target_modules": short + [name for name in modules if name.rpartition(".")[2] in part],
+        **of_stacks,
         "modules_to_save": saved or None,
         "lora_bias": biased,
         "bias": "none",
         "lora_dropout": 0.0,
         "use_rslora": False,
-        "fan_in_fan_out": base.config.get("model_type") in _CONV1D,
+        "fan_in_fan_out": base.config.get("model_type") in CONV1D,
         "inference_mode": True,
     }

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from meldkit.checkpoint import Checkpoint, ExpertLayer, TensorInfo, as_stored_by, open_files, read_all
+from meldkit.composed import held
 from meldkit.errors import NotSupportedError
 from meldkit.plan import Composed
-from meldkit.tools.composed import held
 from meldkit.tools.moe.config import Mixture
 from meldkit.tools.moe.dense import Dense, is_feed_forward
 from meldkit.tools.moe.families import Family

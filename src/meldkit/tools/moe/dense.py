@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from meldkit.checkpoint import Checkpoint, Matrix, TensorInfo, joined
+from meldkit.composed import Altered, altered
 from meldkit.errors import MismatchError, NotSupportedError
-from meldkit.tools.composed import Altered, altered
 
 _MLP = re.compile(r"(?P<block>(?:.*\.)?layers\.\d+\.)mlp\.(?P<leaf>[\w.]+)")
 _LEAVES = {"gate_proj.weight": "gate", "up_proj.weight": "up", "down_proj.weight": "down"}

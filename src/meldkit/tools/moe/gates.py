@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from meldkit.checkpoint import Checkpoint, Scratch, open_files
+from meldkit.composed import normal
 from meldkit.errors import NotSupportedError, RecipeError, RunError
-from meldkit.tools.composed import normal
 from meldkit.tools.moe.config import Expert
 from meldkit.tools.moe.parts import Parts
 

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from meldkit.api import devices_of
 from meldkit.checkpoint import open_model
+from meldkit.composed import plan_of
 from meldkit.errors import NotSupportedError
 from meldkit.options import MergeOptions
 from meldkit.plan import Plan, Tool
 from meldkit.report.run_model import as_folder, computing_dtype, silence
-from meldkit.tools.composed import plan_of
 from meldkit.tools.moe.build import compose
 from meldkit.tools.moe.config import PROMPTED, Mixture
 from meldkit.tools.moe.gates import (
@@ -93,7 +94,7 @@ def _gates(parts: Parts, options: MergeOptions, work: Path, progress: Progress |
     # What has no prompts is complained of before a model is loaded.
     make_gates(parts, _nothing_yet(parts), seed)
     base = parts.checkpoint
-    device = options.wanted_device() or "cpu"
+    device = devices_of(options)[0].name
     trusted = options.trust_remote_code
     with silence(), as_folder(ref, work, options) as folder:
         tokenizer = load_tokenizer(folder, trust_remote_code=trusted)

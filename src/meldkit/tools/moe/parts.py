@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from meldkit.checkpoint import Checkpoint, ExpertLayer, TensorInfo, expert_layers
+from meldkit.composed import Altered, altered
 from meldkit.errors import MismatchError, NotSupportedError, RecipeError, did_you_mean
 from meldkit.recipe import ModelRef
-from meldkit.tools.composed import Altered, altered
 from meldkit.tools.moe.config import PROMPTED, Expert, Mixture
 from meldkit.tools.moe.dense import Dense, read_dense
 from meldkit.tools.moe.families import FAMILIES, Family

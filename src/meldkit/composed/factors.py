@@ -1,4 +1,4 @@
-"""The difference of two matrices as a product of two thin ones."""
+"""A matrix, or the difference of two, as a product of two thin ones."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ import torch
 from meldkit.checkpoint import HeldTensor, OpenFiles, Scratch, TensorInfo, TileSource, read_all
 from meldkit.shapes import Float32, Tensor
 
-#: Whose annotations say nothing of what comes out.
-_linalg: Any = torch.linalg
 #: Up to this size of the smaller side all singular values are found; beyond it, the largest ones.
 EXACT = 512
 #: Columns beyond the rank in which the largest singular values are looked for (arXiv:0909.4061, 4.2).
@@ -23,8 +21,9 @@ _OVERSAMPLING = 10
 #: Iterations end when the next one would lessen the square of the error by less than this share of it.
 _GAIN = 2e-3
 _MOST_ITERATIONS = 16
-#: Differences whose factors are kept until both have been written; as many threads work at once.
-_KEPT = 8
+#: Numbers in factors that are kept until both sides have been written; of so many matrices at least, as
+#: threads are at work on several at once.
+_KEPT, _KEPT_AT_LEAST = 1 << 25, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,34 +61,38 @@ def decompose(
         rank: how many, at most.
         exact: use LAPACK whatever the size; None for small matrices only.
     """
+    linalg: Any = torch.linalg  # whose annotations say nothing of what comes out
     rank = min(rank, *delta.shape)
     energy = float(torch.sum(delta * delta, dtype=torch.float64))
     if exact or (exact is None and min(delta.shape) <= max(EXACT, 2 * rank)):
-        u, s, vt = _linalg.svd(delta, full_matrices=False)
+        u, s, vt = linalg.svd(delta, full_matrices=False)
         return Decomposition(u[:, :rank], s[:rank], vt[:rank], energy)
     wide = delta.shape[0] < delta.shape[1]
     matrix = delta.T if wide else delta
     width = min(rank + _OVERSAMPLING, matrix.shape[1])
     start = torch.randn(matrix.shape[1], width, generator=torch.Generator().manual_seed(0))
-    basis = _linalg.qr(matrix @ start).Q
+    basis = linalg.qr(matrix @ start).Q
     before = -1.0
     for _ in range(_MOST_ITERATIONS):
         small = basis.T @ matrix
-        found = float(_linalg.svdvals(small.double() @ small.double().T)[:rank].sum())
+        found = float(linalg.svdvals(small.double() @ small.double().T)[:rank].sum())
         if found - before <= _GAIN * max(energy - found, 0.0) or found >= energy * (1 - 1e-12):
             break
         before = found
-        basis = _linalg.qr(matrix @ _linalg.qr(small.T).Q).Q
+        basis = linalg.qr(matrix @ linalg.qr(small.T).Q).Q
     small = basis.T @ matrix
-    inner, s, vt = _linalg.svd(small, full_matrices=False)
+    inner, s, vt = linalg.svd(small, full_matrices=False)
     u = basis @ inner
     u, s, vt = u[:, :rank], s[:rank], vt[:rank]
     return Decomposition(vt.T, s, u.T, energy) if wide else Decomposition(u, s, vt, energy)
 
 
-def difference(files: OpenFiles, base: TensorInfo, model: TensorInfo) -> Float32[Tensor, "rows columns"]:
-    """What a fine-tune has changed in a matrix."""
-    return read_all(files, model).sub_(read_all(files, base))
+def difference(
+    files: OpenFiles, base: TensorInfo | None, model: TensorInfo
+) -> Float32[Tensor, "rows columns"]:
+    """What a fine-tune has changed in a matrix; the matrix itself, where there is no base."""
+    matrix = read_all(files, model)
+    return matrix if base is None else matrix.sub_(read_all(files, base))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,7 @@ class Factor:
     """One of the two thin matrices, computed when it is read.
 
     Attributes:
-        base, model: of which the difference is factored.
+        base, model: of which the difference is factored; of the model alone, where there is no base.
         rank: of the product.
         first: whether it is A, else B.
         distributed: whether both carry the root of the singular values, else A carries them.
@@ -105,7 +108,7 @@ class Factor:
         exact: as for `decompose`.
     """
 
-    base: TensorInfo
+    base: TensorInfo | None
     model: TensorInfo
     rank: int
     first: bool
@@ -115,7 +118,7 @@ class Factor:
 
     @property
     def files(self) -> Sequence[Path]:
-        return (*self.base.files, *self.model.files)
+        return (*(self.base.files if self.base else ()), *self.model.files)
 
     def open(self, files: OpenFiles, info: TensorInfo) -> TileSource:
         """The factor's values."""
@@ -149,6 +152,11 @@ class _Entry:
     lock: Lock = field(default_factory=Lock)
     made: Decomposition | None = None
 
+    @property
+    def numel(self) -> int:
+        """Numbers that it holds."""
+        return 0 if self.made is None else self.made.u.numel() + self.made.vt.numel()
+
 
 class _Latest:
     """The decompositions that were made last: each is wanted twice, and by several threads."""
@@ -162,8 +170,9 @@ class _Latest:
         with self._lock:
             entry = self._entries.setdefault(key, _Entry())
             self._entries.move_to_end(key)
-            while len(self._entries) > _KEPT:
-                self._entries.popitem(last=False)
+            known = sum(entry.numel for entry in self._entries.values())
+            while known > _KEPT and len(self._entries) > _KEPT_AT_LEAST:
+                known -= self._entries.popitem(last=False)[1].numel
         with entry.lock:
             if entry.made is None:
                 entry.made = make()

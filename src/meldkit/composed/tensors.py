@@ -1,4 +1,4 @@
-"""Models put together from tensors of others: what stands in no file, and the plan that writes all."""
+"""Tensors that stand in no file: values in memory, and others changed as they are read."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ import numpy as np
 import torch
 
 from meldkit.checkpoint import DTYPES, HeldTensor, OpenFiles, Scratch, TensorInfo, TileSource
-from meldkit.options import MergeOptions
-from meldkit.plan import Composed, Plan, Tool, build_plan
-from meldkit.recipe import ModelRef, Module, Recipe, Slice, Source
 from meldkit.shapes import Float32, Tensor
 
 #: Elements of which random numbers are drawn at once.
@@ -118,30 +115,3 @@ def normal(key: str, start: int, stop: int) -> np.ndarray:
         for block in range(first, last)
     ]
     return np.concatenate(parts)[start - first * _DRAWN : stop - first * _DRAWN]
-
-
-def plan_of(made: Composed, tool: Tool, options: MergeOptions, *, dtype: str | None = None) -> Plan:
-    """The plan that writes a model as it was put together.
-
-    Args:
-        made: the model; nothing of it is changed.
-        tool: that has put it together.
-        options: as for `merge`.
-        dtype: of the output, as torch calls it; None keeps that of each tensor.
-
-    Raises:
-        MeldError: as for `plan`.
-    """
-    ref = ModelRef(made.label)
-    module = Module(None, (Slice((Source(ref),)),), from_models=True)
-    recipe = Recipe("passthrough", (module,), dtype=dtype)
-    built = build_plan(
-        recipe,
-        lambda _: made,
-        shard_size=options.shard_bytes(),
-        allow_crimes=options.allow_crimes,
-        trust_remote_code=options.trust_remote_code,
-        copy_tokenizer=options.copy_tokenizer,
-        seed=options.random_seed or 0,
-    )
-    return replace(built, tool=tool)
