@@ -286,3 +286,15 @@ def test_stage_with_a_tokenizer_of_its_own(tmp_path: Path, monkeypatch: pytest.M
     vocabulary = json.loads(Path("computed/tokenizer.json").read_text())["model"]["vocab"]
     assert {"moon", "sun", "star"} <= vocabulary.keys()
     assert stored["model.embed_tokens.weight"].shape[0] == 15
+
+
+def test_page_shows_stages(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yml").write_text(MULTI.format(models))
+    done = run(capsys, "plan", "recipe.yml", "--no-probe", "--html", "plan.html")
+    assert done.status == 0, done.err
+    text = Path("plan.html").read_text()
+    assert "Stage both" in text
+    assert "It is stored nowhere." in text

@@ -11,9 +11,20 @@ from meldkit.layout import Layout, Place, all_parts, infer_layout, part_of
 from meldkit.plan import Plan
 from meldkit.report.html.figures import Curve, bars, curves
 from meldkit.report.html.grid import Grid, grids_of
-from meldkit.report.html.page import Block, Cards, Cell, Code, Figure, Items, Page, Section, Table
+from meldkit.report.html.page import (
+    Block,
+    Cards,
+    Cell,
+    Code,
+    Figure,
+    Items,
+    Page,
+    Section,
+    Table,
+    Words,
+)
 from meldkit.report.html.values import short_names, value_blocks
-from meldkit.report.plan import PlanSummary, Treatment
+from meldkit.report.plan import PlanSummary, StageSummary, Treatment
 
 #: Notes of a page; a model of thousands of tensors can earn as many of one kind.
 _NOTES = 100
@@ -45,9 +56,19 @@ def plan_sections(summary: PlanSummary) -> list[Section]:
         Section("Output", [_sizes(plan, layout), *_origins(plan, grids)]),
         Section("Parameters", value_blocks(plan, grids)),
         Section("Tensors", [_treatments(summary)]),
+        *(Section(f"Stage {name}", _stage(stage)) for name, stage in summary.stages.items()),
         Section("Recipe", [Code(plan.recipe.to_yaml())]),
         Section("Notes", _notes(plan)),
     ]
+
+
+def _stage(stage: StageSummary) -> list[Block]:
+    """What is computed when the output's recipe reads it."""
+    plan = stage.plan
+    layout = infer_layout([job.name for job in plan.jobs], plan.config or {})
+    grids = grids_of(_numbered(layout.places[job.name]) for job in plan.jobs)
+    words = f"{plan.method.name}: {plan.method.summary} It is stored nowhere."
+    return [Words([words]), _models(stage), *value_blocks(plan, grids), _treatments(stage)]
 
 
 def warnings_of(plan: Plan) -> list[Block]:
@@ -92,7 +113,7 @@ def time_text(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"
 
 
-def _models(summary: PlanSummary) -> Table:
+def _models(summary: PlanSummary | StageSummary) -> Table:
     rows: list[list[Cell]] = []
     for model in summary.models:
         parts = ["base"] * model.base + ["gives config and tokenizer"] * model.donor
@@ -149,7 +170,7 @@ def _origins(plan: Plan, grids: list[Grid]) -> list[Figure]:
     return figures
 
 
-def _treatments(summary: PlanSummary) -> Table:
+def _treatments(summary: PlanSummary | StageSummary) -> Table:
     rows = [_treatment(summary.plan, treatment) for treatment in summary.treatments]
     return Table(["tensors", "number", "parameters", "type", "how they are made"], rows)
 
