@@ -155,12 +155,8 @@ def test_embeddings_and_norms_are_stored(capsys: pytest.CaptureFixture[str]) -> 
     found = extract(capsys, "--max-rank", "4")
     assert "model.embed_tokens" in found["saved"]
     config = json.loads(Path("adapter/adapter_config.json").read_text())
-    assert sorted(config["modules_to_save"]) == [
-        "embed_tokens",
-        "input_layernorm",
-        "norm",
-        "post_attention_layernorm",
-    ]
+    norms = [f"layers.{i}.{place}_layernorm" for i in range(2) for place in ("input", "post_attention")]
+    assert sorted(config["modules_to_save"]) == [f"model.{n}" for n in ("embed_tokens", *norms, "norm")]
     tuned = LIBRARY.AutoModelForCausalLM.from_pretrained("tuned")
     torch.testing.assert_close(logits(with_peft("base", "adapter")), logits(tuned), atol=2e-5, rtol=1e-4)
     skipped = extract(capsys, "--max-rank", "4", "--skip-undecomposable", "--overwrite")
@@ -296,7 +292,9 @@ def test_experts_in_one_tensor(
     torch.manual_seed(0)
     sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "moe_intermediate_size": 24}
-    config = getattr(LIBRARY, f"{kind}Config")(**sizes, num_local_experts=3, num_experts=3)
+    config = getattr(LIBRARY, f"{kind}Config")(
+        **sizes, num_local_experts=3, num_experts=3, num_experts_per_tok=2
+    )
     model = getattr(LIBRARY, f"{kind}ForCausalLM")(config)
     whole = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     generator = torch.Generator().manual_seed(1)

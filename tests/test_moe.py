@@ -250,7 +250,7 @@ def test_deepseek_kind_has_the_names_of_its_code(shared: int, make: Callable[...
         "gate_mode": "random",
         "experts": experts("a", "b"),
     }
-    make(config | ({"shared_experts": experts("c")} if shared else {}))
+    make(config | ({"shared_experts": [{"source_model": "c"}]} if shared else {}))
     merged, settings = tiny.tensors(Path("out")), json.loads(Path("out/config.json").read_text())
     layer = "model.layers.1.mlp."
     names = {f"{layer}experts.{e}.{leaf}_proj.weight" for e in range(2) for leaf in ("gate", "up", "down")}

@@ -43,9 +43,6 @@ def stages() -> Plan:
 
 
 def adapters() -> Plan:
-    modules = {f"model.layers.{i}.self_attn.{m}_proj": (32, 32) for i in range(3) for m in "qo"}
-    for name in ("x", "y"):
-        tiny.adapter(Path(name), modules, rank=4)
     models = [{"model": name, "parameters": {"weight": 0.5}} for name in ("x", "y")]
     return plan({"merge_method": "svd", "parameters": {"rank": 3}, "models": models}, ONE)
 
@@ -64,6 +61,9 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(("base", "a", "b")):
         tiny.llama(Path(name), seed, hidden=32, layers=3)
+    modules = {f"model.layers.{i}.self_attn.{m}_proj": (32, 32) for i in range(3) for m in "qo"}
+    for name in ("x", "y"):
+        tiny.adapter(Path(name), modules, rank=4)
     for name, start in (("base", 0), ("donor", 20)):
         content = words.content({"<unk>": 0, **{f"w{i + start}": i for i in range(1, 64)}})
         if name == "donor":

@@ -57,6 +57,7 @@ def pieces(tokenizer: Tokenizer, wanted: Sequence[str]) -> list[list[int]]:
                 rest = text[slice(*piece.offsets)]
                 rest = rest if text == letters else in_letters([rest])[0]
                 found += [single[letter] for letter in rest if letter in single]
-        return found
+        # Some leave out what they do not know.
+        return found or [single[letter] for letter in letters if letter in single]
 
     return [cut(meaning) for meaning in wanted]

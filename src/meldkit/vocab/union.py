@@ -322,7 +322,7 @@ def library_errors(label: str) -> Generator[None]:
     try:
         yield
     except BaseException as e:
-        if not oflibrary_errors(e):
+        if not of_library(e):
             raise
         raise _refusal(label, str(e)) from e
 

@@ -329,8 +329,9 @@ def _settings(
     part = {name.rpartition(".")[2] for name in every if name not in ranks}
     modules = [name for name in ranks if name not in stacks]
     short = sorted({name.rpartition(".")[2] for name in modules} - part)
-    # Of parameters, ranks are always said: PEFT has rules of its own for some.
-    others = {name: rank for name, rank in ranks.items() if name in stacks}
+    # Beside modules of these names, PEFT has a rule of its own for the ranks of parameters.
+    own_rule = any(name.endswith((".gate_proj", ".up_proj")) for name in modules)
+    others = {name: rank for name, rank in ranks.items() if own_rule and name in stacks}
     others |= {name: rank for name, rank in ranks.items() if rank != most}
     architecture = " ".join(map(str, base.config.get("architectures") or ()))
     # From this version on, PEFT takes experts for [experts, out, in].

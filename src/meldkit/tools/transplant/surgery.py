@@ -13,6 +13,7 @@ from meldkit.checkpoint import OpenFiles, Scratch, TensorInfo
 from meldkit.composed import Altered, altered
 from meldkit.options import MergeOptions
 from meldkit.plan.tables import Table
+from meldkit.recipe import ModelRef
 from meldkit.shapes import Tensor
 from meldkit.tools.transplant.approximate import METHODS, Task
 from meldkit.tools.transplant.rows import NewRows, WeightedRows, columns_of, lengths, read_rows
@@ -76,7 +77,7 @@ class Surgery:
         self._progress = progress
         self._vocabularies = Vocabularies(model.tokenizer, donor.tokenizer, (model.roles(), donor.roles()))
         self._sums: dict[tuple[object, ...], WeightedRows] = {}
-        self._found_untrained: dict[Side, np.ndarray] = {}
+        self._found_untrained: dict[ModelRef, np.ndarray] = {}
         multiple = wanted.pad_to_multiple_of
         self.size = -(-donor.tokenizer.size // multiple) * multiple
         self.digests: list[str] = []
@@ -153,16 +154,16 @@ class Surgery:
 
     def _untrained(self, side: Side) -> np.ndarray:
         """Which rows of a model seem untrained; found out once."""
-        if side not in self._found_untrained:
+        if side.ref not in self._found_untrained:
             assert side.embedding is not None
             (_, embedding), head = side.embedding, side.head
-            self._found_untrained[side] = untrained(
+            self._found_untrained[side.ref] = untrained(
                 side.tokenizer,
                 embedding.rows,
                 lambda: self._blocks(embedding),
                 None if head is None or head[1].rows != embedding.rows else lambda: self._blocks(head[1]),
             )
-        return self._found_untrained[side]
+        return self._found_untrained[side.ref]
 
     def _task(
         self, name: str, table: Table, donor: Table, match: Match, atoms: list[int], *, head: bool
