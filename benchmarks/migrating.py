@@ -224,8 +224,8 @@ def trials() -> list[Trial]:
             )
             for mode, reason in (
                 ("cheap_embed", ""),
-                ("hidden", ""),
-                ("hidden_avg", "mergekit's mean takes padding in"),
+                ("hidden", "mergekit reads prompts in bfloat16"),
+                ("hidden_avg", "the same, and its mean takes padding in"),
             )
         ),
         *(

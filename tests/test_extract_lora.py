@@ -292,6 +292,7 @@ def test_experts_in_one_tensor(
     torch.manual_seed(0)
     sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "moe_intermediate_size": 24}
+    sizes |= {"num_local_experts": 3, "num_experts": 3, "num_experts_per_tok": 2}
     config = getattr(LIBRARY, f"{kind}Config")(
         **sizes, num_local_experts=3, num_experts=3, num_experts_per_tok=2
     )
