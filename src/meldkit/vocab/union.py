@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from meldkit.errors import MismatchError
-from meldkit.vocab.tokenizer import FAST, NO_FLAGS, Token, Tokenizer
+from meldkit.vocab.tokenizer import FAST, NO_FLAGS, Token, Tokenizer, of_library
 
 if TYPE_CHECKING:
     from tokenizers.models import BPE
