@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from meldkit.checkpoint.adapter import PREFIX, LoneAdapter, open_alone, zeros
+from meldkit.checkpoint.adapter import PREFIX, LoneAdapter, open_alone
 from meldkit.checkpoint.dtypes import BY_TORCH_NAME, DTYPES, DType
 from meldkit.checkpoint.experts import ExpertLayer, as_stored_by, expert_layers
 from meldkit.checkpoint.files import OpenFiles, open_files
@@ -73,5 +73,4 @@ __all__ = [
     "transposed",
     "with_adapters",
     "write_json",
-    "zeros",
 ]

@@ -24,10 +24,9 @@ from meldkit.checkpoint import (
     lone_adapters,
     open_alone,
     transposed,
-    zeros,
 )
 from meldkit.composed.factors import Factor
-from meldkit.composed.tensors import Altered, altered
+from meldkit.composed.tensors import Altered, altered, zeros
 from meldkit.composed.write import plan_of_adapter
 from meldkit.engine import as_stage
 from meldkit.errors import FormatError, MismatchError, RecipeError
@@ -246,7 +245,8 @@ def _products(label: str, adapter: LoneAdapter, adapters: Mapping[ModelRef, Lone
         name = f"{module}.weight"
         known = next(a for a in adapters.values() if module in a.modules).modules[module]
         own = adapter.modules.get(module)
-        tensors[name] = own.product(name) if own is not None else zeros(name, known.shape, known.a.file)
+        empty = zeros(name, known.shape, (known if own is None else own).a.file)
+        tensors[name] = empty if own is None else own.over(empty)
     tensors |= {name: replace(info, name=name) for name, info in adapter.saved.items()}
     return Checkpoint(
         label=label,

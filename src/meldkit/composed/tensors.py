@@ -53,6 +53,33 @@ def held(name: str, values: np.ndarray, dtype: str, beside: Path) -> TensorInfo:
     return TensorInfo(name, dtype, values.shape, beside, 0, nbytes, Held(values, digest))
 
 
+def zeros(name: str, shape: tuple[int, ...], beside: Path) -> TensorInfo:
+    """A tensor of nothing but 0.
+
+    Args:
+        name, shape: of the tensor.
+        beside: a file of the model.
+    """
+    return TensorInfo(name, "F32", shape, beside, 0, 0, _Zeros())
+
+
+@dataclass(frozen=True, slots=True)
+class _Zeros:
+    @property
+    def files(self) -> Sequence[Path]:
+        return ()
+
+    def open(self, files: OpenFiles, info: TensorInfo) -> TileSource:
+        del files, info
+        return _ZeroSource()
+
+
+class _ZeroSource:
+    def read(self, start: int, stop: int, out: Float32[Tensor, " n"], scratch: Scratch) -> None:
+        del start, stop, scratch
+        out.zero_()
+
+
 @dataclass(frozen=True, slots=True)
 class Altered:
     """A tensor with (x + noise N(0, 1)) · scale + shift in place of each x.

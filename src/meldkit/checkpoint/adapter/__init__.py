@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from meldkit.checkpoint.adapter.base import base_of, other_base
-from meldkit.checkpoint.adapter.factors import Factors, LoneAdapter, open_alone, zeros
+from meldkit.checkpoint.adapter.factors import Factors, LoneAdapter, open_alone
 from meldkit.checkpoint.adapter.open import PREFIX, Adapter, open_adapter
 from meldkit.checkpoint.adapter.settings import weights_file
 
@@ -17,5 +17,4 @@ __all__ = [
     "open_alone",
     "other_base",
     "weights_file",
-    "zeros",
 ]

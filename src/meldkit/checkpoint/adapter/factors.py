@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,10 @@ from typing import Any
 from meldkit.checkpoint.adapter.open import PREFIX
 from meldkit.checkpoint.adapter.overlay import LowRank, Overlay
 from meldkit.checkpoint.adapter.settings import Settings, weights_file
-from meldkit.checkpoint.files import OpenFiles
 from meldkit.checkpoint.json_file import shown
-from meldkit.checkpoint.tensor import Scratch, TensorInfo, TileSource
+from meldkit.checkpoint.tensor import TensorInfo
 from meldkit.checkpoint.weights import read_file
 from meldkit.errors import CheckpointError, FormatError
-from meldkit.shapes import Float32, Tensor
 
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.default)?(\.weight)?")
 _ADAPTER_ONLY = re.compile(r"\.(lora_|token_adapter\.)")
@@ -51,11 +49,10 @@ class Factors:
         """Rows of A."""
         return self.a.shape[0]
 
-    def product(self, name: str) -> TensorInfo:
-        """The product as a tensor, computed tile by tile."""
-        empty = zeros(name, self.shape, self.a.file)
-        encoding = Overlay(empty, LowRank(self.a, self.b, self.scale))
-        return TensorInfo(name, "F32", self.shape, self.a.file, 0, self.a.nbytes + self.b.nbytes, encoding)
+    def over(self, under: TensorInfo) -> TensorInfo:
+        """The product added to a tensor, tile by tile."""
+        encoding = Overlay(under, LowRank(self.a, self.b, self.scale))
+        return replace(under, nbytes=under.nbytes + self.a.nbytes + self.b.nbytes, encoding=encoding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,30 +140,3 @@ def _factors(settings: Settings, module: str, pair: Mapping[str, TensorInfo], *,
             hint="the file is damaged; download or save it again",
         )
     return Factors(a, b, settings.scale(module, a.shape[0]), embedding)
-
-
-def zeros(name: str, shape: tuple[int, ...], beside: Path) -> TensorInfo:
-    """A tensor of nothing but 0.
-
-    Args:
-        name, shape: of the tensor.
-        beside: a file of the adapter.
-    """
-    return TensorInfo(name, "F32", shape, beside, 0, 0, _Zeros())
-
-
-@dataclass(frozen=True, slots=True)
-class _Zeros:
-    @property
-    def files(self) -> Sequence[Path]:
-        return ()
-
-    def open(self, files: OpenFiles, info: TensorInfo) -> TileSource:
-        del files, info
-        return _ZeroSource()
-
-
-class _ZeroSource:
-    def read(self, start: int, stop: int, out: Float32[Tensor, " n"], scratch: Scratch) -> None:
-        del start, stop, scratch
-        out.zero_()
