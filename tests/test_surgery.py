@@ -187,7 +187,7 @@ def test_legacy(capsys: pytest.CaptureFixture[str]) -> None:
         (("prune", "a", "out", "--drop", "0:4"), 2, "all 4 layers of 'a' are dropped"),
         (("prune", "a", "out", "--drop", "x"), 2, "'x' names no layers"),
         (("prune", "a", "out"), 2, "--drop"),
-        (("expand", "a", "out"), 2, "--every and --layers"),
+        (("expand", "a", "out"), 2, "nothing says what to repeat"),
         (("expand", "a", "out", "--layers", "0:9"), 2, "layers 0:9 are not layers of 'a'"),
         (("convert-config",), 2, "there is nothing to convert"),
         (("convert-config", "recipe.yml"), 2, "recipe.yml is no bakllama file"),

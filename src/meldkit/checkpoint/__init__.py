@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from meldkit.checkpoint.adapter import PREFIX, LoneAdapter, open_alone
+from meldkit.checkpoint.adapter import PREFIX, LoneAdapter, open_alone, weights_file
 from meldkit.checkpoint.dtypes import BY_TORCH_NAME, DTYPES, DType
 from meldkit.checkpoint.experts import ExpertLayer, as_stored_by, expert_layers
 from meldkit.checkpoint.files import OpenFiles, open_files
@@ -71,6 +71,7 @@ __all__ = [
     "stays_inside",
     "stored_entries",
     "transposed",
+    "weights_file",
     "with_adapters",
     "write_json",
 ]

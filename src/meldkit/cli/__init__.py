@@ -174,6 +174,8 @@ def _usage_error(error: click.ClickException) -> tuple[str, str]:
             return f"{path} has no option '{name}'", _option_hint(name, context)
         case click.MissingParameter(param=click.Argument() as missing):
             return f"{missing.make_metavar(context).strip('[].')} is missing", usage
+        case click.MissingParameter(param=click.Option() as missing):
+            return f"{missing.opts[0]} is missing", f"{path} --help explains it"
         case click.BadParameter(param=click.Parameter() as bad):
             names = ", ".join(bad.opts) if isinstance(bad, click.Option) else bad.make_metavar(context)
             return f"{names}: {error.message.rstrip('.')}", f"{path} --help explains it"

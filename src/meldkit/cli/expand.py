@@ -29,7 +29,11 @@ def command(
     model: str, out: Path, every: int | None, layers: tuple[str, ...], idle: bool | None, **given: Any
 ) -> None:
     """Make a deeper MODEL by repeating layers, in the new folder OUT."""
-    if (every is None) == (not layers):
+    if every is None and not layers:
+        raise RecipeError(
+            "nothing says what to repeat", hint="such as --every 4, or --layers 0:24 --layers 8:32"
+        )
+    if every is not None and layers:
         raise RecipeError("--every and --layers say the same in two ways", hint="give one of them")
     recipe = {name: given.pop(name) for name in ("dry_run", "write_yaml", "print_yaml", "dtype")}
 

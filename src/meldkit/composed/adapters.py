@@ -24,6 +24,7 @@ from meldkit.checkpoint import (
     lone_adapters,
     open_alone,
     transposed,
+    weights_file,
 )
 from meldkit.composed.factors import Factor
 from meldkit.composed.tensors import Altered, altered, zeros
@@ -102,7 +103,8 @@ def plan_adapters(recipe: Recipe, options: MergeOptions) -> Plan:
     checkpoints = {ref: _products(str(ref), adapter, adapters) for ref, adapter in adapters.items()}
     if wanted.recipe.base_model == _NOTHING:
         first = next(iter(checkpoints.values()))
-        empty = {name: zeros(name, info.shape, info.file) for name, info in first.tensors.items()}
+        settings_file = folders[0] / "adapter_config.json"
+        empty = {name: zeros(name, info.shape, settings_file) for name, info in first.tensors.items()}
         checkpoints[_NOTHING] = replace(first, label="nothing", tensors=empty)
     merged = build_plan(wanted.recipe, checkpoints.__getitem__, seed=options.random_seed or 0)
     made = as_stage("products", merged)
@@ -110,12 +112,15 @@ def plan_adapters(recipe: Recipe, options: MergeOptions) -> Plan:
     ranks: dict[str, int] = {}
     jobs = {job.name: job for job in merged.jobs}
     dtype = _dtype(recipe, adapters)
+    # svd is given a sum, whose rank is theirs together at most; what others make may have any.
+    all_ranks = [max(f.rank for f in adapter.modules.values()) for adapter in adapters.values()]
+    usual = max(all_ranks) if recipe.merge_method == "svd" else sum(all_ranks)
     for module in _modules(adapters):
         name = f"{module}.weight"
         if wanted.exact:
             sides = _summed(module, jobs[name], list(wanted.recipe.models()), adapters, dtype)
         else:
-            sides = _decomposed(module, made[name], wanted.rank, adapters, dtype)
+            sides = _decomposed(module, made[name], wanted.rank or usual, adapters, dtype)
         ranks[module] = sides[0].shape[0]
         tensors |= {info.name: info for info in sides}
     saved = _saved(adapters)
@@ -125,6 +130,11 @@ def plan_adapters(recipe: Recipe, options: MergeOptions) -> Plan:
         tensors[whole] = _as(dtype, replace(made[name], name=whole))
     settings = _settings(adapters, ranks)
     how = "their sum, exactly" if wanted.exact else f"by {recipe.merge_method}, its largest singular values"
+    if not wanted.exact:
+        warnings.append(
+            f"of each module the {max(ranks.values())} largest singular values are kept, and the rest is "
+            "lost; 'rank' under 'parameters' keeps more"
+        )
     summary = f"an adapter of rank {_ranks(ranks)} of {len(adapters)} adapters: {how}"
     return plan_of_adapter(
         tensors,
@@ -245,8 +255,8 @@ def _products(label: str, adapter: LoneAdapter, adapters: Mapping[ModelRef, Lone
         name = f"{module}.weight"
         known = next(a for a in adapters.values() if module in a.modules).modules[module]
         own = adapter.modules.get(module)
-        empty = zeros(name, known.shape, (known if own is None else own).a.file)
-        tensors[name] = empty if own is None else own.over(empty)
+        empty = zeros(name, known.shape, weights_file(adapter.folder))
+        tensors[name] = empty if own is None else own.added_to(empty)
     tensors |= {name: replace(info, name=name) for name, info in adapter.saved.items()}
     return Checkpoint(
         label=label,
@@ -315,14 +325,14 @@ def _shares(job: TensorJob) -> Sequence[float]:
 def _decomposed(
     module: str,
     made: TensorInfo,
-    wanted: int | None,
+    wanted: int,
     adapters: Mapping[ModelRef, LoneAdapter],
     dtype: str,
 ) -> tuple[TensorInfo, TensorInfo]:
     """The largest singular values of what the products are merged into."""
     own = [a.modules[module] for a in adapters.values() if module in a.modules]
     rows, columns = own[0].shape
-    rank = min(wanted or max(factors.rank for factors in own), rows, columns)
+    rank = min(wanted, rows, columns)
     names = _names(module, embedding=own[0].embedding)
     sides = [
         TensorInfo(name, dtype, shape, made.file, 0, made.nbytes, factor)

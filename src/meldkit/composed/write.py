@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from meldkit.checkpoint import Checkpoint, TensorInfo
+from meldkit.errors import NotSupportedError
 from meldkit.options import MergeOptions
 from meldkit.plan import Composed, Plan, Tool, build_plan
 from meldkit.recipe import ModelRef, Module, Recipe, Slice, Source
@@ -27,6 +28,10 @@ def plan_of(made: Composed, tool: Tool, options: MergeOptions, *, dtype: str | N
     Raises:
         MeldError: as for `plan`.
     """
+    if not options.safe_serialization:
+        raise NotSupportedError(
+            "not supported: only safetensors files are written", hint="leave out --no-safe-serialization"
+        )
     ref = ModelRef(made.label)
     module = Module(None, (Slice((Source(ref),)),), from_models=True)
     recipe = Recipe("passthrough", (module,), dtype=dtype)

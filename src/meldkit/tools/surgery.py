@@ -135,6 +135,8 @@ def deepened(
         RecipeError: it has no such layers.
     """
     count = depth(model)
+    if every > count:
+        raise RecipeError(f"every {every} layers is never", hint=f"'{model}' has {count}")
     if every:
         ranges = []
         for first in range(0, count, every):
@@ -192,6 +194,8 @@ def parse_layers(texts: Iterable[str]) -> list[tuple[int, int]]:
                 f"'{text}' names no layers",
                 hint="write 7, 0:24 (the end is left out) or 0-23 (it is not)",
             ) from None
+        if stop <= start:
+            raise RecipeError(f"'{text}' names no layers", hint="a range begins before it ends, such as 0:24")
         found.append((start, stop))
     return found
 

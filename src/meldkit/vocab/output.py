@@ -96,7 +96,9 @@ class OutputTokenizer:
                 elif not _is_id(key, value):
                     result[key] = value
                 elif inner is not None:
-                    result[key] = inner
+                    # Settings that were never adapted to a tokenizer name tokens that there are not.
+                    known = type(inner) is not int or inner < self.tokenizer.size or key not in roles
+                    result[key] = inner if known else roles[key]
                 else:
                     result[key] = _each(value, translate)
                     if result[key] is None:

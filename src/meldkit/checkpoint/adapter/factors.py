@@ -49,7 +49,7 @@ class Factors:
         """Rows of A."""
         return self.a.shape[0]
 
-    def over(self, under: TensorInfo) -> TensorInfo:
+    def added_to(self, under: TensorInfo) -> TensorInfo:
         """The product added to a tensor, tile by tile."""
         encoding = Overlay(under, LowRank(self.a, self.b, self.scale))
         return replace(under, nbytes=under.nbytes + self.a.nbytes + self.b.nbytes, encoding=encoding)

@@ -30,6 +30,9 @@ from meldkit.tools.lora.modules import CONV1D, Module, group_of, modules_of
 #: As safetensors calls types.
 _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
+#: What a tied head is called.
+_HEAD = f"{PREFIX}lm_head.weight"
+
 Progress = Callable[[int, int, str], None]
 
 
@@ -178,6 +181,11 @@ def plan_extraction(
     if _is_tied(model) and any(m.kind == "embedding" for m in (*saved, *factored)):
         # The head is the embedding still.
         settings["ensure_weight_tying"] = True
+        for module in saved:
+            if module.kind == "embedding":
+                # PEFT looks for both.
+                tensors[_HEAD] = replace(module.model, name=_HEAD)
+    warnings += _loading(base, saved, ranks)
     summary = f"{len(ranks)} modules of rank up to {settings['r']}, from {wanted.model} − {wanted.base}"
     tool = Tool("extract-lora", wanted.text(), summary)
     plan = plan_of_adapter(
@@ -192,6 +200,26 @@ def plan_extraction(
     )
     turned = frozenset(m.name for m in factored if m.turned or m.kind == "embedding")
     return PlannedAdapter(plan, ranks, tuple(names), unchanged, (base, model), turned)
+
+
+def _loading(base: Checkpoint, saved: Sequence[Module], ranks: Mapping[str, int]) -> Iterator[str]:
+    """What to know before PEFT loads an adapter; this program reads it as it is."""
+    if not ranks:
+        yield "no matrix is factored, and PEFT loads no adapter that only replaces modules"
+    for module in saved:
+        if module.kind == "embedding" and module.base is not None and module.base.shape != module.model.shape:
+            rows, before = module.model.shape[0], module.base.shape[0]
+            yield (
+                f"{module.name} has {rows:,} rows, {before:,} in the base: call "
+                f"model.resize_token_embeddings({rows}) before PEFT loads the adapter"
+            )
+    # Files of mixtures have names that transformers changes while it loads them.
+    renamed = next((m.name for m in saved if ".block_sparse_moe." in f".{m.name}."), None)
+    if renamed is not None and base.config.get("model_type") == "mixtral":
+        yield (
+            f"{renamed} is stored whole under its name in the files, and transformers gives it another one: "
+            "PEFT does not load it; --exclude-regex 'gate$' leaves such modules out"
+        )
 
 
 def _is_tied(model: Checkpoint) -> bool:

@@ -50,6 +50,7 @@ def plan_transplant(
     """
     options = options or MergeOptions()
     check(wanted)
+    options.shard_bytes()  # raises if it makes no sense, before the work
     cache = Path(options.transformers_cache) if options.transformers_cache else None
     model, donor = (open_side(ref, cache, options) for ref in (wanted.model, wanted.donor))
     lint = [warning for side in (model, donor) for warning in lint_rows(side.model, side.tokenizer)]
