@@ -113,9 +113,16 @@ def _is_recipe(value: Any) -> bool:
 
 def methods(incomplete: str) -> list[CompletionItem]:
     """Methods with what they do; read from a file, because importing them all takes too long."""
-    known = _schema()["properties"]["merge_method"]
+    schema = _schema()
+    known = schema["properties"]["merge_method"]
     pairs = zip(known["enum"], known["enumDescriptions"], strict=True)
-    return [CompletionItem(name, help=text) for name, text in pairs if name.startswith(incomplete)]
+    # Those of adapters alone are none that 'meldkit methods' explains.
+    of_models = {branch["if"]["properties"]["merge_method"]["const"] for branch in schema["allOf"]}
+    return [
+        CompletionItem(name, help=text)
+        for name, text in pairs
+        if name in of_models and name.startswith(incomplete)
+    ]
 
 
 def parameters() -> list[str]:
