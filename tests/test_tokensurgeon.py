@@ -19,7 +19,9 @@ import word_tokenizers as words
 from command import run
 from meldkit.errors import MismatchError, NotSupportedError, RecipeError
 from meldkit.kernels import library, pursuit
+from meldkit.tools.transplant import names
 from meldkit.tools.transplant import pursuit as pursuing
+from meldkit.tools.transplant.approximate import METHODS
 from meldkit.tools.transplant.plan import plan_transplant
 from meldkit.tools.transplant.rows import turned
 from meldkit.tools.transplant.tokens import Vocabularies, untrained
@@ -366,6 +368,10 @@ def test_drawn(capsys: pytest.CaptureFixture[str]) -> None:
         assert torch.equal(first, again)
         assert len(first.unique()) == first.numel()
         assert not torch.equal(first, rows(method, HEAD, NEW))
+
+
+def test_every_method_has_its_function() -> None:
+    assert tuple(METHODS) == names.METHODS
 
 
 def test_john_hewitt_has_mean_and_covariance_of_the_rows(

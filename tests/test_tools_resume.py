@@ -77,14 +77,12 @@ def test_goes_on_where_it_stopped(tool: str, monkeypatch: pytest.MonkeyPatch) ->
     made = MADE[tool]()
     whole = merge(made, "whole", ONE)
     assert whole.num_resumed == 0
-    stops = 0
     for after in (3, 5):
         with failing(monkeypatch, os, "pwrite", after), pytest.raises(RunError, match="No space left"):
             merge(MADE[tool](), "out", ONE)
         assert sorted(path.name for path in Path("out").iterdir()) == [PARTIAL]
-        stops += 1
     result = merge(MADE[tool](), "out", ONE)
-    assert (result.num_resumed > 0, result.discarded, stops) == (True, False, 2)
+    assert (result.num_resumed > 0, result.discarded) == (True, False)
     assert weights("out") == weights("whole")
 
 

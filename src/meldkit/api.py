@@ -123,6 +123,8 @@ def plan(
 ) -> Plan:
     """Decide everything about a merge without reading a weight.
 
+    Where all models are adapters alone, an adapter is planned: see `meldkit.composed.adapters`.
+
     Args:
         recipe: path of a YAML file, a mapping, or a `Recipe`.
         options: as for `merge`.

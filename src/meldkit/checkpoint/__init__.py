@@ -7,6 +7,7 @@ from meldkit.checkpoint.dtypes import BY_TORCH_NAME, DTYPES, DType
 from meldkit.checkpoint.experts import ExpertLayer, as_stored_by, expert_layers
 from meldkit.checkpoint.files import OpenFiles, open_files
 from meldkit.checkpoint.folder import Checkpoint, open_checkpoint
+from meldkit.checkpoint.gguf.joined import Constant
 from meldkit.checkpoint.json_file import read_json, shown, write_json
 from meldkit.checkpoint.links import check_links
 from meldkit.checkpoint.models import (
@@ -38,6 +39,7 @@ __all__ = [
     "MAX_HEADER_BYTES",
     "PREFIX",
     "Checkpoint",
+    "Constant",
     "DType",
     "Encoding",
     "ExpertLayer",

@@ -21,18 +21,10 @@ from meldkit.cli.merge import (
     with_options,
 )
 from meldkit.options import MergeOptions
+from meldkit.tools.transplant.names import METHODS, PLACES, SUBWORD_METHODS, WEIGHT_SCHEMES
 
 if TYPE_CHECKING:
     from meldkit.tools.transplant.plan import PlannedTransplant
-
-#: As mergekit calls them.
-_METHODS = (
-    *("omp", "common_interpolation", "subword", "mean", "zero", "randn"),
-    *("john_hewitt", "landmark_pca", "stb", "mp_rope"),
-)
-_SCHEMES = ("distance_proportional", "barycentric", "least_squares")
-_SUBWORD = ("mean", "sum", "weighted_mean", "first_last")
-_PLACES = ("no", "embed", "lm_head", "yes")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -43,8 +35,8 @@ _PLACES = ("no", "embed", "lm_head", "yes")
     "--approximation-method",
     "-a",
     "method",
-    type=click.Choice(_METHODS),
-    default="omp",
+    type=click.Choice(METHODS),
+    default=METHODS[0],
     show_default=True,
     help="How rows of tokens that MODEL lacks are made.",
 )
@@ -52,8 +44,8 @@ _PLACES = ("no", "embed", "lm_head", "yes")
 @click.option(
     "--weight-scheme",
     "-w",
-    type=click.Choice(_SCHEMES),
-    default=_SCHEMES[0],
+    type=click.Choice(WEIGHT_SCHEMES),
+    default=WEIGHT_SCHEMES[0],
     show_default=True,
     help="Of common_interpolation.",
 )
@@ -68,7 +60,7 @@ _PLACES = ("no", "embed", "lm_head", "yes")
     "--subword-method",
     "-s",
     "subword",
-    type=click.Choice(_SUBWORD),
+    type=click.Choice(SUBWORD_METHODS),
     default="mean",
     show_default=True,
     help="Of subword: how rows of pieces are added.",
@@ -76,7 +68,7 @@ _PLACES = ("no", "embed", "lm_head", "yes")
 @click.option(
     "--prefix-match",
     "-pm",
-    type=click.Choice(_PLACES),
+    type=click.Choice(PLACES),
     default="no",
     show_default=True,
     help="Where a token that begins with one of MODEL's gets the row of the longest such.",
@@ -84,7 +76,7 @@ _PLACES = ("no", "embed", "lm_head", "yes")
 @click.option(
     "--byte-match",
     "-bm",
-    type=click.Choice(_PLACES),
+    type=click.Choice(PLACES),
     default="no",
     show_default=True,
     help="Where letters match SentencePiece's bytes, such as <0x41>.",

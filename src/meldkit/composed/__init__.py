@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from meldkit.composed.adapters import are_adapters, plan_adapters
 from meldkit.composed.factors import Factor, decompose, difference
+from meldkit.composed.latest import Latest
 from meldkit.composed.tensors import Altered, Held, altered, held, normal
 from meldkit.composed.write import plan_of, plan_of_adapter
 
@@ -11,6 +12,7 @@ __all__ = [
     "Altered",
     "Factor",
     "Held",
+    "Latest",
     "altered",
     "are_adapters",
     "decompose",

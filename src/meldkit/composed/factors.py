@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import torch
 
 from meldkit.checkpoint import HeldTensor, OpenFiles, Scratch, TensorInfo, TileSource, read_all
+from meldkit.composed.latest import Latest
 from meldkit.shapes import Float32, Tensor
 
 #: Up to this size of the smaller side all singular values are found; beyond it, the largest ones.
@@ -123,7 +122,8 @@ class Factor:
     def open(self, files: OpenFiles, info: TensorInfo) -> TileSource:
         """The factor's values."""
         del info
-        latest, key = files.kept("factors", _Latest), (self.base, self.model, self.rank)
+        latest = files.kept("factors", lambda: Latest[Decomposition](_KEPT_AT_LEAST, _KEPT, _numel))
+        key = (self.base, self.model, self.rank)
         return _FactorTensor(lambda: latest.get(key, lambda: self._made(files)), self)
 
     def _made(self, files: OpenFiles) -> Decomposition:
@@ -136,6 +136,10 @@ class Factor:
         return scale[:, None] * made.vt if self.first else made.u * scale
 
 
+def _numel(made: Decomposition) -> int:
+    return made.u.numel() + made.vt.numel()
+
+
 class _FactorTensor:
     def __init__(self, made: Callable[[], Decomposition], factor: Factor) -> None:
         self._made = made
@@ -145,35 +149,3 @@ class _FactorTensor:
         """Fill `out` with elements [start, stop)."""
         values = self._factor.of(self._made()).contiguous()
         HeldTensor(values).read(start, stop, out, scratch)
-
-
-@dataclass(slots=True)
-class _Entry:
-    lock: Lock = field(default_factory=Lock)
-    made: Decomposition | None = None
-
-    @property
-    def numel(self) -> int:
-        """Numbers that it holds."""
-        return 0 if self.made is None else self.made.u.numel() + self.made.vt.numel()
-
-
-class _Latest:
-    """The decompositions that were made last: each is wanted twice, and by several threads."""
-
-    def __init__(self) -> None:
-        self._entries: OrderedDict[object, _Entry] = OrderedDict()
-        self._lock = Lock()
-
-    def get(self, key: object, make: Callable[[], Decomposition]) -> Decomposition:
-        """What is known by a key, made if nobody has made it yet."""
-        with self._lock:
-            entry = self._entries.setdefault(key, _Entry())
-            self._entries.move_to_end(key)
-            known = sum(entry.numel for entry in self._entries.values())
-            while known > _KEPT and len(self._entries) > _KEPT_AT_LEAST:
-                known -= self._entries.popitem(last=False)[1].numel
-        with entry.lock:
-            if entry.made is None:
-                entry.made = make()
-            return entry.made

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from meldkit.checkpoint import DTYPES, HeldTensor, OpenFiles, Scratch, TensorInfo, TileSource
+from meldkit.checkpoint import DTYPES, Constant, HeldTensor, OpenFiles, Scratch, TensorInfo, TileSource
 from meldkit.shapes import Float32, Tensor
 
 #: Elements of which random numbers are drawn at once.
@@ -60,24 +60,7 @@ def zeros(name: str, shape: tuple[int, ...], beside: Path) -> TensorInfo:
         name, shape: of the tensor.
         beside: a file of the model.
     """
-    return TensorInfo(name, "F32", shape, beside, 0, 0, _Zeros())
-
-
-@dataclass(frozen=True, slots=True)
-class _Zeros:
-    @property
-    def files(self) -> Sequence[Path]:
-        return ()
-
-    def open(self, files: OpenFiles, info: TensorInfo) -> TileSource:
-        del files, info
-        return _ZeroSource()
-
-
-class _ZeroSource:
-    def read(self, start: int, stop: int, out: Float32[Tensor, " n"], scratch: Scratch) -> None:
-        del start, stop, scratch
-        out.zero_()
+    return TensorInfo(name, "F32", shape, beside, 0, 0, Constant(0.0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from meldkit.vocab.output import (
 )
 from meldkit.vocab.pieces import pieces
 from meldkit.vocab.rows import AlignedRows, MeanRow, RowMap
-from meldkit.vocab.spelling import byte_tokens, bytes_of, in_spelling, meanings, other_spellings
+from meldkit.vocab.spelling import NO_TEXT, byte_tokens, bytes_of, in_spelling, meanings, other_spellings
 from meldkit.vocab.templates import (
     AUTO,
     PRESETS,
@@ -43,6 +43,7 @@ __all__ = [
     "FAST",
     "FILES",
     "GENERATION",
+    "NO_TEXT",
     "PRESETS",
     "ZERO",
     "AlignedRows",

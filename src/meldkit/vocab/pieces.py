@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from meldkit.errors import NotSupportedError
-from meldkit.vocab.spelling import byte_of, byte_tokens, in_letters, in_spelling, meanings
+from meldkit.vocab.spelling import NO_TEXT, byte_of, byte_tokens, in_letters, in_spelling, meanings
 from meldkit.vocab.tokenizer import Tokenizer
 from meldkit.vocab.union import library_errors, loaded
-
-#: What is no text begins with this in `meanings`.
-_NO_TEXT = "\0"
 
 
 def pieces(tokenizer: Tokenizer, wanted: Sequence[str]) -> list[list[int]]:
@@ -42,7 +39,7 @@ def pieces(tokenizer: Tokenizer, wanted: Sequence[str]) -> list[list[int]]:
 
     def cut(meaning: str) -> list[int]:
         letters = meaning
-        if meaning.startswith(_NO_TEXT):
+        if meaning.startswith(NO_TEXT):
             byte = byte_of(meaning[1:])
             letters = byte or in_letters([meaning[1:]])[0]
         text = in_spelling(tokenizer, letters)

@@ -16,6 +16,8 @@ from meldkit.vocab.tokenizer import Tokenizer
 _SPACE = "\u2581"
 #: Stands between tokens; no vocabulary has it in one.
 _BETWEEN = "\0"
+#: Before what is no text, in `meanings`.
+NO_TEXT = _BETWEEN
 #: How SentencePiece writes a single byte.
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 #: How WordPiece begins what goes on within a word.
@@ -49,7 +51,7 @@ def other_spellings(base: Tokenizer, other: Tokenizer, tokens: Collection[str]) 
 
 
 def meanings(tokenizer: Tokenizer) -> dict[str, str]:
-    """What each token stands for: bytes, in GPT-2's letters; with NUL before what is no text.
+    """What each token stands for: bytes, in GPT-2's letters; with `NO_TEXT` before what is none.
 
     That are special tokens, and SentencePiece's single bytes, which it uses for characters that it lacks.
     """
@@ -60,7 +62,7 @@ def meanings(tokenizer: Tokenizer) -> dict[str, str]:
     for token in tokenizer.tokens:
         added = tokenizer.added.get(token)
         if (added is not None and added.flags.get("special")) or (not letters and _BYTE.fullmatch(token)):
-            result[token] = _BETWEEN + token
+            result[token] = NO_TEXT + token
         elif added is not None and token not in tokenizer.core:
             texts[token] = token
         elif words:

@@ -110,7 +110,7 @@ def plan_extraction(
     Args:
         wanted: what to extract.
         options: as for `merge`.
-        progress: called with how many modules were looked at, of how many, and which is next.
+        progress: called with how many modules were compared and ranked, of how many, and which is next.
 
     Raises:
         RecipeError: the numbers make no sense.
@@ -134,10 +134,12 @@ def plan_extraction(
         changed: set[str] = set()
         for number, module in enumerate(modules):
             if progress is not None:
-                progress(number, len(modules), module.name)
+                progress(number, 2 * len(modules), module.name)
             if not _same(files, module):
                 changed.add(group_of(module.name))
-        for module in modules:
+        for number, module in enumerate(modules, len(modules)):
+            if progress is not None:
+                progress(number, 2 * len(modules), module.name)
             if group_of(module.name) not in changed:
                 unchanged += 1
                 continue

@@ -33,8 +33,6 @@ _linalg: Any = torch.linalg
 _BATCH, _BATCH_BYTES = 512, 1 << 28
 #: Distances below this count as this: weights are their reciprocals.
 _LEAST_DISTANCE = 1e-6
-WEIGHT_SCHEMES = ("distance_proportional", "barycentric", "least_squares")
-SUBWORD_METHODS = ("mean", "sum", "weighted_mean", "first_last")
 
 
 @dataclass(frozen=True, slots=True)

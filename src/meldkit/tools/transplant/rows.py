@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 import torch
 
 from meldkit.checkpoint import OpenFiles, Scratch, TensorInfo, TileSource, read_all
-from meldkit.composed import normal
+from meldkit.composed import Latest, normal
 from meldkit.plan.tables import Table
 from meldkit.shapes import Float32, Tensor
 from meldkit.vocab import AlignedRows, RowMap
@@ -26,12 +24,6 @@ _ROWS, _KEPT, _TURNED = 128, 8, 8
 Make = Callable[[int, int, Scratch], Tensor]
 
 
-@dataclass(slots=True)
-class _Block:
-    lock: Lock = field(default_factory=Lock)
-    values: Tensor | None = None
-
-
 class _Computed:
     """Rows that are computed several at a time, always the same ones together: sums may depend on that."""
 
@@ -40,21 +32,12 @@ class _Computed:
         self._columns = columns
         self._make = make
         # Tiles end within blocks, and threads are at work on neighbours.
-        self._latest: OrderedDict[int, _Block] = OrderedDict()
-        self._lock = Lock()
+        self._latest = Latest[Tensor](_KEPT)
 
     def _block(self, number: int, scratch: Scratch) -> Tensor:
-        with self._lock:
-            block = self._latest.setdefault(number, _Block())
-            self._latest.move_to_end(number)
-            while len(self._latest) > _KEPT:
-                self._latest.popitem(last=False)
-        with block.lock:
-            if block.values is None:
-                first = number * _ROWS
-                made = self._make(first, min(first + _ROWS, self._count), scratch)
-                block.values = made.reshape(-1)
-            return block.values
+        first = number * _ROWS
+        last = min(first + _ROWS, self._count)
+        return self._latest.get(number, lambda: self._make(first, last, scratch).reshape(-1))
 
     def read(self, start: int, stop: int, out: Float32[Tensor, " n"], scratch: Scratch) -> None:
         """Fill `out` with elements [start, stop)."""

@@ -121,13 +121,13 @@ class Surgery:
             self.warnings.append(
                 f"{name}: the vocabularies share {len(match.all):,} of {self._donor.tokenizer.size:,} tokens"
             )
-        if wanted.method == "omp" and wanted.k >= columns_of(donor):
-            self.warnings.append(
-                f"{name}: --k is {wanted.k}, and the donor's rows have {columns_of(donor)} numbers: any row "
-                "is a sum of so many others, whether they have to do with it or not"
-            )
         new = error = None
         if len(table.row_shape) == 1 and match.missing:
+            if wanted.method == "omp" and wanted.k >= columns_of(donor):
+                self.warnings.append(
+                    f"{name}: --k is {wanted.k}, and the donor's rows have {columns_of(donor)} numbers: any "
+                    "row is a sum of so many others, whether they have to do with it or not"
+                )
             # Where the donor's head is its embedding, the same sums may do for both tables.
             key = (donor_name, table.rows, byte, prefix)
             if key in self._sums:

@@ -11,12 +11,10 @@ import torch
 
 from meldkit.shapes import Float32, Tensor
 from meldkit.tools.transplant.rows import lengths
-from meldkit.vocab import Tokenizer, byte_tokens, bytes_of, meanings
+from meldkit.vocab import NO_TEXT, Tokenizer, byte_tokens, bytes_of, meanings
 
 #: A letter that stands for a space or a line break; prefixes of nothing else say too little.
 _BLANK = "ĠĊĉčĀ"
-#: What is no text begins with this in `meanings`.
-_NO_TEXT = "\0"
 #: How vocabularies call tokens that they keep for later: in brackets.
 _UNUSED = re.compile(r"[<\[]\|?\W*(\w*(unused|reserved|extra_id)\w*|(pad|dummy)_?\d+)\W*\|?[>\]]", re.I)
 #: What special tokens are for; where one is for several things, the first of these counts.
@@ -132,13 +130,13 @@ class Vocabularies:
         by_letter = {meaning: self.model.tokens[token] for token, meaning in meanings(self.model).items()}
         for letter, token in byte_tokens(self.donor).items():
             if letter in by_letter:
-                result[_NO_TEXT + token] = by_letter[letter]
+                result[NO_TEXT + token] = by_letter[letter]
         return result
 
 
 def _prefixes(meaning: str) -> Iterator[str]:
     """What a token begins with, the longest first, cut between characters; nothing that is blank."""
-    if meaning.startswith(_NO_TEXT):
+    if meaning.startswith(NO_TEXT):
         return
     try:
         stored = bytes_of(meaning)

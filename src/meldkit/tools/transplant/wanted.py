@@ -8,10 +8,7 @@ from typing import Any
 from meldkit.errors import RecipeError
 from meldkit.recipe import ModelRef
 from meldkit.recipe.write import to_yaml_text
-from meldkit.tools.transplant.approximate import METHODS, SUBWORD_METHODS, WEIGHT_SCHEMES
-
-#: Where tokens may match otherwise than exactly.
-PLACES = ("no", "embed", "lm_head", "yes")
+from meldkit.tools.transplant.names import METHODS, PLACES, SUBWORD_METHODS, WEIGHT_SCHEMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +18,7 @@ class Transplant:
     Attributes:
         model: gets another tokenizer.
         donor: gives it.
-        method: how rows of tokens that the model lacks are made; a name in `METHODS`.
+        method: how rows of tokens that the model lacks are made; a name in `names.METHODS`.
         k: tokens that such a row is made of, for omp, common_interpolation, stb and mp_rope.
         weight_scheme, cosine: of common_interpolation.
         subword: of subword: "mean", "sum", "weighted_mean" or "first_last".
@@ -60,7 +57,7 @@ class Transplant:
 def check(wanted: Transplant) -> None:
     """Raise RecipeError for numbers and names that make no sense."""
     for value, known, option in (
-        (wanted.method, tuple(METHODS), "--approximation-method"),
+        (wanted.method, METHODS, "--approximation-method"),
         (wanted.weight_scheme, WEIGHT_SCHEMES, "--weight-scheme"),
         (wanted.subword, SUBWORD_METHODS, "--subword-method"),
         (wanted.prefix_match, PLACES, "--prefix-match"),
