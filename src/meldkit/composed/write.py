@@ -56,7 +56,6 @@ def plan_of_adapter(
     *,
     content: object = (),
     warnings: Sequence[str] = (),
-    dtype: str | None = None,
     tokenizer: Path | None = None,
 ) -> Plan:
     """The plan that writes an adapter in PEFT's format.
@@ -69,7 +68,6 @@ def plan_of_adapter(
         options: as for `merge`.
         content: what the tensors depend on besides inputs and settings.
         warnings: what the user should look at.
-        dtype: as for `plan_of`.
         tokenizer: folder of one that the adapter brings along, for tokens that its model lacks.
     """
     text = json.dumps(settings, indent=2) + "\n"
@@ -88,5 +86,5 @@ def plan_of_adapter(
     )
     one_file = replace(options, out_shard_size="1000B", copy_tokenizer=False)
     named = replace(tool, files={**tool.files, "adapter_config.json": text})
-    plan = plan_of(made, named, one_file, dtype=dtype)
+    plan = plan_of(made, named, one_file)
     return replace(plan, files=tuple(replace(file, name="adapter_model.safetensors") for file in plan.files))
