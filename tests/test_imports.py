@@ -69,7 +69,7 @@ _EXTERNAL = {
     "merge": "tqdm",
     "report": "yaml torch numpy transformers jinja2 plotly",
     "raw": "torch numpy",
-    "tools": "torch numpy pydantic transformers",
+    "tools": "torch numpy transformers",
     "cli": "click rich",
     "__init__": "",
 }
@@ -159,12 +159,12 @@ WITHOUT = {
     "--help": _NUMBERS,
     "--version": _NUMBERS,
     "merge --help": _NUMBERS,
-    "plan recipe.yml --no-probe": _TORCH,
-    "explain recipe.yml": _TORCH,
-    "inspect a": _TORCH,
+    "plan recipe.yml --no-probe": ("pydantic", *_TORCH),
+    "explain recipe.yml": ("pydantic", *_TORCH),
+    "inspect a": ("pydantic", *_TORCH),
     "methods ties": _TORCH,
     "schema": _TORCH,
-    "merge recipe.yml out": _HEAVY,
+    "merge recipe.yml out": ("pydantic", *_HEAVY),
 }
 
 

@@ -22,7 +22,7 @@ from meldkit.recipe import (
     resolve,
     unreached_by,
 )
-from meldkit.recipe.schema import MergeConfiguration
+from meldkit.recipe.sections import Configuration
 
 #: Signs of regular expressions and shell patterns, which names do not have.
 _SIGNS = set("*?|[]()^$\\")
@@ -201,7 +201,7 @@ def lint_names(recipe: Recipe, method: Method) -> Iterator[str]:
                 if any(p.name == name and not p.of_recipe for p in m.parameters)
             ]
             # mergekit knows more names, and recipes in the wild are full of them.
-            if not users and name not in MergeConfiguration.unused:
+            if not users and name not in Configuration.unused:
                 raise RecipeError(
                     f"{at(setting.where)}unknown parameter '{name}'",
                     hint=did_you_mean(name, own) if own else f"{method.name} has no parameters",

@@ -22,9 +22,9 @@ from meldkit.recipe.source import Document
 from meldkit.recipe.values import Filtered, Value
 
 if TYPE_CHECKING:
-    from meldkit.recipe.schema import (
+    from meldkit.recipe.sections import (
+        Configuration,
         InputModel,
-        MergeConfiguration,
         OutputModule,
         OutputSlice,
         Section,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _NOT_PARAMETERS = ("dtype", "out_dtype")
 
 
-def to_recipe(config: MergeConfiguration, document: Document) -> Recipe:
+def to_recipe(config: Configuration, document: Document) -> Recipe:
     """The canonical form of a configuration.
 
     Args:
@@ -54,7 +54,7 @@ class _Canonical:
         self.warnings: list[tuple[int, str]] = []
         self.astray: dict[str, str] = {}
 
-    def recipe(self, config: MergeConfiguration) -> Recipe:
+    def recipe(self, config: Configuration) -> Recipe:
         self.note_unused(config, ())
         tokenizer = self.tokenizer(config)
         self.only_one((), models=config.models, slices=config.slices, modules=config.modules)
@@ -88,9 +88,7 @@ class _Canonical:
         parameters = self.parameters(part.parameters, path)
         return Module(name, slices, parameters, self.document.where(path), from_models)
 
-    def layers(
-        self, part: MergeConfiguration | OutputModule, path: DataPath
-    ) -> tuple[tuple[Slice, ...], bool]:
+    def layers(self, part: Configuration | OutputModule, path: DataPath) -> tuple[tuple[Slice, ...], bool]:
         """The slices of a part, and whether it was written as `models:`."""
         if part.models is not None:
             path = (*path, "models")
@@ -129,7 +127,7 @@ class _Canonical:
             return ()
         return tuple(self.document.where((*place, index)) for index in range(len(value.entries)))
 
-    def tokenizer(self, config: MergeConfiguration) -> TokenizerSpec | None:
+    def tokenizer(self, config: Configuration) -> TokenizerSpec | None:
         section, source = config.tokenizer, config.tokenizer_source
         if section is not None and source is not None:
             places = self.document.place(("tokenizer",)), self.document.place(("tokenizer_source",))

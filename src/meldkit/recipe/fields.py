@@ -1,95 +1,107 @@
-"""Reading one field of a recipe: raw data in, canonical value out, or a Problem that says what is wrong."""
+"""Reading one field of a recipe: raw data and the name of its key in, canonical value out, or a Problem that
+says what is wrong."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal, cast
 
 from meldkit.errors import did_you_mean
+from meldkit.recipe.dtypes import parse_dtype
 from meldkit.recipe.model import ModelToken
 from meldkit.recipe.problem import Problem, check_keys, kind_of, within
 from meldkit.recipe.refs import ModelRef
 from meldkit.recipe.values import Value, parse_value, to_plain
 
-if TYPE_CHECKING:
-    from pydantic import ValidationInfo
-
 COMPAT = ("mergekit",)
 """What `compat:` may ask for."""
 
 
-def read_text(raw: object, info: ValidationInfo) -> str:
+def read_text(raw: object, name: str) -> str:
     """Text that is not blank."""
     if not isinstance(raw, str):
         hint = "put it in quotes" if isinstance(raw, bool | int | float) else ""
-        raise Problem(f"'{info.field_name}' must be text, got {kind_of(raw)}", hint=hint)
+        raise Problem(f"'{name}' must be text, got {kind_of(raw)}", hint=hint)
     if not raw.strip():
-        raise Problem(f"'{info.field_name}' is empty")
+        raise Problem(f"'{name}' is empty")
     return raw
 
 
-def read_compat(raw: object, info: ValidationInfo) -> str:
+def read_dtype(raw: object, name: str) -> str | None:
+    """The name of a tensor type; None for null and "auto"."""
+    del name
+    return parse_dtype(raw)
+
+
+def read_compat(raw: object, name: str) -> str:
     """The name of another program whose numerics are wanted."""
-    text = read_text(raw, info)
+    text = read_text(raw, name)
     if text not in COMPAT:
-        raise Problem(f"'compat' cannot be '{text}'", hint=did_you_mean(text, COMPAT))
+        raise Problem(f"'{name}' cannot be '{text}'", hint=did_you_mean(text, COMPAT))
     return text
 
 
-def read_flag(raw: object, info: ValidationInfo) -> bool:
+def read_flag(raw: object, name: str) -> bool:
     """true or false."""
     if not isinstance(raw, bool):
-        raise Problem(f"'{info.field_name}' must be true or false, got {kind_of(raw)}")
+        raise Problem(f"'{name}' must be true or false, got {kind_of(raw)}")
     return raw
 
 
-def read_multiple(raw: object, info: ValidationInfo) -> int:
+def read_multiple(raw: object, name: str) -> int:
     """A whole number, at least 1."""
     number = _whole(raw)
     if number is None or number < 1:
-        raise Problem(f"'{info.field_name}' must be a whole number, 1 or more, got {kind_of(raw)}")
+        raise Problem(f"'{name}' must be a whole number, 1 or more, got {kind_of(raw)}")
     return number
 
 
-def read_list(raw: object, info: ValidationInfo) -> object:
+def read_list(raw: object, name: str) -> object:
     """A list with at least one entry; the entries are read by others."""
     if raw is None:
         return None
     if not isinstance(raw, list | tuple):
         hint = "begin each entry with '- '"
-        raise Problem(f"'{info.field_name}' must be a list, got {kind_of(raw)}", hint=hint)
+        raise Problem(f"'{name}' must be a list, got {kind_of(raw)}", hint=hint)
     if not raw:
-        raise Problem(f"'{info.field_name}' is an empty list")
+        raise Problem(f"'{name}' is an empty list")
     return cast("list[object] | tuple[object, ...]", raw)
 
 
-def read_mapping(raw: object, info: ValidationInfo) -> object:
+def read_mapping(raw: object, name: str) -> object:
     """A mapping whose keys are text; the values are read by others."""
     if raw is None:
         return None
     if not isinstance(raw, Mapping):
-        raise Problem(f"'{info.field_name}' must be a mapping (keys and values), got {kind_of(raw)}")
+        raise Problem(f"'{name}' must be a mapping (keys and values), got {kind_of(raw)}")
     for key in cast("Mapping[object, object]", raw):
         if not isinstance(key, str):
-            raise Problem(f"key {key!r} of '{info.field_name}' is not text", hint="put it in quotes")
+            raise Problem(f"key {key!r} of '{name}' is not text", hint="put it in quotes")
     return cast("Mapping[str, object]", raw)
 
 
-def read_modules(raw: object, info: ValidationInfo) -> object:
+def read_later(raw: object, name: str) -> object:
+    """Anything, which is read by others."""
+    del name
+    return raw
+
+
+def read_modules(raw: object, name: str) -> object:
     """A mapping with at least one entry; the values are read by others."""
     if raw == {}:
-        raise Problem(f"'{info.field_name}' is empty")
-    return read_mapping(raw, info)
+        raise Problem(f"'{name}' is empty")
+    return read_mapping(raw, name)
 
 
-def read_model(raw: object) -> ModelRef:
+def read_model(raw: object, name: str) -> ModelRef:
     """A model, as text or in the mapping form."""
+    del name
     return ModelRef.from_value(raw)
 
 
-def read_parameters(raw: object, info: ValidationInfo) -> dict[str, Value]:
+def read_parameters(raw: object, name: str) -> dict[str, Value]:
     """Parameters by name; nothing at all is no parameters."""
-    data = cast("Mapping[str, object] | None", read_mapping(raw, info))
+    data = cast("Mapping[str, object] | None", read_mapping(raw, name))
     parameters: dict[str, Value] = {}
     for key, value in (data or {}).items():
         with within(key, subject=f"parameter '{key}'"):
@@ -102,21 +114,22 @@ def write_parameters(parameters: Mapping[str, Value]) -> dict[str, object]:
     return {key: to_plain(value) for key, value in parameters.items()}
 
 
-def read_layer_range(raw: object) -> tuple[int, int]:
+def read_layer_range(raw: object, name: str) -> tuple[int, int]:
     """A half-open range of layers, [first, one past the last]."""
     ends = [_whole(end) for end in cast("list[object]", raw)] if isinstance(raw, list | tuple) else []
     hint = "write [first, end], where 'end' is one past the last layer: [0, 8] is layers 0 to 7"
     if len(ends) != 2 or ends[0] is None or ends[1] is None:
         got = f"{list(cast('list[object]', raw))}" if isinstance(raw, list | tuple) else kind_of(raw)
-        raise Problem(f"'layer_range' must be two whole numbers, got {got}", hint=hint)
+        raise Problem(f"'{name}' must be two whole numbers, got {got}", hint=hint)
     first, end = ends[0], ends[1]
     if not 0 <= first <= end:
-        raise Problem(f"'layer_range' [{first}, {end}] is not a range of layers", hint=hint)
+        raise Problem(f"'{name}' [{first}, {end}] is not a range of layers", hint=hint)
     return first, end
 
 
-def read_tokenizer_source(raw: object) -> ModelRef | Literal["union", "base"]:
+def read_tokenizer_source(raw: object, name: str) -> ModelRef | Literal["union", "base"]:
     """Whose vocabulary; `model:` before a path keeps a folder called "union" apart from the keyword."""
+    del name
     if raw == "union" or raw == "base":
         return "union" if raw == "union" else "base"
     if isinstance(raw, str) and raw.startswith("model:"):
@@ -127,8 +140,9 @@ def read_tokenizer_source(raw: object) -> ModelRef | Literal["union", "base"]:
 _KINDS = ("model_token", "zero")
 
 
-def read_token_source(raw: object) -> ModelRef | ModelToken | Literal["zero"]:
+def read_token_source(raw: object, name: str) -> ModelRef | ModelToken | Literal["zero"]:
     """Where the embedding of one token comes from."""
+    del name
     if isinstance(raw, ModelToken):
         return raw
     if not _has_kind(raw):

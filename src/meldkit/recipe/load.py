@@ -6,22 +6,21 @@ import os
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from meldkit.errors import RecipeError, did_you_mean
+from meldkit.recipe.canonical import to_recipe
 from meldkit.recipe.model import Recipe
 from meldkit.recipe.nested import by_name, join, take_apart
 from meldkit.recipe.problem import Problem
+from meldkit.recipe.sections import Configuration, Section, read_section
 from meldkit.recipe.source import MAX_BYTES, Document, read_documents
 
 _NO_RECIPE = "a recipe says what to do with models; 'meldkit new' writes one"
 #: Keys of config.json and adapter_config.json.
 _FOREIGN = {"architectures", "model_type", "peft_type"}
 
-if TYPE_CHECKING:
-    from pydantic import BaseModel, ValidationError
-
-S = TypeVar("S", bound="BaseModel")
+S = TypeVar("S", bound=Section)
 
 
 def load_recipe(path: str | PathLike[str]) -> Recipe:
@@ -70,21 +69,16 @@ def read_plain(path: str | PathLike[str]) -> object:
 
 
 def read_as(kind: type[S], path: str | PathLike[str]) -> tuple[S, Document, str]:
-    """The file of another program, whose form a pydantic model says; where its parts stand, and its text.
+    """The file of another program, whose form a section says; where its parts stand, and its text.
 
     Raises:
         RecipeError: the file cannot be read or has another form; every problem is listed with its line.
     """
-    from pydantic import ValidationError
-
     text, origin = _read_text(path)
     documents = read_documents(text, origin)
     if len(documents) > 1:
         raise RecipeError(f"{origin} holds {len(documents)} documents", hint="keep one in the file")
-    try:
-        return kind.model_validate(documents[0].data, context=documents[0]), documents[0], text
-    except ValidationError as error:
-        raise _plain_error(error, documents[0]) from None
+    return _read(kind, documents[0]), documents[0], text
 
 
 def _read_text(path: str | PathLike[str]) -> tuple[str, str]:
@@ -127,11 +121,6 @@ def _where_to_look(path: Path) -> str:
 
 
 def _recipe(document: Document) -> Recipe:
-    # pydantic takes most of the time of importing this package; those who only need its types go without.
-    from pydantic import ValidationError
-
-    from meldkit.recipe.schema import MergeConfiguration
-
     if (
         isinstance(document.data, dict)
         and "merge_method" not in document.data
@@ -141,28 +130,21 @@ def _recipe(document: Document) -> Recipe:
             f"{document.origin or 'the data'} is the configuration of a model, not a recipe",
             hint=_NO_RECIPE,
         )
-    try:
-        return MergeConfiguration.model_validate(document.data, context=document).recipe()
-    except ValidationError as error:
-        raise _plain_error(error, document) from None
+    return to_recipe(_read(Configuration, document), document)
 
 
-def _plain_error(error: ValidationError, document: Document) -> RecipeError:
-    """All problems that pydantic collected, in file order, each with its place."""
+def _read(kind: type[S], document: Document) -> S:
+    """What a document holds, or all problems in it, in file order, each with its place."""
+    problems: list[Problem] = []
+    section = read_section(kind, document.data, problems)
+    if section is not None:
+        return section
     found: list[tuple[int, RecipeError]] = []
-    for details in error.errors(include_url=False, include_input=False):
-        cause = details.get("ctx", {}).get("error")
-        path = tuple(details["loc"])
-        if isinstance(cause, RecipeError) and not isinstance(cause, Problem):
-            found.append((0, cause))
-            continue
-        message, hint = (cause.message, cause.hint) if isinstance(cause, Problem) else (details["msg"], "")
-        if isinstance(cause, Problem):
-            path += cause.path
-        place = document.place(path)
-        line = document.lines.get(path, 0)
-        found.append((line, RecipeError(f"{place}: {message}" if place else message, hint=hint)))
+    for problem in problems:
+        place = document.place(problem.path)
+        message = f"{place}: {problem.message}" if place else problem.message
+        found.append((document.lines.get(problem.path, 0), RecipeError(message, hint=problem.hint)))
     found.sort(key=lambda pair: pair[0])
     if len(found) == 1:
-        return found[0][1]
-    return RecipeError.of(each for _, each in found)
+        raise found[0][1]
+    raise RecipeError.of(each for _, each in found)

@@ -19,6 +19,10 @@ class Problem(RecipeError):
         super().__init__(message, hint=hint)
         self.path = path
 
+    def below(self, path: DataPath) -> Problem:
+        """The same, seen from data in which what was read stands at `path`."""
+        return Problem(self.message, hint=self.hint, path=(*path, *self.path))
+
 
 @contextmanager
 def within(*steps: str | int, subject: str = "") -> Generator[None]:

@@ -1,9 +1,9 @@
-"""mergekit's dialect as pydantic models: what may stand where in a recipe."""
+"""Recipes as pydantic models: what programs that know mergekit's configuration work with, and the source of
+the JSON Schema. What may stand where, `recipe.sections` says."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias, cast
+from typing import Annotated, Any, Optional, TypeVar, cast
 
 from pydantic import (
     BaseModel,
@@ -16,307 +16,104 @@ from pydantic import (
     PrivateAttr,
     ValidationInfo,
     WithJsonSchema,
+    create_model,
     model_validator,
 )
 from pydantic.functional_validators import ModelWrapValidatorHandler
 from pydantic.json_schema import JsonSchemaValue
 
-from meldkit.recipe import fields
+from meldkit.recipe import sections
 from meldkit.recipe.canonical import to_recipe
-from meldkit.recipe.dtypes import parse_dtype
-from meldkit.recipe.forms import MARK, deprecated, one_of
-from meldkit.recipe.model import ModelToken, Recipe
-from meldkit.recipe.problem import check_keys
+from meldkit.recipe.forms import deprecated
+from meldkit.recipe.model import Recipe
 from meldkit.recipe.refs import ModelRef
+from meldkit.recipe.sections import Key, Section
 from meldkit.recipe.source import Document
-from meldkit.recipe.values import Value
-from meldkit.recipe.write import token_source_to_plain, tokenizer_source_to_plain
+
+S = TypeVar("S", bound=Section)
 
 
-def _form(name: str, kinds: str | list[str]) -> WithJsonSchema:
-    """What JSON Schema says of a field: a form of `forms.py`, and beside it the kinds of its values."""
-    return WithJsonSchema({"type": kinds, MARK: name})
-
-
-Text: TypeAlias = Annotated[str, PlainValidator(fields.read_text), _form("text", "string")]
-Dtype: TypeAlias = Annotated[str | None, PlainValidator(parse_dtype), _form("dtype", ["string", "null"])]
-Compat: TypeAlias = Annotated[
-    str, PlainValidator(fields.read_compat), WithJsonSchema({"enum": list(fields.COMPAT)})
-]
-Flag: TypeAlias = Annotated[bool, PlainValidator(fields.read_flag), WithJsonSchema({"type": "boolean"})]
-Multiple: TypeAlias = Annotated[
-    int,
-    PlainValidator(fields.read_multiple),
-    WithJsonSchema({"type": ["integer", "string"], "minimum": 1, "pattern": "^[0-9]{0,8}[1-9][0-9]*$"}),
-]
-Model: TypeAlias = Annotated[
-    ModelRef,
-    PlainValidator(fields.read_model),
-    PlainSerializer(ModelRef.to_value),
-    _form("model", ["string", "object"]),
-]
-LayerRange: TypeAlias = Annotated[
-    tuple[int, int],
-    PlainValidator(fields.read_layer_range),
-    PlainSerializer(list),
-    _form("layer-range", "array"),
-]
-ParameterValues: TypeAlias = Annotated[
-    dict[str, Value],
-    PlainValidator(fields.read_parameters),
-    PlainSerializer(fields.write_parameters),
-    WithJsonSchema(
-        {
-            "type": ["object", "null"],
-            "propertyNames": {MARK: "parameter-name"},
-            "additionalProperties": {
-                "type": ["number", "boolean", "string", "array", "object"],
-                MARK: "value",
-            },
-        }
-    ),
-]
-TokenizerSource: TypeAlias = Annotated[
-    ModelRef | Literal["union", "base"],
-    PlainValidator(fields.read_tokenizer_source),
-    PlainSerializer(tokenizer_source_to_plain),
-    _form("tokenizer-source", ["string", "object"]),
-]
-TokenSource: TypeAlias = Annotated[
-    ModelRef | ModelToken | Literal["zero"],
-    PlainValidator(fields.read_token_source),
-    PlainSerializer(token_source_to_plain),
-    _form("token-source", ["string", "object"]),
-]
-
-# mergekit's parameters. Recipes in the wild write them beside `parameters:`, where mergekit ignores them.
-_PARAMETER_NAMES = [
-    "weight",
-    "density",
-    "t",
-    "scale",
-    "normalize",
-    "normalize_weights",
-    "rescale",
-    "lambda",
-    "gamma",
-    "epsilon",
-    "select_topk",
-    "filter_wise",
-    "nuslerp_flatten",
-    "nuslerp_row_wise",
-    "max_iter",
-    "tol",
-    "eps",
-    "r",
-    "alpha",
-    "int8_mask",
-    "embed_slerp",
-]
-_AMONG_PARAMETERS = dict.fromkeys(_PARAMETER_NAMES, "write it under 'parameters:'")
-_AT_THE_TOP = dict.fromkeys(("dtype", "out_dtype"), "write it at the top level of the recipe")
-
-
-_MODEL = "A folder, a file or a hub id: `path-or-id[@revision][+lora[@revision]]`."
-_SOURCE = "Whose vocabulary the output has: `union` of all, the `base`'s, or that of a model."
-
-
-class Section(BaseModel):
-    """A mapping of the recipe with a fixed set of keys."""
+class _Model(BaseModel, Section):
+    """What the models of all sections have in common."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
-
-    place: ClassVar[str]
-    """What messages call such a mapping."""
-    unused: ClassVar[Mapping[str, str]] = {}
-    """Keys that are accepted here though they do nothing, and what to do instead ("" for nothing)."""
 
     _unused_keys: tuple[str, ...] = PrivateAttr(default=())
 
     @model_validator(mode="wrap")
     @classmethod
-    def _read(cls, data: object, handler: ModelWrapValidatorHandler[Section]) -> Section:
+    def _read(cls, data: object, handler: ModelWrapValidatorHandler[_Model]) -> _Model:
         if isinstance(data, cls):
             return data
-        unused: list[str] = []
-        if isinstance(data, Mapping):
-            given = cast("Mapping[object, object]", data)
-            unused = [key for key in given if isinstance(key, str) and key in cls.unused]
-            data = {key: value for key, value in given.items() if key not in unused}
-        required = [key for key, info in cls.model_fields.items() if info.is_required()]
-        section = handler(check_keys(data, cls.place, cls.model_fields, required, _homes))
-        section._unused_keys = tuple(unused)
+        given, unused = cls.checked(data)
+        section = handler(given)
+        section._unused_keys = unused
         return section
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         schema = handler.resolve_ref_schema(handler(core_schema))
+        schema |= cls.together
         schema["description"] = cast(str, cls.__doc__).split("\n")[0]
         for key, advice in cls.unused.items():
             reason = "No effect here" + (f"; {advice}." if advice else ".")
             schema["properties"].setdefault(key, deprecated({}, reason))
         return schema
 
-    def unused_keys(self) -> Iterator[tuple[str, str]]:
-        """Keys that were given though they do nothing here, each with what to do instead ("" for nothing)."""
-        for key in self._unused_keys:
-            yield key, self.unused[key]
+
+#: The models of sections, each made once.
+_made: dict[type[Section], Any] = {}
 
 
-class InputModel(Section):
-    """An entry of `models:`: all layers of one model."""
-
-    place = "an entry of 'models'"
-    unused = {
-        **_AMONG_PARAMETERS,
-        **_AT_THE_TOP,
-        "layer_range": "layers are chosen under 'slices:'",
-    }
-
-    model: Model = Field(description=_MODEL)
-    parameters: ParameterValues = Field(default_factory=dict, description="Parameters of this model.")
-
-    def layers(self) -> tuple[int, int] | None:
-        """The layers taken from the model; None is all of them."""
-        return None
+def _model_of(section: type[S]) -> type[S]:
+    """The model of a section."""
+    if section not in _made:
+        keys: Any = {name: (_annotation(name, key), _field(key)) for name, key in section.declared.items()}
+        bases: Any = (_Model, section)
+        _made[section] = create_model(
+            section.__name__, __base__=bases, __module__=__name__, __doc__=section.__doc__, **keys
+        )
+    return _made[section]
 
 
-class SliceSource(Section):
-    """An entry of a slice's `sources:`: some layers of one model."""
+def _annotation(name: str, key: Key) -> Any:
+    """What pydantic is to know of the values of a key."""
+    kind = key.kind
 
-    place = "an entry of 'sources'"
-    unused = {**_AMONG_PARAMETERS, **_AT_THE_TOP}
+    def read(raw: object) -> object:
+        return kind.read(raw, name)
 
-    model: Model = Field(description=_MODEL)
-    layer_range: LayerRange = Field(
-        description="First layer and the one past the last, counted from 0: [0, 8] is layers 0 to 7."
-    )
-    parameters: ParameterValues = Field(default_factory=dict, description="Parameters of these layers.")
-
-    def layers(self) -> tuple[int, int] | None:
-        """The layers taken from the model, half-open and counted from 0."""
-        return self.layer_range
-
-
-class OutputSlice(Section):
-    """An entry of `slices:`: a run of output layers, and the models they are merged from."""
-
-    place = "an entry of 'slices'"
-    unused = {**_AMONG_PARAMETERS, **_AT_THE_TOP, "residual_weight": ""}
-
-    sources: Annotated[list[SliceSource], BeforeValidator(fields.read_list)] = Field(
-        description="What these layers are merged from; all have equally many layers.",
-        json_schema_extra={"minItems": 1},
-    )
-    base_model: Model | None = Field(None, description="The base of these layers, one of the sources.")
-    parameters: ParameterValues = Field(default_factory=dict, description="Parameters of these layers.")
+    if kind.section is None:
+        about = [PlainValidator(read), *([PlainSerializer(kind.write)] if kind.write else [])]
+        annotation: Any = Annotated[(Any, *about, WithJsonSchema(kind.schema))]
+    else:
+        model = _model_of(kind.section)
+        several: Any = {"": model, "list": list[model], "mapping": dict[str, model]}
+        annotation = Annotated[several[kind.entries], BeforeValidator(read)]
+    return Optional[annotation] if key.nullable else annotation  # noqa: UP045  made while running
 
 
-Models: TypeAlias = Annotated[
-    list[InputModel] | None,
-    BeforeValidator(fields.read_list),
-    Field(
-        description="The models to merge, all layers of each.",
-        json_schema_extra={"minItems": 1},
-    ),
-]
-Slices: TypeAlias = Annotated[
-    list[OutputSlice] | None,
-    BeforeValidator(fields.read_list),
-    Field(
-        description="Runs of output layers, from the first to the last.",
-        json_schema_extra={"minItems": 1},
-    ),
-]
+def _field(key: Key) -> Any:
+    extra: Any = key.schema or None
+    if key.default is dict:
+        return Field(default_factory=dict, description=key.doc, json_schema_extra=extra)
+    return Field(key.default, description=key.doc, json_schema_extra=extra)
 
 
-class OutputModule(Section):
-    """A value of `modules:`: one part of the output model."""
-
-    model_config = ConfigDict(json_schema_extra={"oneOf": one_of(models="array", slices="array")})
-
-    place = "an entry of 'modules'"
-    unused = {**_AMONG_PARAMETERS, **_AT_THE_TOP}
-
-    models: Models = None
-    slices: Slices = None
-    parameters: ParameterValues = Field(default_factory=dict, description="Parameters of this part.")
+InputModel = _model_of(sections.InputModel)
+SliceSource = _model_of(sections.SliceSource)
+OutputSlice = _model_of(sections.OutputSlice)
+OutputModule = _model_of(sections.OutputModule)
+TokenSection = _model_of(sections.TokenSection)
+TokenizerSection = _model_of(sections.TokenizerSection)
 
 
-class TokenSection(Section):
-    """A value of `tokens:`: where the embedding of one token comes from."""
-
-    place = "an entry of 'tokens'"
-
-    source: TokenSource | None = Field(
-        None, description="Where models that lack the token take its embedding from."
-    )
-    force: Flag = Field(False, description="Models that have the token take that embedding too.")
-
-
-class TokenizerSection(Section):
-    """The value of `tokenizer:`."""
-
-    place = "'tokenizer'"
-
-    source: TokenizerSource | None = Field(None, description=_SOURCE + " The default is `union`.")
-    tokens: Annotated[dict[str, TokenSection] | None, BeforeValidator(fields.read_mapping)] = Field(
-        None, description="Where the embeddings of single tokens come from."
-    )
-    pad_to_multiple_of: Multiple | None = Field(
-        None, description="The number of embedding rows is rounded up to a multiple of this."
-    )
-
-
-class MergeConfiguration(Section):
+class MergeConfiguration(_model_of(sections.Configuration), _Model):
     """A recipe as mergekit's notebooks know it: `MergeConfiguration.model_validate(yaml.safe_load(file))`.
 
     Raises:
         pydantic.ValidationError: the data is not a recipe; each error says what is wrong and what to do.
     """
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "oneOf": one_of(models="array", slices="array", modules="object"),
-            "not": {
-                "required": ["tokenizer", "tokenizer_source"],
-                "properties": {
-                    "tokenizer": {"type": "object"},
-                    "tokenizer_source": {"type": ["string", "object"]},
-                },
-            },
-        }
-    )
-
-    place = "the recipe"
-    unused = _AMONG_PARAMETERS
-
-    merge_method: Text = Field(description="How the models are merged; see `meldkit methods`.")
-    base_model: Model | None = Field(
-        None,
-        description="Task vectors are taken from it, slerp begins at it; gives configuration and tokenizer.",
-    )
-    models: Models = None
-    slices: Slices = None
-    modules: Annotated[dict[str, OutputModule] | None, BeforeValidator(fields.read_modules)] = Field(
-        None,
-        description="Parts of the model, such as text_decoder and vision_tower, each with models or slices.",
-        json_schema_extra={"minProperties": 1},
-    )
-    parameters: ParameterValues = Field(default_factory=dict, description="Parameters of the whole recipe.")
-    dtype: Dtype = Field(None, description="Type of the output tensors; each keeps its own if not given.")
-    out_dtype: Dtype = Field(None, description="The same; wins over dtype.")
-    tokenizer_source: TokenizerSource | None = Field(None, description=_SOURCE)
-    tokenizer: TokenizerSection | None = Field(
-        None, description="The tokenizer of the output; the base's, else the first model's, if not given."
-    )
-    chat_template: Text | None = Field(
-        None,
-        description="`auto` for that of most models, the name of a preset, or the text of a Jinja template.",
-        json_schema_extra={MARK: "chat-template"},
-    )
-    compat: Compat | None = Field(None, description="`mergekit` for its numerics where meldkit's differ.")
-    name: Text | None = Field(None, description="What other documents of the file call this merge.")
 
     _document: Document = PrivateAttr(default=Document(None))
 
@@ -342,16 +139,3 @@ class MergeConfiguration(Section):
     def referenced_models(self) -> list[ModelRef]:
         """Every model whose weights take part, once each, in the order of the recipe."""
         return list(self.recipe().models())
-
-
-_SECTIONS: tuple[type[Section], ...] = (
-    *(MergeConfiguration, InputModel, SliceSource, OutputSlice, OutputModule, TokenizerSection, TokenSection),
-)
-
-
-def _homes(key: str) -> list[str]:
-    """The places where a key may stand, each with its preposition."""
-    sections = [section for section in _SECTIONS if key in section.model_fields]
-    return [
-        "at the top level" if section is MergeConfiguration else f"in {section.place}" for section in sections
-    ]

@@ -6,16 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, cast
-
-from pydantic import BeforeValidator, Field, PlainValidator, ValidationInfo
+from typing import Any, Literal, cast
 
 from meldkit.errors import RecipeError, did_you_mean
 from meldkit.recipe import ModelRef
-from meldkit.recipe.fields import read_list
 from meldkit.recipe.load import read_as
 from meldkit.recipe.problem import Problem, kind_of
-from meldkit.recipe.schema import Dtype, Flag, Model, Multiple, Section, Text
+from meldkit.recipe.sections import DTYPE, FLAG, MODEL, MULTIPLE, TEXT, Kind, Section, key, list_of
 from meldkit.recipe.values import parse_value
 from meldkit.recipe.write import to_yaml_text
 
@@ -25,28 +22,28 @@ GATE_MODES = ("hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "u
 PROMPTED = GATE_MODES[:4]
 
 
-def _number(raw: object, info: ValidationInfo) -> float | None:
+def _number(raw: object, name: str) -> float | None:
     if raw is None:
         return None
     value = parse_value(raw)
     if isinstance(value, bool) or not isinstance(value, float) or not math.isfinite(value):
-        raise Problem(f"'{info.field_name}' must be a number, got {kind_of(raw)}")
+        raise Problem(f"'{name}' must be a number, got {kind_of(raw)}")
     return value
 
 
-def _prompts(raw: object, info: ValidationInfo) -> tuple[str, ...]:
+def _prompts(raw: object, name: str) -> tuple[str, ...]:
     """Texts; one alone need not stand in a list."""
     texts = [raw] if isinstance(raw, str) else [] if raw is None else raw
     if not isinstance(texts, list | tuple):
-        raise Problem(f"'{info.field_name}' must be a list of texts, got {kind_of(raw)}")
+        raise Problem(f"'{name}' must be a list of texts, got {kind_of(raw)}")
     for text in cast("Sequence[object]", texts):
         if not isinstance(text, str) or not text:
             hint = "put it in quotes" if isinstance(text, bool | int | float) else ""
-            raise Problem(f"'{info.field_name}' holds {kind_of(text)}, which is no text", hint=hint)
+            raise Problem(f"'{name}' holds {kind_of(text)}, which is no text", hint=hint)
     return tuple(cast("Sequence[str]", texts))
 
 
-def _expert(raw: object) -> Literal["all"] | tuple[int, ...] | None:
+def _expert(raw: object, name: str) -> Literal["all"] | tuple[int, ...] | None:
     if raw is None:
         return None
     if raw == "all":
@@ -55,20 +52,20 @@ def _expert(raw: object) -> Literal["all"] | tuple[int, ...] | None:
     whole = [n for n in numbers if type(n) is int and n >= 0]
     if not numbers or len(whole) < len(numbers):
         raise Problem(
-            f"'expert' cannot be {kind_of(cast(object, raw))}",
+            f"'{name}' cannot be {kind_of(cast(object, raw))}",
             hint="give the number of one of the model's experts, counted from 0, a list of such, or all",
         )
     return tuple(whole)
 
 
-def _gate_mode(raw: object) -> str:
+def _gate_mode(raw: object, name: str) -> str:
     if raw not in GATE_MODES:
-        raise Problem(f"unknown gate_mode {kind_of(raw)}", hint=did_you_mean(str(raw), GATE_MODES))
+        raise Problem(f"unknown {name} {kind_of(raw)}", hint=did_you_mean(str(raw), GATE_MODES))
     return cast(str, raw)
 
 
-Number: TypeAlias = Annotated[float | None, PlainValidator(_number)]
-Prompts: TypeAlias = Annotated[tuple[str, ...], PlainValidator(_prompts)]
+_NUMBER = Kind(_number, {})
+_PROMPTS = Kind(_prompts, {})
 
 
 class ExpertSection(Section):
@@ -76,15 +73,12 @@ class ExpertSection(Section):
 
     place = "an entry of 'experts'"
 
-    source_model: Model
-    expert: Annotated[Literal["all"] | tuple[int, ...] | None, PlainValidator(_expert)] = None
-    positive_prompts: Prompts = ()
-    negative_prompts: Prompts = ()
-    noise_scale: Number = None
-    residual_scale: Number = None
-
-
-Experts: TypeAlias = Annotated[list[ExpertSection], BeforeValidator(read_list)]
+    source_model: ModelRef = key(MODEL)
+    expert: Literal["all"] | tuple[int, ...] | None = key(Kind(_expert, {}), default=None)
+    positive_prompts: tuple[str, ...] = key(_PROMPTS, default=())
+    negative_prompts: tuple[str, ...] = key(_PROMPTS, default=())
+    noise_scale: float | None = key(_NUMBER, default=None)
+    residual_scale: float | None = key(_NUMBER, default=None)
 
 
 class MoeSection(Section):
@@ -92,14 +86,14 @@ class MoeSection(Section):
 
     place = "the mixture"
 
-    base_model: Model
-    experts: Experts
-    shared_experts: Annotated[list[ExpertSection] | None, BeforeValidator(read_list)] = None
-    gate_mode: Annotated[str, PlainValidator(_gate_mode)] = "hidden"
-    dtype: Dtype = None
-    experts_per_token: Multiple | None = None
-    architecture: Text | None = None
-    fused: Flag = Field(default=False)
+    base_model: ModelRef = key(MODEL)
+    experts: list[ExpertSection] = key(list_of(ExpertSection))
+    shared_experts: list[ExpertSection] | None = key(list_of(ExpertSection), default=None)
+    gate_mode: str = key(Kind(_gate_mode, {}), default="hidden")
+    dtype: str | None = key(DTYPE, default=None)
+    experts_per_token: int | None = key(MULTIPLE, default=None)
+    architecture: str | None = key(TEXT, default=None)
+    fused: bool = key(FLAG, default=False)
 
 
 @dataclass(frozen=True, slots=True)
