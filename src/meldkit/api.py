@@ -14,7 +14,6 @@ from typing import Any
 
 from meldkit import __version__
 from meldkit.checkpoint import Checkpoint, OpenFiles, open_files, open_model, with_adapters
-from meldkit.composed import are_adapters, plan_adapters
 from meldkit.engine import (
     Device,
     Nowhere,
@@ -42,7 +41,7 @@ from meldkit.output import (
     write_side_files,
 )
 from meldkit.paths import output_path
-from meldkit.plan import Plan, Stage, build_plan, stored_inputs
+from meldkit.plan import Plan, Stage, adapter_folders, build_plan, stored_inputs
 from meldkit.recipe import ModelRef, Recipe, load_recipe, recipe_from_data
 from meldkit.regular import sha256_of
 
@@ -144,8 +143,10 @@ def plan(
     cache = Path(options.transformers_cache) if options.transformers_cache else None
 
     wanted = read_recipe(recipe)
-    if locate is None and are_adapters(wanted, options):
-        return plan_adapters(wanted, options)
+    if locate is None and (folders := adapter_folders(wanted, cache)) is not None:
+        from meldkit.composed import plan_adapters
+
+        return plan_adapters(wanted, folders, options)
     stages: dict[str, Stage] = {}
 
     def planned(current: Recipe) -> Plan:

@@ -1,13 +1,15 @@
-"""Where weights come from."""
+"""Where weights come from.
+
+What few models have, such as adapters over them or the format of llama.cpp, is imported where it is met, from
+rooms of its own: `adapter`, `gguf`, `pickled`, `quantised`, `hub`.
+"""
 
 from __future__ import annotations
 
-from meldkit.checkpoint.adapter import PREFIX, LoneAdapter, open_alone, weights_file
 from meldkit.checkpoint.dtypes import BY_TORCH_NAME, DTYPES, DType
 from meldkit.checkpoint.experts import ExpertLayer, as_stored_by, expert_layers
 from meldkit.checkpoint.files import OpenFiles, open_files
 from meldkit.checkpoint.folder import Checkpoint, open_checkpoint
-from meldkit.checkpoint.gguf.joined import Constant
 from meldkit.checkpoint.json_file import read_json, shown, write_json
 from meldkit.checkpoint.links import check_links
 from meldkit.checkpoint.models import (
@@ -20,7 +22,6 @@ from meldkit.checkpoint.models import (
 from meldkit.checkpoint.rearranged import Matrix, joined, transposed
 from meldkit.checkpoint.renamed import as_named_by
 from meldkit.checkpoint.safetensors import MAX_HEADER_BYTES, parse_header, read_header
-from meldkit.checkpoint.stored import quantisation_method, stored_entries
 from meldkit.checkpoint.tensor import (
     Encoding,
     Header,
@@ -37,15 +38,12 @@ __all__ = [
     "BY_TORCH_NAME",
     "DTYPES",
     "MAX_HEADER_BYTES",
-    "PREFIX",
     "Checkpoint",
-    "Constant",
     "DType",
     "Encoding",
     "ExpertLayer",
     "Header",
     "HeldTensor",
-    "LoneAdapter",
     "Matrix",
     "OpenFiles",
     "Scratch",
@@ -59,21 +57,17 @@ __all__ = [
     "joined",
     "lone_adapters",
     "may_be_on_hub",
-    "open_alone",
     "open_as_stored",
     "open_checkpoint",
     "open_files",
     "open_model",
     "parse_header",
-    "quantisation_method",
     "read_all",
     "read_header",
     "read_json",
     "shown",
     "stays_inside",
-    "stored_entries",
     "transposed",
-    "weights_file",
     "with_adapters",
     "write_json",
 ]

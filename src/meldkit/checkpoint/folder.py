@@ -6,17 +6,19 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from meldkit.checkpoint.adapter import Adapter, open_adapter, other_base
 from meldkit.checkpoint.config import read_config
 from meldkit.checkpoint.files import OpenFiles
 from meldkit.checkpoint.json_file import shown
 from meldkit.checkpoint.links import check_links
-from meldkit.checkpoint.quantised import dequantised, digest_of_settings
+from meldkit.checkpoint.quantised import digest_of_settings, may_be_quantised
 from meldkit.checkpoint.tensor import StoredTensor, TensorInfo, TileSource
 from meldkit.checkpoint.weights import parts, read_weights
 from meldkit.errors import CheckpointError, RunError
+
+if TYPE_CHECKING:
+    from meldkit.checkpoint.adapter import Adapter
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,7 +132,11 @@ def open_checkpoint(
         raise CheckpointError(f"model '{label}' has no tensors", hint=f"check how {folder} was written")
     # A file that tells its own configuration may lie beside that of another model.
     stored_config = headers[0].config or (read_config(root / "config.json") if has_config else {})
-    tensors, config = dequantised(label, tensors, stored_config)
+    config: Mapping[str, Any] = stored_config
+    if may_be_quantised(tensors, stored_config):
+        from meldkit.checkpoint.quantised.dequantise import dequantised
+
+        tensors, config = dequantised(label, tensors, stored_config)
     digests = [h.digest for h in headers] + [digest_of_settings(stored_config)]
     checkpoint = Checkpoint(
         label=label,
@@ -143,6 +149,8 @@ def open_checkpoint(
         parts=parts(folder) if whole else (),
         notes=tuple(_left_beside(label, folder)),
     )
+    if not adapter_folders:
+        return checkpoint
     return lay_over(checkpoint, adapter_folders, folder, stored_config, digests)
 
 
@@ -166,6 +174,8 @@ def lay_over(
         CheckpointError: an adapter is damaged.
         MismatchError: an adapter of another base.
     """
+    from meldkit.checkpoint.adapter import open_adapter, other_base
+
     tensors, config = dict(checkpoint.tensors), checkpoint.config
     warnings: list[str] = []
     adapters: list[Adapter] = []

@@ -7,9 +7,10 @@ import zipfile
 from pathlib import Path
 from typing import IO, cast
 
-from meldkit.checkpoint.pickled import LOCAL_HEADER_BYTES, SUFFIXES, local_header
+from meldkit.checkpoint.pickled import LOCAL_HEADER_BYTES, local_header
 from meldkit.checkpoint.ranges import RemoteFile
 from meldkit.checkpoint.safetensors import MAX_HEADER_BYTES
+from meldkit.checkpoint.weights import PICKLED
 
 #: Bytes fetched at once at the beginning of a file of which nothing is known.
 FIRST = 1 << 16
@@ -39,7 +40,7 @@ def fetch_head(remote: RemoteFile, path: Path) -> bool:
 
         fetch_contents(remote, path)
         return True
-    return path.suffix in SUFFIXES and _fetch_zip(remote)
+    return path.suffix in PICKLED and _fetch_zip(remote)
 
 
 def _fetch_zip(remote: RemoteFile) -> bool:

@@ -11,14 +11,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from meldkit.checkpoint.json_file import shown
+from meldkit.checkpoint.weights import WEIGHTS
 from meldkit.errors import CheckpointError
 
 #: The same weights in several formats: the first one that there is, alone or in parts that an index lists.
 _MODELS = ("model.safetensors", "pytorch_model.bin")
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _INDEX = ".index.json"
-#: Endings of weight files, whether they are read or not.
-WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".pickle")
 #: What goes with weights: configuration, tokenizer, templates, code; and what must be passed on.
 _SIDE = (".json", ".txt", ".model", ".jinja", ".py", ".tiktoken", ".vocab", ".bpe", ".merges")
 _LICENSES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")

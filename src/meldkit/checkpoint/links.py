@@ -19,8 +19,8 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-from meldkit.checkpoint.hub import WEIGHTS
 from meldkit.checkpoint.json_file import shown
+from meldkit.checkpoint.weights import WEIGHTS
 from meldkit.errors import CheckpointError
 
 #: Kinds of characters: control characters, ends of lines and of paragraphs.

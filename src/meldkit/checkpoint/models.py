@@ -8,11 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from meldkit.checkpoint.adapter import PREFIX, base_of, weights_file
 from meldkit.checkpoint.folder import Checkpoint, lay_over, open_checkpoint
-from meldkit.checkpoint.hub import download
 from meldkit.checkpoint.json_file import shown
-from meldkit.checkpoint.stand_in import locate_heads
 from meldkit.checkpoint.weights import SUFFIXES, read_file
 from meldkit.errors import CheckpointError, nearest
 from meldkit.recipe.refs import ModelRef
@@ -60,6 +57,8 @@ def open_as_stored(ref: ModelRef, *, cache: Path | None = None, headers_only: bo
     folder = search.locate(ref.path, ref.revision)
     if ref.adapters or not _is_adapter(folder):
         return _opened(ref, folder, search, alone=False)
+    from meldkit.checkpoint.adapter import PREFIX, weights_file
+
     header = read_file(weights_file(folder))
     return Checkpoint(
         label=str(ref),
@@ -152,6 +151,8 @@ class _Search:
 
     def locate_base(self, label: str, adapter: Path) -> Path:
         """The model that an adapter names as its base: seen from the adapter, from here, or on the hub."""
+        from meldkit.checkpoint.adapter import base_of
+
         name, revision = base_of(adapter)
         if not name:
             raise CheckpointError(
@@ -207,7 +208,11 @@ class _Search:
 
     def _from_hub(self, repo: str, revision: str | None, file: str | None) -> Path:
         if not self._headers_only:
+            from meldkit.checkpoint.hub import download
+
             return download(repo, revision, self._cache, file)
+        from meldkit.checkpoint.stand_in import locate_heads
+
         found = locate_heads(repo, revision, self._cache, file)
         self.absent |= found.absent
         self.notes += found.notes

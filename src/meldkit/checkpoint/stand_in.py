@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from meldkit.checkpoint.heads import FIRST, fetch_head
-from meldkit.checkpoint.hub import WEIGHTS, Located, Repository, failures, needed, parsed
+from meldkit.checkpoint.hub import Located, Repository, failures, needed, parsed
 from meldkit.checkpoint.ranges import NoRangesError, RemoteFile
+from meldkit.checkpoint.weights import WEIGHTS
 
 #: Files whose heads are fetched at the same time.
 _PARALLEL = 8

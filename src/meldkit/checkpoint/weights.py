@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import cast
 
-from meldkit.checkpoint import pickled
 from meldkit.checkpoint.json_file import read_json, read_settings, shown
 from meldkit.checkpoint.safetensors import read_header
 from meldkit.checkpoint.tensor import Header
@@ -21,8 +20,12 @@ _INDEX = ".index.json"
 _PARTS = "modules.json"
 #: Kinds of such parts that have weights, and the only ones of which a folder must be there.
 _WEIGHTED_PARTS = (".Dense", ".LSTM", ".CNN", ".WeightedLayerPooling")
+#: Endings of files of `torch.save`.
+PICKLED = (".bin", ".pt", ".pth", ".tar", ".ckpt")
 #: Endings of weight files, all formats.
-SUFFIXES = (".safetensors", ".gguf", *pickled.SUFFIXES)
+SUFFIXES = (".safetensors", ".gguf", *PICKLED)
+#: Endings of weight files, whether they are read or not.
+WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".pickle")
 
 
 def read_weights(label: str, folder: Path) -> list[Header]:
@@ -114,8 +117,10 @@ def read_file(path: Path) -> Header:
         from meldkit.checkpoint.gguf import read_gguf
 
         return read_gguf(path)
-    if path.suffix in pickled.SUFFIXES:
-        return pickled.read_pickled(path)
+    if path.suffix in PICKLED:
+        from meldkit.checkpoint.pickled import read_pickled
+
+        return read_pickled(path)
     raise CheckpointError(
         f"{path} is no weight file that is known by its ending '{path.suffix}'",
         hint="name a model folder, or a file that ends in " + ", ".join(SUFFIXES),

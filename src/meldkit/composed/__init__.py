@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from meldkit.composed.adapters import are_adapters, plan_adapters
+from meldkit.composed.adapters import plan_adapters
 from meldkit.composed.factors import Factor, decompose, difference
 from meldkit.composed.latest import Latest
 from meldkit.composed.tensors import Altered, Held, altered, held, normal
@@ -14,7 +14,6 @@ __all__ = [
     "Held",
     "Latest",
     "altered",
-    "are_adapters",
     "decompose",
     "difference",
     "held",

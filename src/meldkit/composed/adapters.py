@@ -15,17 +15,13 @@ from typing import Any, cast
 from meldkit.checkpoint import (
     BY_TORCH_NAME,
     DTYPES,
-    PREFIX,
     Checkpoint,
-    LoneAdapter,
     Matrix,
     TensorInfo,
     joined,
-    lone_adapters,
-    open_alone,
     transposed,
-    weights_file,
 )
+from meldkit.checkpoint.adapter import PREFIX, LoneAdapter, open_alone, weights_file
 from meldkit.composed.factors import Factor
 from meldkit.composed.tensors import Altered, altered, zeros
 from meldkit.composed.write import plan_of_adapter
@@ -58,34 +54,13 @@ class _Wanted:
     exact: bool
 
 
-def are_adapters(recipe: Recipe, options: MergeOptions) -> bool:
-    """Whether a recipe merges adapters, and names no model under them.
+def plan_adapters(recipe: Recipe, folders: Sequence[Path], options: MergeOptions) -> Plan:
+    """Decide how an adapter is made of others.
 
-    Raises:
-        RecipeError: a method of adapters, and models that are none.
-    """
-    method, where = recipe.merge_method, recipe.lines.get("merge_method", recipe.origin)
-    plain = len(recipe.modules) == 1 and recipe.modules[0].from_models and not recipe.stages
-    if method not in ADAPTER_METHODS and (not plain or method == "passthrough"):
-        return False
-    if plain and _folders(recipe, options) is not None:
-        return True
-    if method in ADAPTER_METHODS:
-        raise RecipeError(
-            f"{where + ': ' if where else ''}merge_method '{method}' merges adapters, and not all models are",
-            hint="name folders of LoRA adapters under 'models:', without the model that they were trained on",
-        )
-    return False
-
-
-def _folders(recipe: Recipe, options: MergeOptions) -> list[Path] | None:
-    cache = Path(options.transformers_cache) if options.transformers_cache else None
-    # Methods of adapters alone say what is meant; for others, nothing is downloaded to find it out.
-    return lone_adapters(recipe.models(), cache=cache, anywhere=recipe.merge_method in ADAPTER_METHODS)
-
-
-def plan_adapters(recipe: Recipe, options: MergeOptions) -> Plan:
-    """Decide how an adapter is made of others; see `are_adapters`.
+    Args:
+        recipe: that merges them.
+        folders: of the adapters, in the order of its models; see `meldkit.plan.adapter_folders`.
+        options: as for `plan`.
 
     Raises:
         RecipeError: the recipe cannot be carried out.
@@ -94,8 +69,6 @@ def plan_adapters(recipe: Recipe, options: MergeOptions) -> Plan:
     """
     wanted = _wanted(recipe)
     refs = recipe.models()
-    folders = _folders(recipe, options)
-    assert folders is not None
     adapters = {ref: open_alone(folder) for ref, folder in zip(refs, folders, strict=True)}
     warnings = list(_check_together(adapters, wanted))
     if recipe.tokenizer is not None or recipe.chat_template is not None:

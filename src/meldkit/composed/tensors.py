@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from meldkit.checkpoint import DTYPES, Constant, HeldTensor, OpenFiles, Scratch, TensorInfo, TileSource
+from meldkit.checkpoint import DTYPES, HeldTensor, OpenFiles, Scratch, TensorInfo, TileSource
+from meldkit.checkpoint.gguf.joined import Constant
 from meldkit.shapes import Float32, Tensor
 
 #: Elements of which random numbers are drawn at once.

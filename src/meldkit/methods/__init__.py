@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import runpy
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from meldkit.errors import RecipeError, did_you_mean
@@ -78,6 +77,8 @@ def get_method(name: str, where: str = "") -> Method:
         RecipeError: unknown; names the nearest one.
     """
     if name not in METHODS:
+        from importlib.metadata import entry_points
+
         for entry in entry_points(group=ENTRY_POINTS, name=name):
             register(entry.load())
     try:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from meldkit.checkpoint import write_json
-from meldkit.checkpoint.gguf import write_generation_config, write_tokenizer
 from meldkit.engine import Device
 from meldkit.errors import RunError
 from meldkit.output.card import model_card
@@ -79,6 +78,8 @@ def _write_side_files(folder: Path, plan: Plan, *, with_tokenizer: bool) -> None
     donor = plan.checkpoints[plan.donor]
     as_it_is = with_tokenizer and plan.tokenizer is None
     if donor.gguf is not None:
+        from meldkit.checkpoint.gguf import write_generation_config, write_tokenizer
+
         write_generation_config(donor.gguf, folder)
         if as_it_is:
             write_tokenizer(donor.gguf, folder)

@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +89,8 @@ def record(
 
 def surroundings(devices: Sequence[Device] = ON_CPU) -> dict[str, str]:
     """What else bytes may depend on: versions of the libraries that compute, and kinds of processors."""
+    from importlib.metadata import version as version_of
+
     return {
         "torch": version_of("torch"),
         "numpy": version_of("numpy"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from meldkit.plan.adapters import adapter_folders
 from meldkit.plan.build import DEFAULT_SHARD_SIZE, build_plan
 from meldkit.plan.explain import Decision, Decisions, decisions, why_copied
 from meldkit.plan.model import NUMERIC_VERSION, OutputFile, Plan, TensorJob, Tool
@@ -23,6 +24,7 @@ __all__ = [
     "Stage",
     "TensorJob",
     "Tool",
+    "adapter_folders",
     "build_plan",
     "decisions",
     "embedding_rows",

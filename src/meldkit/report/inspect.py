@@ -13,10 +13,9 @@ from meldkit.checkpoint import (
     Checkpoint,
     TensorInfo,
     open_as_stored,
-    quantisation_method,
     read_json,
-    stored_entries,
 )
+from meldkit.checkpoint.stored import quantisation_method, stored_entries
 from meldkit.errors import CheckpointError
 from meldkit.layout import Layout, Part, all_parts, infer_layout, part_of
 from meldkit.plan import embedding_rows

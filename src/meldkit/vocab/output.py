@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from meldkit.checkpoint import read_json, write_json
-from meldkit.checkpoint.gguf import write_tokenizer
 from meldkit.vocab.tokenizer import CONFIG, FAST, NO_FLAGS, OTHERS, Token, Tokenizer, special_tokens
 
 GENERATION = "generation_config.json"
@@ -185,6 +184,8 @@ def _resized(config: Mapping[str, Any], sizes: Sequence[int], size: int) -> dict
 def write_output_tokenizer(output: OutputTokenizer, folder: Path) -> None:
     """Put the tokenizer's files into a folder that has none."""
     if output.gguf is not None:
+        from meldkit.checkpoint.gguf import write_tokenizer
+
         write_tokenizer(output.gguf, folder)
     else:
         copy_tokenizer(output.folder, folder)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from meldkit.checkpoint import Checkpoint, read_json, shown
-from meldkit.checkpoint.gguf import write_tokenizer
 from meldkit.errors import CheckpointError
 from meldkit.vocab.paths import without_paths
 
@@ -161,6 +160,8 @@ def tokenizer_files(checkpoint: Checkpoint) -> Generator[Path]:
     if checkpoint.gguf is None:
         yield checkpoint.tokenizer or checkpoint.folder
         return
+    from meldkit.checkpoint.gguf import write_tokenizer
+
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(checkpoint.gguf, Path(folder))
         yield Path(folder)

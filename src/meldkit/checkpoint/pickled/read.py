@@ -35,8 +35,6 @@ from meldkit.checkpoint.pickled.unpickler import (
 from meldkit.checkpoint.tensor import Header, HeldTensor, TensorInfo, TileSource
 from meldkit.errors import CheckpointError, FormatError
 
-#: Endings of such files.
-SUFFIXES = (".bin", ".pt", ".pth", ".tar", ".ckpt")
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _ZIP = b"PK\x03\x04"

@@ -1,7 +1,7 @@
-"""Quantised checkpoints, read as the numbers that they stand for."""
+"""Quantised checkpoints, read as the numbers that they stand for: see `dequantise`."""
 
 from __future__ import annotations
 
-from meldkit.checkpoint.quantised.dequantise import dequantised, digest_of_settings
+from meldkit.checkpoint.quantised.model import digest_of_settings, may_be_quantised
 
-__all__ = ["dequantised", "digest_of_settings"]
+__all__ = ["digest_of_settings", "may_be_quantised"]

@@ -7,8 +7,6 @@ left out: it was measured on one of the models.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -16,13 +14,15 @@ from typing import Any
 
 from meldkit.checkpoint.json_file import shown
 from meldkit.checkpoint.quantised.model import (
+    CODE_TYPES,
+    F8,
     ORIGINAL,
     QuantisedModel,
     dtype_of,
     settings_of,
     without_settings,
 )
-from meldkit.checkpoint.quantised.weights import CODE_TYPES, F8, WEIGHT, decode, scale_names
+from meldkit.checkpoint.quantised.weights import WEIGHT, decode, scale_names
 from meldkit.checkpoint.tensor import TensorInfo
 
 #: What configurations call the methods whose tensors are read.
@@ -130,14 +130,6 @@ def dequantised(
             raise model.error(f"tensor {shown(value.name)} is stored twice, as codes and as numbers")
         values[value.name] = value
     return values, without_settings(config)
-
-
-def digest_of_settings(config: Mapping[str, Any]) -> str:
-    """Hex hash of what the configuration says about quantisation; "" if it says nothing."""
-    settings = settings_of(config)
-    if settings is None:
-        return ""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def _refuse_foreign(model: QuantisedModel) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,6 +17,9 @@ from meldkit.errors import CheckpointError, FormatError
 _KEYS = ("quantization_config", "compression_config")
 #: Sections that describe the language model of a larger one.
 _SECTIONS = ("text_config", "language_config", "llm_config")
+F8 = ("F8_E4M3", "F8_E5M2")
+#: Types of codes; no weight that is a number has one of the integer ones.
+CODE_TYPES = (*F8, "I8", "U8", "I16", "U16", "I32", "U32")
 ORIGINAL = "merge the original, unquantised weights"
 
 
@@ -110,6 +115,19 @@ def settings_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """What a configuration says about quantisation; None if nothing."""
     found = (section.get(key) for section in _sections(config) for key in _KEYS)
     return next((cast("dict[str, Any]", value) for value in found if isinstance(value, dict)), None)
+
+
+def may_be_quantised(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> bool:
+    """Whether there is anything to decode: some tensor has a type of codes, or the configuration says so."""
+    return settings_of(config) is not None or any(info.dtype in CODE_TYPES for info in tensors.values())
+
+
+def digest_of_settings(config: Mapping[str, Any]) -> str:
+    """Hex hash of what the configuration says about quantisation; "" if it says nothing."""
+    settings = settings_of(config)
+    if settings is None:
+        return ""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def without_settings(config: Mapping[str, Any]) -> dict[str, Any]:

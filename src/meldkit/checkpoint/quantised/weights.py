@@ -22,13 +22,10 @@ from dataclasses import replace
 from typing import cast
 
 from meldkit.checkpoint.json_file import shown
-from meldkit.checkpoint.quantised.model import QuantisedModel
+from meldkit.checkpoint.quantised.model import CODE_TYPES, F8, QuantisedModel
 from meldkit.checkpoint.quantised.scaled import Grid, PackedRows, PowersOfTwo, Scaled, TransposedFp4
 from meldkit.checkpoint.tensor import TensorInfo
 
-F8 = ("F8_E4M3", "F8_E5M2")
-#: Types of codes; no weight that is a number has one of the integer ones.
-CODE_TYPES = (*F8, "I8", "U8", "I16", "U16", "I32", "U32")
 #: Types of scales that hold exponents.
 _EXPONENTS = ("U8", "F8_E8M0")
 WEIGHT = ".weight"

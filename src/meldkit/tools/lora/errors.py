@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from meldkit.checkpoint import PREFIX, OpenFiles, TensorInfo, open_files, read_all
+from meldkit.checkpoint import OpenFiles, TensorInfo, open_files, read_all
+from meldkit.checkpoint.adapter import PREFIX
 from meldkit.checkpoint.weights import read_file
 from meldkit.composed import difference
 from meldkit.shapes import Tensor

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from meldkit.checkpoint import (
-    PREFIX,
     Checkpoint,
     OpenFiles,
     TensorInfo,
@@ -17,6 +16,7 @@ from meldkit.checkpoint import (
     open_model,
     read_all,
 )
+from meldkit.checkpoint.adapter import PREFIX
 from meldkit.composed import Factor, decompose, difference, held, plan_of_adapter
 from meldkit.errors import MismatchError, RecipeError
 from meldkit.options import MergeOptions

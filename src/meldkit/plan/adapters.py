@@ -1,0 +1,35 @@
+"""Whether a recipe merges adapters, without the model that they were trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from meldkit.checkpoint import lone_adapters
+from meldkit.errors import RecipeError
+from meldkit.recipe import ADAPTER_METHODS, Recipe
+
+
+def adapter_folders(recipe: Recipe, cache: Path | None) -> list[Path] | None:
+    """The folders of the adapters that a recipe merges; None if it names a model under them, or other models.
+
+    Args:
+        recipe: its models.
+        cache: where downloads are kept; None for the hub's own cache.
+
+    Raises:
+        RecipeError: a method of adapters, and models that are none.
+    """
+    method, where = recipe.merge_method, recipe.lines.get("merge_method", recipe.origin)
+    plain = len(recipe.modules) == 1 and recipe.modules[0].from_models and not recipe.stages
+    if method not in ADAPTER_METHODS and (not plain or method == "passthrough"):
+        return None
+    # Methods of adapters alone say what is meant; for others, nothing is downloaded to find it out.
+    folders = (
+        lone_adapters(recipe.models(), cache=cache, anywhere=method in ADAPTER_METHODS) if plain else None
+    )
+    if folders is None and method in ADAPTER_METHODS:
+        raise RecipeError(
+            f"{where + ': ' if where else ''}merge_method '{method}' merges adapters, and not all models are",
+            hint="name folders of LoRA adapters under 'models:', without the model that they were trained on",
+        )
+    return folders
