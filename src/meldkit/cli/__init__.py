@@ -101,6 +101,9 @@ def main(args: list[str] | None = None) -> NoReturn:
     # is imported and twice on leaving, takes half a second.
     gc.disable()
     import_when_used("torch")
+    # OpenBLAS, which comes with numpy, starts threads that spin for a while before they sleep. Most commands
+    # have no work for them, and would share the processor with them while they start.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
     # Names of files and tensors may hold what no encoding can write; JSON reads it back from the escape.
     if isinstance(out := cast("object", sys.stdout), io.TextIOWrapper):
         out.reconfigure(errors="backslashreplace")
