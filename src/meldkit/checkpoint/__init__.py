@@ -1,13 +1,12 @@
 """Where weights come from.
 
 What few models have, such as adapters over them or the format of llama.cpp, is imported where it is met, from
-rooms of its own: `adapter`, `gguf`, `pickled`, `quantised`, `hub`.
+places of its own: `adapter`, `experts`, `gguf`, `hub`, `pickled`, `quantised`, `rearranged`, `stored`.
 """
 
 from __future__ import annotations
 
 from meldkit.checkpoint.dtypes import BY_TORCH_NAME, DTYPES, DType
-from meldkit.checkpoint.experts import ExpertLayer, as_stored_by, expert_layers
 from meldkit.checkpoint.files import OpenFiles, open_files
 from meldkit.checkpoint.folder import Checkpoint, open_checkpoint
 from meldkit.checkpoint.json_file import read_json, shown, write_json
@@ -19,8 +18,7 @@ from meldkit.checkpoint.models import (
     open_model,
     with_adapters,
 )
-from meldkit.checkpoint.rearranged import Matrix, joined, transposed
-from meldkit.checkpoint.renamed import as_named_by
+from meldkit.checkpoint.renamed import alike, as_named_by
 from meldkit.checkpoint.safetensors import MAX_HEADER_BYTES, parse_header, read_header
 from meldkit.checkpoint.tensor import (
     Encoding,
@@ -41,20 +39,16 @@ __all__ = [
     "Checkpoint",
     "DType",
     "Encoding",
-    "ExpertLayer",
     "Header",
     "HeldTensor",
-    "Matrix",
     "OpenFiles",
     "Scratch",
     "StoredTensor",
     "TensorInfo",
     "TileSource",
+    "alike",
     "as_named_by",
-    "as_stored_by",
     "check_links",
-    "expert_layers",
-    "joined",
     "lone_adapters",
     "may_be_on_hub",
     "open_as_stored",
@@ -67,7 +61,6 @@ __all__ = [
     "read_json",
     "shown",
     "stays_inside",
-    "transposed",
     "with_adapters",
     "write_json",
 ]

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 
 from meldkit.checkpoint.json_file import shown
 from meldkit.checkpoint.rearranged import Matrix, joined, transposed
+from meldkit.checkpoint.renamed import alike
 from meldkit.checkpoint.tensor import TensorInfo
 from meldkit.errors import CheckpointError
 
@@ -82,9 +83,7 @@ def as_stored_by(
     Raises:
         CheckpointError: an expert is missing, so that they cannot be joined.
     """
-    if len(tensors) == len(reference) and all(
-        name in reference and info.shape == reference[name].shape for name, info in tensors.items()
-    ):
+    if alike(tensors, reference):
         return tensors
     ours, wanted = _collect(tensors), _forms(reference)
     if not ours or not wanted:

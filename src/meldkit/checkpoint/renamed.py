@@ -14,6 +14,13 @@ _SHARED = 0.5
 _TAIL = 2
 
 
+def alike(tensors: Mapping[str, TensorInfo], reference: Mapping[str, TensorInfo]) -> bool:
+    """Whether two models have tensors of the same names and shapes."""
+    return len(tensors) == len(reference) and all(
+        name in reference and info.shape == reference[name].shape for name, info in tensors.items()
+    )
+
+
 def as_named_by(
     tensors: Mapping[str, TensorInfo], reference: Mapping[str, TensorInfo]
 ) -> Mapping[str, TensorInfo]:

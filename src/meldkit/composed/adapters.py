@@ -16,12 +16,10 @@ from meldkit.checkpoint import (
     BY_TORCH_NAME,
     DTYPES,
     Checkpoint,
-    Matrix,
     TensorInfo,
-    joined,
-    transposed,
 )
 from meldkit.checkpoint.adapter import PREFIX, LoneAdapter, open_alone, weights_file
+from meldkit.checkpoint.rearranged import Matrix, joined, transposed
 from meldkit.composed.factors import Factor
 from meldkit.composed.tensors import Altered, altered, zeros
 from meldkit.composed.write import plan_of_adapter

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from meldkit.checkpoint import BY_TORCH_NAME, DTYPES, Checkpoint, TensorInfo, as_named_by, as_stored_by
+from meldkit.checkpoint import BY_TORCH_NAME, DTYPES, Checkpoint, TensorInfo, alike, as_named_by
 from meldkit.layout import Origin, Place, with_depth
 from meldkit.methods import Method, Values, get_method
 from meldkit.plan.advice import lint_numbers
@@ -154,7 +154,11 @@ def _in_one_layout(
                 pair for pair in zip(checkpoint.tensors, named, strict=True) if pair[0] != pair[1]
             )
             notes.append(f"the tensors of '{ref}' go by the names of '{donor.label}': {own} is {name}, …")
-        tensors = as_stored_by(named, donor.tensors)
+        tensors = named
+        if not alike(named, donor.tensors):
+            from meldkit.checkpoint.experts import as_stored_by
+
+            tensors = as_stored_by(named, donor.tensors)
         if tensors is not named:
             notes.append(f"the experts of '{ref}' are read as '{donor.label}' stores them")
         result[ref] = replace(checkpoint, tensors=tensors)

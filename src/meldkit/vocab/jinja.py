@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -65,6 +64,8 @@ def missing_tokens(text: str, tokens: Collection[str]) -> list[str]:
 @functools.lru_cache(maxsize=64)
 def _tried(text: str) -> dict[str, Any]:
     """What `trial.tried` says of a template, in a process that may be stopped."""
+    import subprocess
+
     request = json.dumps({"text": text, "path": sys.path})
     command = [sys.executable, "-I", str(Path(trial.__file__))]
     message = "it takes too much memory or time"

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from meldkit.checkpoint import Checkpoint, TensorInfo, as_named_by, as_stored_by
+from meldkit.checkpoint import Checkpoint, TensorInfo, as_named_by
+from meldkit.checkpoint.experts import as_stored_by
 from meldkit.errors import CheckpointError, MeldError
 from meldkit.layout import Place, infer_layout
 from meldkit.plan.pieces import Model

@@ -11,14 +11,13 @@ import torch
 
 from meldkit.checkpoint import (
     HeldTensor,
-    Matrix,
     OpenFiles,
     Scratch,
     TensorInfo,
     TileSource,
-    joined,
     read_all,
 )
+from meldkit.checkpoint.rearranged import Matrix, joined
 from meldkit.shapes import Float32, Tensor
 
 #: Models that store experts as [experts, in, out]; others as [experts, out, in].

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from meldkit.checkpoint import Checkpoint, ExpertLayer, TensorInfo, as_stored_by, open_files, read_all
+from meldkit.checkpoint import Checkpoint, TensorInfo, open_files, read_all
+from meldkit.checkpoint.experts import ExpertLayer, as_stored_by
 from meldkit.composed import held
 from meldkit.errors import NotSupportedError
 from meldkit.plan import Composed

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from meldkit.checkpoint import Checkpoint, Matrix, TensorInfo, joined
+from meldkit.checkpoint import Checkpoint, TensorInfo
+from meldkit.checkpoint.rearranged import Matrix, joined
 from meldkit.composed import Altered, altered
 from meldkit.errors import MismatchError, NotSupportedError
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from meldkit.checkpoint import Checkpoint, ExpertLayer, TensorInfo, expert_layers
+from meldkit.checkpoint import Checkpoint, TensorInfo
+from meldkit.checkpoint.experts import ExpertLayer, expert_layers
 from meldkit.composed import Altered, altered
 from meldkit.errors import MismatchError, NotSupportedError, RecipeError, did_you_mean
 from meldkit.recipe import ModelRef
