@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 import real_tokenizers  # noqa: E402
-from meldkit.vocab import Tokenizer, tokenizer_of_folder, unite  # noqa: E402
+from meldkit.vocab import Tokenizer, tokenizer_of_folder  # noqa: E402
+from meldkit.vocab.union import unite  # noqa: E402
 from test_tokenizer_pairs import NAMES  # noqa: E402
 
 PAGE = ROOT / "docs" / "tokenizer-pairs.md"

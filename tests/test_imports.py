@@ -154,17 +154,30 @@ _HEAVY = ("transformers", "tokenizers", "huggingface_hub", "torch._dynamo", "sci
 #: torch by its compiled part: what stands for it until it is used has none.
 _TORCH = ("torch._C", *_HEAVY)
 _NUMBERS = ("numpy", "pydantic", "safetensors", "rich", "jinja2", *_TORCH)
+#: What only models or recipes of a certain kind need.
+_MET = (
+    "pydantic",
+    "meldkit.recipe.schema",
+    "meldkit.checkpoint.adapter",
+    "meldkit.checkpoint.gguf",
+    "meldkit.checkpoint.hub",
+    "meldkit.checkpoint.pickled",
+    "meldkit.checkpoint.quantised.dequantise",
+    "meldkit.composed",
+    "meldkit.plan.alignment",
+    "meldkit.vocab.union",
+)
 #: By command: modules that it must do without.
 WITHOUT = {
     "--help": _NUMBERS,
     "--version": _NUMBERS,
     "merge --help": _NUMBERS,
-    "plan recipe.yml --no-probe": ("pydantic", *_TORCH),
-    "explain recipe.yml": ("pydantic", *_TORCH),
+    "plan recipe.yml --no-probe": (*_MET, *_TORCH),
+    "explain recipe.yml": (*_MET, *_TORCH),
     "inspect a": ("pydantic", *_TORCH),
     "methods ties": _TORCH,
     "schema": _TORCH,
-    "merge recipe.yml out": ("pydantic", *_HEAVY),
+    "merge recipe.yml out": ("meldkit.checkpoint.experts", *_MET, *_HEAVY),
 }
 
 

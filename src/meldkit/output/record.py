@@ -8,10 +8,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import runpy
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from meldkit.checkpoint import Checkpoint
 from meldkit.engine import ON_CPU, Device
@@ -89,17 +93,26 @@ def record(
 
 def surroundings(devices: Sequence[Device] = ON_CPU) -> dict[str, str]:
     """What else bytes may depend on: versions of the libraries that compute, and kinds of processors."""
-    from importlib.metadata import version as version_of
-
     return {
-        "torch": version_of("torch"),
-        "numpy": version_of("numpy"),
+        "torch": _version_of_torch(),
+        "numpy": np.__version__,
         "machine": processor(),
         # It takes those that suit the processor best, unless it is told otherwise.
         "torch_kernels": os.environ.get("ATEN_CPU_CAPABILITY", "best"),
         "meldkit_kernels": "compiled" if compiled() else "none",
         **({} if devices[0].in_memory else {"device": ", ".join(dict.fromkeys(d.model for d in devices))}),
     }
+
+
+def _version_of_torch() -> str:
+    """`torch.__version__`, read where torch has it from: importing all of torch takes a second.
+
+    The standard library's `importlib.metadata` knows it too, but brings along what reads mails.
+    """
+    spec = find_spec("torch")
+    assert spec is not None
+    assert spec.origin is not None
+    return runpy.run_path(str(Path(spec.origin).with_name("version.py")))["__version__"]
 
 
 def _model(checkpoint: Checkpoint) -> dict[str, Any]:

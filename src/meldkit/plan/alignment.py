@@ -26,23 +26,19 @@ from meldkit.plan.tables import (
 from meldkit.recipe import ModelRef, ModelToken, Recipe, TokenEntry, TokenizerSpec
 from meldkit.vocab import (
     GENERATION,
-    ZERO,
     AlignedRows,
-    Explicit,
     MeanRow,
     OutputTokenizer,
     RowMap,
     Tokenizer,
-    align,
-    check_loads,
     counted,
     is_unicode,
     other_spellings,
-    own_rows,
     read_tokenizer,
     tokenizer_of_folder,
-    unite,
 )
+from meldkit.vocab.align import ZERO, Explicit, align, own_rows
+from meldkit.vocab.union import check_loads, unite
 
 #: Rows that no embedding has; a few hundred thousand are usual.
 _MAX_ROWS = 1 << 24

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from meldkit.checkpoint import TensorInfo
 from meldkit.errors import CheckpointError, MeldError, MismatchError
-from meldkit.plan.alignment import Alignment, OpenModel
 from meldkit.plan.pieces import Model
 from meldkit.plan.stage import Composed
 from meldkit.plan.tables import Table, lint_rows, num_rows, num_tokens, token_tables, with_tables
@@ -29,6 +28,9 @@ from meldkit.vocab import (
     with_num_tokens,
     without_row,
 )
+
+if TYPE_CHECKING:
+    from meldkit.plan.alignment import OpenModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,8 @@ def settle_vocabulary(
         CheckpointError: a tokenizer cannot be read.
     """
     if recipe.tokenizer is not None:
+        from meldkit.plan.alignment import Alignment
+
         alignment = Alignment(recipe, recipe.tokenizer, models, donor, trust_remote_code)
         aligned, output, size = alignment.carried_out(open_model, notes, warnings)
         warnings += [

@@ -1,8 +1,10 @@
-"""Tokenizers: whose the output gets, and which row of which embedding belongs to which of its tokens."""
+"""Tokenizers: whose the output gets, and which row of which embedding belongs to which of its tokens.
+
+What brings vocabularies together is imported by who does that: `align` and `union`.
+"""
 
 from __future__ import annotations
 
-from meldkit.vocab.align import ZERO, Explicit, align, own_rows
 from meldkit.vocab.compare import Difference, compare, counted
 from meldkit.vocab.jinja import check_template, is_unicode, missing_tokens
 from meldkit.vocab.output import (
@@ -36,7 +38,6 @@ from meldkit.vocab.tokenizer import (
     tokenizer_files,
     tokenizer_of_folder,
 )
-from meldkit.vocab.union import Union, check_loads, unite
 
 __all__ = [
     "AUTO",
@@ -45,21 +46,16 @@ __all__ = [
     "GENERATION",
     "NO_TEXT",
     "PRESETS",
-    "ZERO",
     "AlignedRows",
     "ChatTemplates",
     "Difference",
-    "Explicit",
     "MeanRow",
     "OutputTokenizer",
     "RowMap",
     "Tokenizer",
-    "Union",
     "added_beside",
-    "align",
     "byte_tokens",
     "bytes_of",
-    "check_loads",
     "check_template",
     "choose_templates",
     "compare",
@@ -71,14 +67,12 @@ __all__ = [
     "meanings",
     "missing_tokens",
     "other_spellings",
-    "own_rows",
     "pieces",
     "read_templates",
     "read_tokenizer",
     "special_tokens",
     "tokenizer_files",
     "tokenizer_of_folder",
-    "unite",
     "with_num_tokens",
     "without_row",
     "write_generation_settings",

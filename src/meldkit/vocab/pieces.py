@@ -8,7 +8,6 @@ from typing import Any
 from meldkit.errors import NotSupportedError
 from meldkit.vocab.spelling import NO_TEXT, byte_of, byte_tokens, in_letters, in_spelling, meanings
 from meldkit.vocab.tokenizer import Tokenizer
-from meldkit.vocab.union import library_errors, loaded
 
 
 def pieces(tokenizer: Tokenizer, wanted: Sequence[str]) -> list[list[int]]:
@@ -30,6 +29,8 @@ def pieces(tokenizer: Tokenizer, wanted: Sequence[str]) -> list[list[int]]:
             f"the tokenizer of '{tokenizer.label}' has no tokenizer.json, and cannot be given single words",
             hint="another --approximation-method",
         )
+    from meldkit.vocab.union import library_errors, loaded
+
     bare: dict[str, Any] = {**tokenizer.content, "added_tokens": [], "post_processor": None}
     model: Any = loaded(tokenizer.label, bare, None).model
     single = {letter: tokenizer.tokens[token] for letter, token in byte_tokens(tokenizer).items()}
