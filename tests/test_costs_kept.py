@@ -86,13 +86,9 @@ COSTS: dict[str, Cost] = {
     "ramplus_tl": Cost(passes=2, calls=(0, 142), tensors=(0, 13)),
     "model_stock": Cost(passes=2, calls=(0, 107)),
     "nearswap": Cost(passes=1, calls=(0, 37)),
-    # Numbers of rows are looked at before anything is counted.
+    # It is asked once whether the loops find divergences.
     "arcee_fusion": Cost(
-        passes=2,
-        calls=(0, 73),
-        kernels={"tile": 3, "divergences": 1},
-        tensors=(0, 2),
-        sampled=True,
+        passes=2, calls=(0, 73), kernels={"has_divergences": 1}, tensors=(0, 2), sampled=True
     ),
     "passthrough": Cost(passes=1, calls=(0, 5), kernels={"finite": 1}),
     "passthrough, scaled": Cost(passes=1, calls=(0, 22)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from meldkit.checkpoint.tensor import read_all
 from meldkit.engine import TensorRun, run
 from meldkit.engine.fused import FusedRun, fused_sources, without_torch
 from meldkit.errors import CheckpointError, RunError
+from meldkit.kernels import library
 from meldkit.kernels.tile import Tile, in_memory
 from meldkit.methods import METHODS, Values
 from meldkit.methods.statistics import CHUNK
@@ -32,6 +34,8 @@ from test_engine import Memory
 SIZES = (1, 1000, 16 * 1024 + 3, 2 * CHUNK + 17)
 SHAPES = {1000: (8, 125), 16 * 1024 + 3: (7, 2341)}
 STORED = ("F32", "BF16", "F16")
+#: Levels of x86-64 for which there are loops that this processor can run; the first is for any machine.
+LEVELS = [level for level in (1, 3, 4) if level <= max(1, library.FUNCTIONS.level())]
 _THREE = (0.7, 1.0, -0.4)
 SPARSE: Values = {"weight": _THREE, "density": (0.5, 0.2, 1.0), "lambda": 0.9, "rescale": False}
 EDGES: Values = SPARSE | {"gamma": (0.01, 0.1, 0.0)}
@@ -261,6 +265,58 @@ def test_what_is_not_in_the_page_cache_is_read_past_it(
     run([FusedRun(fused_sources(job, inputs), job, inputs, past, tile=CHUNK)])
     assert past.bytes == cached.bytes
     assert inputs.files.bytes_read == 2 * read
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("case", CASES)
+def test_loops_for_any_processor_make_the_same_bytes(
+    level: int, case: str, inputs: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loops = getattr(ctypes.CDLL(str(library.PATH)), f"meldkit_tile_v{level}")
+    for size in SIZES[1:]:
+        job = job_of(case, f"BF16 {size}", "F32", size)
+        usual, other = Memory(), Memory()
+        run([FusedRun(fused_sources(job, inputs), job, inputs, usual, tile=CHUNK)])
+        with monkeypatch.context() as patch:
+            patch.setattr(library.FUNCTIONS, "tile", loops)
+            run([FusedRun(fused_sources(job, inputs), job, inputs, other, tile=CHUNK)])
+        assert other.bytes == usual.bytes
+
+
+#: Works on a tile of a file again and again, while another thread cuts the file off and fills it again.
+_CUT_OFF = """
+import os, sys, threading, time
+import numpy as np
+from meldkit.kernels.tile import Failed, Tile, in_file
+
+descriptor, n = os.open(sys.argv[1], os.O_RDWR), 1 << 20
+content, out, end = bytes(2 * n), np.empty(n, np.float32), time.monotonic() + 1.5
+
+def cut() -> None:
+    while time.monotonic() < end:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, content, 0)
+        time.sleep(0.001)
+
+thread = threading.Thread(target=cut)
+thread.start()
+made = failed = 0
+while thread.is_alive():
+    tile = Tile([in_file(descriptor, 0, "BF16")], n, grain=n)
+    try:
+        tile.run(tile[0], "F32", out)
+        made += 1
+    except Failed:
+        failed += 1
+print(made > 0 and failed > 0)
+"""
+
+
+def test_a_file_may_be_cut_off_while_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(bytes(2 << 20))
+    command = [sys.executable, "-c", _CUT_OFF, str(tmp_path / "x")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "True\n", "")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float8_e4m3fn])

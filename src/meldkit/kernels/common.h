@@ -19,16 +19,30 @@
 #include <string.h>
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-/* The widest version that the processor can run is chosen when the library is loaded. */
 #define CLONES 1
-#define LOOP __attribute__((noinline, target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"))) static
-/* Where products may be added without rounding them first, on processors that can. */
-#define FUSED_LOOP LOOP __attribute__((optimize("fp-contract=fast")))
 #else
 #define CLONES 0
+#endif
+
+#if defined(LEVEL)
+/* The text is compiled once for each level, and one of them is chosen when it is called. */
+#define LOOP __attribute__((noinline)) static
+#elif CLONES
+/* The widest version that the processor can run is chosen when the library is loaded. */
+#define LOOP __attribute__((noinline, target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"))) static
+#else
 #define LOOP static
+#endif
+
+/* Where products may be added without rounding them first, on processors that can. */
+#if CLONES
+#define FUSED_LOOP LOOP __attribute__((optimize("fp-contract=fast")))
+#else
 #define FUSED_LOOP LOOP
 #endif
+
+/* From the beginning of a cache line on: vectors that lie across two take twice as long to load. */
+#define ALIGNED _Alignas(64)
 
 /* Of the instructions that the loops use; 0 where there is one version only. */
 int meldkit_level(void);

@@ -4,7 +4,7 @@
  * element. Their polynomials are minimax ones.
  */
 
-#include "common.h"
+#include "divergences.h"
 
 /* Keeps the logarithm of a probability finite. */
 #define FLOOR 1e-8
@@ -71,13 +71,14 @@ static inline double term(double p, double q) {
 
 /* The largest element; of rows with NaN, anything. */
 LOOP float largest(const float *restrict x, long n) {
-    float lanes[LANES], most;
-    for (long l = 0; l < LANES; l++) lanes[l] = x[0];
-    for (long i = 0; i + LANES <= n; i += LANES)
-        for (long l = 0; l < LANES; l++) lanes[l] = lanes[l] > x[i + l] ? lanes[l] : x[i + l];
+    enum { TOGETHER = 4 * LANES }; /* each must wait for the one before it */
+    float lanes[TOGETHER], most;
+    for (long l = 0; l < TOGETHER; l++) lanes[l] = x[0];
+    for (long i = 0; i + TOGETHER <= n; i += TOGETHER)
+        for (long l = 0; l < TOGETHER; l++) lanes[l] = lanes[l] > x[i + l] ? lanes[l] : x[i + l];
     most = lanes[0];
-    for (long l = 1; l < LANES; l++) most = lanes[l] > most ? lanes[l] : most;
-    for (long i = n / LANES * LANES; i < n; i++) most = x[i] > most ? x[i] : most;
+    for (long l = 1; l < TOGETHER; l++) most = lanes[l] > most ? lanes[l] : most;
+    for (long i = n / TOGETHER * TOGETHER; i < n; i++) most = x[i] > most ? x[i] : most;
     return most;
 }
 
@@ -119,27 +120,27 @@ static double exponentials_of(const float *x, long n, double *out) {
     return sum_of(lanes);
 }
 
-/* KL(softmax(a) || softmax(b)) of each row, 1e-8 added to each probability; NaN where a softmax is. `room` has
- * place for two rows, each up to a multiple of LANES.
+/* KL(softmax(a) || softmax(b)), 1e-8 added to each probability; NaN where a softmax is. `room` has place for two
+ * rows, each up to a multiple of LANES.
  *
  * Both distributions have the same sum, so that sums of p ln(p / q) - (p - q) are those of p ln(p / q). All of
- * these terms are positive, and small errors of p or q do not matter to them where both are nearly equal.
- *
- * Returns 0, and nothing, where the processor has no fused products, without which fma takes longer than NumPy. */
-int meldkit_divergences(const float *a, const float *b, long rows, long n, double *room, double *out) {
-    if (meldkit_level() == 1) return 0;
-    double *second = room + whole_lanes(n);
-    for (long r = 0; r < rows; r++) {
-        double a_total = exponentials_of(a + r * n, n, room), b_total = exponentials_of(b + r * n, n, second);
-        double lanes[LANES] = {0}, values[BLOCK];
-        for (long start = 0; start < n; start += BLOCK) {
-            long length = smaller(n - start, BLOCK), whole = whole_lanes(length);
-            terms(room + start, second + start, 1 / a_total, 1 / b_total, values, length);
-            for (long i = length; i < whole; i++) values[i] = 0;
-            add_values(lanes, values, whole);
-        }
-        /* Terms do not pass NaN on. */
-        out[r] = isnan(a_total + b_total) ? NAN : sum_of(lanes);
+ * these terms are positive, and small errors of p or q do not matter to them where both are nearly equal. */
+double divergence(const float *a, const float *b, long n, double *room) {
+    double *second = room + whole_lanes(n), lanes[LANES] = {0}, values[BLOCK];
+    double a_total = exponentials_of(a, n, room), b_total = exponentials_of(b, n, second);
+    for (long start = 0; start < n; start += BLOCK) {
+        long length = smaller(n - start, BLOCK), whole = whole_lanes(length);
+        terms(room + start, second + start, 1 / a_total, 1 / b_total, values, length);
+        for (long i = length; i < whole; i++) values[i] = 0;
+        add_values(lanes, values, whole);
     }
-    return 1;
+    /* Terms do not pass NaN on. */
+    return isnan(a_total + b_total) ? NAN : sum_of(lanes);
+}
+
+int meldkit_has_divergences(void) { return meldkit_level() != 1; }
+
+/* Of each row. */
+void meldkit_divergences(const float *a, const float *b, long rows, long n, double *room, double *out) {
+    for (long r = 0; r < rows; r++) out[r] = divergence(a + r * n, b + r * n, n, room);
 }

@@ -5,21 +5,7 @@
  */
 
 #include "draws.h"
-
-/* Constants of the generator. */
-#define FIRST_FACTOR 0xD2E7470EE14C6C93u
-#define SECOND_FACTOR 0xCA5A826395121157u
-#define FIRST_WEYL 0x9E3779B97F4A7C15u
-#define SECOND_WEYL 0xBB67AE8584CAA73Bu
-
-enum { ROUNDS = 10 };
-
-/* A round of a counter. */
-static inline void mix(uint64_t *c, const uint64_t *key) {
-    unsigned __int128 a = (unsigned __int128)FIRST_FACTOR * c[0], b = (unsigned __int128)SECOND_FACTOR * c[2];
-    uint64_t first = (uint64_t)(b >> 64) ^ c[1] ^ key[0], third = (uint64_t)(a >> 64) ^ c[3] ^ key[1];
-    c[0] = first, c[1] = (uint64_t)b, c[2] = third, c[3] = (uint64_t)a;
-}
+#include "philox.h"
 
 static void scalar_steps(uint64_t keys[ROUNDS][2], uint64_t counter, long n, uint64_t *out) {
     for (long i = 0; i < n; i++, out += 4) {
@@ -29,63 +15,6 @@ static void scalar_steps(uint64_t keys[ROUNDS][2], uint64_t counter, long n, uin
     }
 }
 
-#if CLONES
-#include <immintrin.h>
-
-typedef uint64_t Four __attribute__((vector_size(32)));
-
-/* How many vectors of counters, and counters outside them, go through a round together: products of vectors and
- * of single numbers are formed by different parts of the processor, and neither of them alone is as fast. */
-enum { VECTORS = 2, SINGLES = 3, TOGETHER = 4 * VECTORS + SINGLES };
-
-#define WIDE __attribute__((target("arch=x86-64-v3")))
-
-/* Both halves of products of 64 bits, from products of 32 bits. */
-WIDE static inline Four multiply_high(Four x, uint64_t factor, Four *low) {
-    const Four half = {0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF};
-    __m256i lower = _mm256_set1_epi64x((long long)(factor & 0xFFFFFFFF));
-    __m256i upper = _mm256_set1_epi64x((long long)(factor >> 32)), x_upper = (__m256i)(x >> 32);
-    Four lowest = (Four)_mm256_mul_epu32((__m256i)x, lower);
-    Four middle = (lowest >> 32) + (Four)_mm256_mul_epu32((__m256i)x, upper);
-    Four carried = (middle & half) + (Four)_mm256_mul_epu32(x_upper, lower);
-    *low = (Four)_mm256_blend_epi32((__m256i)lowest, (__m256i)(carried << 32), 0xAA);
-    return (Four)_mm256_mul_epu32(x_upper, upper) + (middle >> 32) + (carried >> 32);
-}
-
-WIDE static inline void mix_four(Four *c, const uint64_t *key) {
-    Four a_low, b_low;
-    Four a = multiply_high(c[0], FIRST_FACTOR, &a_low), b = multiply_high(c[2], SECOND_FACTOR, &b_low);
-    c[0] = b ^ c[1] ^ key[0], c[1] = b_low, c[2] = a ^ c[3] ^ key[1], c[3] = a_low;
-}
-
-/* As many of n steps as come out even; returns how many. */
-WIDE static long wide_steps(uint64_t keys[ROUNDS][2], uint64_t counter, long n, uint64_t *out) {
-    long i;
-    for (i = 0; i + TOGETHER <= n; i += TOGETHER, out += 4 * TOGETHER) {
-        Four fours[VECTORS][4];
-        uint64_t singles[SINGLES][4];
-        for (int v = 0; v < VECTORS; v++) {
-            memset(fours[v], 0, sizeof fours[v]);
-            fours[v][0] = (Four){0, 1, 2, 3} + (counter + i + 4 * v);
-        }
-        memset(singles, 0, sizeof singles);
-        for (int s = 0; s < SINGLES; s++) singles[s][0] = counter + i + 4 * VECTORS + s;
-#pragma GCC unroll 10
-        for (int r = 0; r < ROUNDS; r++) {
-#pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; v++) mix_four(fours[v], keys[r]);
-#pragma GCC unroll 4
-            for (int s = 0; s < SINGLES; s++) mix(singles[s], keys[r]);
-        }
-        for (int v = 0; v < VECTORS; v++)
-            for (int l = 0; l < 4; l++)
-                for (int w = 0; w < 4; w++) out[16 * v + 4 * l + w] = fours[v][w][l];
-        memcpy(out + 16 * VECTORS, singles, sizeof singles);
-    }
-    return i;
-}
-#endif
-
 static void steps(const uint64_t *key, uint64_t counter, long n, uint64_t *out) {
     uint64_t keys[ROUNDS][2] = {{key[0], key[1]}};
     long done = 0;
@@ -94,7 +23,9 @@ static void steps(const uint64_t *key, uint64_t counter, long n, uint64_t *out) 
         keys[r][1] = keys[r - 1][1] + SECOND_WEYL;
     }
 #if CLONES
-    if (__builtin_cpu_supports("x86-64-v3")) done = wide_steps(keys, counter, n, out);
+    int level = meldkit_level();
+    if (level == 4) done = wide_steps_v4(keys, counter, n, out);
+    if (level == 3) done = wide_steps_v3(keys, counter, n, out);
 #endif
     scalar_steps(keys, counter + done, n - done, out + 4 * done);
 }

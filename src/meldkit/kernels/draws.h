@@ -5,7 +5,7 @@
 /* 16-bit numbers per step of the generator's counter. */
 enum { PER_STEP = 16 };
 
-/* Numbers that are drawn before they are used: of a multiple of the steps that go together in draws.c. */
+/* Numbers that are drawn before they are used: of a multiple of the steps that go together in wide_steps.h. */
 enum { DRAWN = 6 * 11 * PER_STEP };
 
 /* Words of 64 bits into which up to n numbers are drawn. */

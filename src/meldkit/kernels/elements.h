@@ -2,78 +2,41 @@
 
 #pragma once
 
-#include "common.h"
+#include "vectors.h"
 
 /* Numbers from one register to the next: whole pages apart, all would fall into the same sets of the cache. */
 enum { STRIDE = BLOCK + 32 };
 
+/* Loops over vectors reach past n, up to a whole vector: there is room for that in a register. */
+
 /* --- linear combinations ---------------------------------------------------------------------------------- */
 
-LOOP void subtract(float *restrict row, const float *restrict base, long n) {
-    for (long i = 0; i < n; i++) row[i] -= base[i];
-}
-
-LOOP void add(float *restrict row, const float *restrict base, long n) {
-    for (long i = 0; i < n; i++) row[i] += base[i];
-}
-
-LOOP void scale(float *restrict row, float factor, long n) {
-    for (long i = 0; i < n; i++) row[i] *= factor;
-}
-
-LOOP void add_multiple(float *restrict total, const float *restrict row, float factor, long n) {
-    for (long i = 0; i < n; i++) total[i] = fmaf(row[i], factor, total[i]);
-}
-
-LOOP void scale_and_add(float *restrict row, float factor, const float *restrict other, float of_other, long n) {
-    for (long i = 0; i < n; i++) row[i] = fmaf(other[i], of_other, row[i] * factor);
-}
-
-static void combine(float *x, long m, const float *factors, float factor, long n) {
-    if (m == 1) scale(x, factors[0], n);
-    else scale_and_add(x, factors[0], x + STRIDE, factors[1], n);
-    for (long k = 2; k < m; k++) add_multiple(x, x + k * STRIDE, factors[k], n);
-    if (factor != 1) scale(x, factor, n);
+LOOP void combine(float *x, long m, const float *factors, float factor, long n) {
+    for (long i = 0; i < n; i += EACH) {
+        floats total = load(x + i) * factors[0];
+        for (long k = 1; k < m; k++) total = fused(load(x + k * STRIDE + i), all(factors[k]), total);
+        store(x + i, total * factor);
+    }
 }
 
 /* --- sign election ---------------------------------------------------------------------------------------- */
 
-LOOP void add_scaled(float *restrict total, const float *restrict row, float factor, long n) {
-    for (long i = 0; i < n; i++) total[i] += row[i] * factor;
-}
-
-LOOP void signs(const float *restrict total, float *restrict sign, long n) {
-    for (long i = 0; i < n; i++) sign[i] = total[i] >= 0 ? 1.0f : -1.0f;
-}
-
-LOOP void add_agreeing(float *restrict total, float *restrict agreeing, const float *restrict row,
-                       const float *restrict sign, float before, float factor, float share, long n) {
-    for (long i = 0; i < n; i++) {
-        float value = row[i] * before * sign[i];
-        agreeing[i] += value > 0 ? share : 0.0f;
-        value = value <= 0 ? 0.0f : value;
-        total[i] = fmaf(value, factor, total[i]);
-    }
-}
-
-LOOP void divide(float *restrict out, const float *restrict total, const float *restrict agreeing,
-                 const float *restrict sign, float least, float lambda, long n) {
-    for (long i = 0; i < n; i++) {
-        float divisor = agreeing[i] < least ? least : agreeing[i];
-        divisor = divisor == 0 ? 1.0f : divisor;
-        out[i] = total[i] * sign[i] / divisor * lambda;
-    }
-}
-
 /* `numbers`: what comes before, factors and shares of the rows. */
-static void elect(float *x, long m, const float *numbers, float least, float lambda, long n) {
-    float total[STRIDE] = {0}, sign[STRIDE], agreeing[STRIDE] = {0};
-    for (long k = 0; k < m; k++) add_scaled(total, x + k * STRIDE, numbers[k], n);
-    signs(total, sign, n);
-    memset(total, 0, sizeof total);
-    for (long k = 0; k < m; k++)
-        add_agreeing(total, agreeing, x + k * STRIDE, sign, numbers[k], numbers[m + k], numbers[2 * m + k], n);
-    divide(x, total, agreeing, sign, least, lambda, n);
+LOOP void elect(float *x, long m, const float *numbers, float least, float lambda, long n) {
+    const float *before = numbers, *factors = numbers + m, *shares = numbers + 2 * m;
+    for (long i = 0; i < n; i += EACH) {
+        floats votes = {0}, total = {0}, agreeing = {0};
+        for (long k = 0; k < m; k++) votes += load(x + k * STRIDE + i) * before[k];
+        floats sign = choose(votes >= 0, all(1), all(-1));
+        for (long k = 0; k < m; k++) {
+            floats value = load(x + k * STRIDE + i) * before[k] * sign;
+            agreeing += flagged(value > 0, all(shares[k]));
+            total = fused(flagged(~(value <= 0), value), all(factors[k]), total);
+        }
+        floats divisor = choose(agreeing < least, all(least), agreeing);
+        divisor = choose(divisor == 0, all(1), divisor);
+        store(x + i, total * sign / divisor * lambda);
+    }
 }
 
 /* --- elements --------------------------------------------------------------------------------------------- */
@@ -98,25 +61,28 @@ LOOP void divide_each(float *restrict row, const uint16_t *restrict levels, long
     for (long i = 0; i < n; i++) row[i] /= (float)levels[i] * 0x1p-16f;
 }
 
-typedef uint32_t eight_words __attribute__((vector_size(32)));
-typedef float eight_floats __attribute__((vector_size(32)));
+/* Where the bit of each of sixteen numbers is in two bytes, the highest bit of a byte being the first. */
+static const ALIGNED int32_t places[16] = {0x80,   0x40,   0x20,   0x10,   0x08,   0x04,   0x02,   0x01,
+                                           0x8000, 0x4000, 0x2000, 0x1000, 0x0800, 0x0400, 0x0200, 0x0100};
 
-/* Multiplies by bits, 0 or 1, the highest bit of a byte first: by the bits of the number 1, or by none. */
-LOOP void multiply_bytes(float *restrict row, const uint8_t *restrict bits, long bytes) {
-    const eight_words places = {128, 64, 32, 16, 8, 4, 2, 1};
-    for (long i = 0; i < bytes; i++) {
-        eight_words flags = (eight_words)((places & bits[i]) != 0) & 0x3f800000;
-        eight_floats values;
-        memcpy(&values, row + 8 * i, sizeof values);
-        values *= (eight_floats)flags;
-        memcpy(row + 8 * i, &values, sizeof values);
+/* Multiplies by bits, 0 or 1: by the bits of the number 1, or by none. */
+LOOP void multiply_words(float *row, const uint8_t *bits, long num_words) {
+    for (long i = 0; i < num_words; i++) {
+        int32_t word = bits[2 * i] | bits[2 * i + 1] << 8;
+        for (long l = 0; l < 16; l += EACH) {
+            words flags = (*(const words *)(places + l) & word) != 0;
+            floats values;
+            memcpy(&values, row + 16 * i + l, sizeof values);
+            values *= flagged(flags, all(1));
+            memcpy(row + 16 * i + l, &values, sizeof values);
+        }
     }
 }
 
 static void keep_bits(float *row, const uint8_t *bits, long start, long n) {
-    long first = smaller((8 - start % 8) % 8, n), bytes = (n - first) / 8;
+    long first = smaller((8 - start % 8) % 8, n), num_words = (n - first) / 16;
     for (long i = 0; i < n; i++) {
-        if (i == first) multiply_bytes(row + first, bits + (start + first) / 8, bytes), i += 8 * bytes;
+        if (i == first) multiply_words(row + first, bits + (start + first) / 8, num_words), i += 16 * num_words;
         if (i < n) row[i] *= (float)(bits[(start + i) / 8] >> (7 - (start + i) % 8) & 1);
     }
 }
@@ -140,35 +106,19 @@ static void at_least(const float *values, float threshold, uint8_t *bits, long n
 
 /* --- variance over the models ----------------------------------------------------------------------------- */
 
-LOOP void add_difference(float *restrict mean, const float *restrict row, const float *restrict first, long n) {
-    for (long i = 0; i < n; i++) mean[i] += row[i] - first[i];
-}
-
-LOOP void scale_and_square(float *restrict mean, float *restrict total, float count, long n) {
-    for (long i = 0; i < n; i++) {
-        mean[i] /= count;
-        total[i] = mean[i] * mean[i];
+LOOP void variance(const float *x, long m, float *out, long n) {
+    floats count = all((float)m);
+    for (long i = 0; i < n; i += EACH) {
+        floats first = load(x + i), mean = {0};
+        for (long k = 1; k < m; k++) mean += load(x + k * STRIDE + i) - first;
+        mean /= count;
+        floats total = mean * mean;
+        for (long k = 1; k < m; k++) {
+            floats difference = load(x + k * STRIDE + i) - first - mean;
+            total += difference * difference;
+        }
+        store(out + i, total / count);
     }
-}
-
-LOOP void add_square(float *restrict total, const float *restrict row, const float *restrict first,
-                     const float *restrict mean, long n) {
-    for (long i = 0; i < n; i++) {
-        float difference = row[i] - first[i] - mean[i];
-        total[i] += difference * difference;
-    }
-}
-
-LOOP void divide_by(float *restrict row, float count, long n) {
-    for (long i = 0; i < n; i++) row[i] /= count;
-}
-
-static void variance(const float *x, long m, float *out, long n) {
-    float mean[STRIDE] = {0};
-    for (long k = 1; k < m; k++) add_difference(mean, x + k * STRIDE, x, n);
-    scale_and_square(mean, out, (float)m, n);
-    for (long k = 1; k < m; k++) add_square(out, x + k * STRIDE, x, mean, n);
-    divide_by(out, (float)m, n);
 }
 
 /* --- changed elements ------------------------------------------------------------------------------------- */

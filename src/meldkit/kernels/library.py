@@ -14,6 +14,9 @@ import numpy as np
 
 from meldkit.shapes import Tensor
 
+#: Bytes of a cache line: vectors that lie across two take twice as long to load.
+_LINE = 64
+
 #: Where the build puts it; see hatch_build.py.
 PATH = Path(__file__).with_name("kernels.so")
 
@@ -32,7 +35,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         None,
         [c_void_p, c_long, c_long, c_void_p, c_void_p, c_long, c_void_p, c_void_p],
     ),
-    "divergences": (c_int, [c_void_p, c_void_p, c_long, c_long, c_void_p, c_void_p]),
+    "has_divergences": (c_int, []),
+    "divergences": (None, [c_void_p, c_void_p, c_long, c_long, c_void_p, c_void_p]),
     "by_rank": (None, [c_void_p, c_long, c_long, c_void_p, c_void_p, c_void_p]),
     "differences": (
         None,
@@ -96,10 +100,13 @@ class _Rooms(local):
         self._rooms: dict[str, np.ndarray] = {}
 
     def take(self, name: str, dtype: type[np.generic], size: int) -> np.ndarray:
-        """Room of at least `size` numbers, of the name's own."""
+        """Room of at least `size` numbers, of the name's own, from the beginning of a cache line on."""
         room = self._rooms.get(name)
         if room is None or len(room) < size:
-            room = self._rooms[name] = np.empty(size, dtype)
+            itemsize = np.dtype(dtype).itemsize
+            raw = np.empty(size * itemsize + _LINE, np.uint8)
+            skip = -address(raw) % _LINE
+            room = self._rooms[name] = raw[skip : skip + size * itemsize].view(dtype)
         return room
 
 

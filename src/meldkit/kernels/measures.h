@@ -12,44 +12,27 @@ typedef struct {
 
 /* --- order statistics ------------------------------------------------------------------------------------- */
 
-LOOP void count_block(const float *restrict x, uint8_t *restrict inside, long n, float low, float high,
-                      int *restrict counts) {
-    int above = 0, from_high = 0, above_low = 0, from_low = 0, varied = 0;
-    for (long i = 0; i < n; i++) {
-        float value = fabsf(x[i]);
-        above += value > high;
-        from_high += value >= high;
-        above_low += value > low;
-        from_low += value >= low;
-        varied += value != 0;
+/* Adds to `counts` how many magnitudes are > high, >= high, > low, >= low, and not 0; puts those above low and not
+ * from high on into `found`, behind which there is room for a vector. Returns how many those are. */
+LOOP long count_magnitudes(float *x, float low, float high, int64_t *counts, float *found, long n) {
+    words above = {0}, from_high = {0}, from_low = {0}, varied = {0};
+    long num_found = 0, whole = (n + EACH - 1) / EACH * EACH;
+    for (long i = n; i < whole; i++) x[i] = NAN; /* which is not 0, and nothing else */
+    for (long i = 0; i < n; i += EACH) {
+        floats value = magnitudes(load(x + i));
+        words reaches = value >= high;
+        above -= value > high;
+        from_high -= reaches;
+        from_low -= value >= low;
+        varied -= value != 0;
+        num_found += put(found + num_found, (value > low) & ~reaches, value);
     }
-    for (long i = 0; i < n; i++) inside[i] = (fabsf(x[i]) > low) & !(fabsf(x[i]) >= high);
-    counts[0] = above, counts[1] = from_high, counts[2] = above_low, counts[3] = from_low, counts[4] = varied;
-}
-
-/* Of 64 bytes, 0 or 1, a bit each, the first one lowest. The factor moves byte k of eight to bit k of the highest one. */
-static inline uint64_t bits_of_bytes(const uint8_t *bytes) {
-    uint64_t bits = 0;
-    for (int k = 0; k < 8; k++) {
-        uint64_t eight;
-        memcpy(&eight, bytes + 8 * k, 8);
-        bits |= (eight * 0x0102040810204080 >> 56) << 8 * k;
-    }
-    return bits;
-}
-
-/* Adds to `counts` how many magnitudes are > high, >= high, > low, >= low, and not 0; puts those above low
- * and not from high on into `found`. Returns how many those are. */
-static long count_magnitudes(const float *x, float low, float high, int64_t *counts, float *found, long n) {
-    uint8_t inside[BLOCK] = {0};
-    int part[5];
-    long num_found = 0;
-    count_block(x, inside, n, low, high, part);
-    for (int c = 0; c < 5; c++) counts[c] += part[c];
-    if (part[2] == part[1]) return 0;
-    for (long i = 0; i < n; i += 64)
-        for (uint64_t bits = bits_of_bytes(inside + i); bits; bits &= bits - 1)
-            found[num_found++] = fabsf(x[i + __builtin_ctzll(bits)]);
+    long num_above = total_of(above), num_from_high = total_of(from_high);
+    counts[0] += num_above;
+    counts[1] += num_from_high;
+    counts[2] += low < high ? num_from_high + num_found : num_above;
+    counts[3] += total_of(from_low);
+    counts[4] += total_of(varied) - (whole - n);
     return num_found;
 }
 

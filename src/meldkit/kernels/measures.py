@@ -12,7 +12,7 @@ from meldkit.kernels import elsewhere, library
 from meldkit.kernels.elements import Numbers, Rows, keep_bits, variance
 from meldkit.kernels.elsewhere import in_memory, lists
 from meldkit.kernels.library import fits, rooms
-from meldkit.kernels.tile import LANES, STRIDE, Row, Tile
+from meldkit.kernels.tile import LANES, STRIDE, VECTOR, Row, Tile
 from meldkit.kernels.tile import in_memory as source_in_memory
 from meldkit.shapes import Float32, Tensor
 
@@ -158,7 +158,8 @@ def count_magnitudes(
 def _count_in_tile(tile: Tile, wanted: Sequence[tuple[Numbers, float, float]]) -> list[_Counts]:
     n = tile.shape[1]
     counts = np.zeros((len(wanted), 5), np.int64)
-    room = rooms.take("found", np.float32, len(wanted) * n)[: len(wanted) * n].reshape(len(wanted), n)
+    width = n + VECTOR
+    room = rooms.take("found", np.float32, len(wanted) * width)[: len(wanted) * width].reshape(-1, width)
     for (row, low, high), numbers_, inside in zip(wanted, counts, room, strict=True):
         assert isinstance(row, Row)
         tile.step("count", row.register, a=low, b=high, out=numbers_, room=inside)

@@ -1,6 +1,6 @@
 /* Numbers as they lie in files: read, rounded to, and looked at. */
 
-#include "numbers.h"
+#include "types.h"
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -13,92 +13,9 @@ int meldkit_level(void) {
 #endif
 }
 
-/* Bits of the least magnitude that a type cannot hold: of infinity, and of what is rounded to it. */
-enum { FINITE_END = 0x7f800000, BF16_END = 0x7f7f8000, F16_END = 0x477ff000 };
-
 /* --- types ------------------------------------------------------------------------------------------------ */
 
-/* The bits of a magnitude; as whole numbers they have the order of the magnitudes, NaN being the largest. */
-static inline int32_t magnitude(const float *x) {
-    int32_t bits;
-    memcpy(&bits, x, 4);
-    return bits & 0x7fffffff;
-}
-
-static inline int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
-
-/* bfloat16 is the upper half of float32. */
-LOOP int32_t widen(const uint16_t *restrict from, float *restrict to, long n) {
-    int32_t most = 0;
-    for (long i = 0; i < n; i++) {
-        uint32_t bits = (uint32_t)from[i] << 16;
-        memcpy(to + i, &bits, 4);
-        most = larger(most, (int32_t)(bits & 0x7fffffff));
-    }
-    return most;
-}
-
-/* Rounds to the nearest, of two equally near ones to the even one. */
-LOOP int32_t narrow(const float *restrict from, uint16_t *restrict to, long n) {
-    int32_t most = 0;
-    for (long i = 0; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, from + i, 4);
-        to[i] = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-        most = larger(most, (int32_t)(bits & 0x7fffffff));
-    }
-    return most;
-}
-
-LOOP int32_t copy(const float *restrict from, float *restrict to, long n) {
-    int32_t most = 0;
-    for (long i = 0; i < n; i++) {
-        to[i] = from[i];
-        most = larger(most, magnitude(from + i));
-    }
-    return most;
-}
-
-#if defined(__FLT16_MAX__)
-LOOP int32_t widen_half(const uint16_t *restrict from, float *restrict to, long n) {
-    int32_t most = 0;
-    for (long i = 0; i < n; i++) {
-        _Float16 value;
-        memcpy(&value, from + i, 2);
-        to[i] = (float)value;
-        most = larger(most, from[i] & 0x7fff);
-    }
-    return most < 0x7c00 ? 0 : FINITE_END;
-}
-
-LOOP int32_t narrow_half(const float *restrict from, uint16_t *restrict to, long n) {
-    int32_t most = 0;
-    for (long i = 0; i < n; i++) {
-        _Float16 value = (_Float16)from[i];
-        memcpy(to + i, &value, 2);
-        most = larger(most, magnitude(from + i));
-    }
-    return most;
-}
-
-int meldkit_has_half(void) { return 1; }
-#else
-static int32_t widen_half(const uint16_t *from, float *to, long n) { return (void)from, (void)to, (void)n, 0; }
-static int32_t narrow_half(const float *from, uint16_t *to, long n) { return (void)from, (void)to, (void)n, 0; }
-int meldkit_has_half(void) { return 0; }
-#endif
-
-int meldkit_widen(int type, const void *from, float *to, long n) {
-    if (type == BF16) return widen(from, to, n) < FINITE_END;
-    if (type == F16) return widen_half(from, to, n) < FINITE_END;
-    return copy(from, to, n) < FINITE_END;
-}
-
-int meldkit_narrow(int type, const float *from, void *to, long n) {
-    if (type == BF16) return narrow(from, to, n) < BF16_END;
-    if (type == F16) return narrow_half(from, to, n) < F16_END;
-    return copy(from, to, n) < FINITE_END;
-}
+int meldkit_has_half(void) { return HAS_HALF; }
 
 /* Whether numbers of a type are all finite: the exponent of others has all bits set. */
 LOOP int finite_words(const float *restrict x, uint32_t exponent, long n) {
@@ -136,22 +53,28 @@ long meldkit_read_bytes(int file, long offset, long wanted, char *out) {
     return got;
 }
 
-/* Whether bytes of a file are in the page cache; also if the system does not tell. To ask by RWF_NOWAIT would
- * begin to read them. */
-int meldkit_cached(int file, long offset, long length) {
+int meldkit_resident(char *mapped, long length) {
     unsigned char pages[1024];
-    long page = sysconf(_SC_PAGESIZE), end = offset + length;
-    for (long start = offset / page * page; start < end; start += page * (long)sizeof pages) {
-        long size = smaller(end - start, page * (long)sizeof pages), others = 0;
-        void *mapped = mmap(NULL, size, PROT_READ, MAP_SHARED, file, start);
-        if (mapped == MAP_FAILED) return 1;
-        int known = mincore(mapped, size, (void *)pages) == 0;
-        munmap(mapped, size);
-        if (!known) return 1;
+    long page = sysconf(_SC_PAGESIZE);
+    for (long start = 0; start < length; start += page * (long)sizeof pages) {
+        long size = smaller(length - start, page * (long)sizeof pages), others = 0;
+        if (mincore(mapped + start, size, (void *)pages) != 0) return 1;
         for (long i = 0; i < (size + page - 1) / page; i++) others += !(pages[i] & 1);
         if (others) return 0;
     }
     return 1;
+}
+
+/* Whether bytes of a file are in the page cache; also if the system does not tell. To ask by RWF_NOWAIT would
+ * begin to read them. */
+int meldkit_cached(int file, long offset, long length) {
+    long skipped = offset % sysconf(_SC_PAGESIZE);
+    if (length == 0) return 1;
+    char *mapped = mmap(NULL, skipped + length, PROT_READ, MAP_SHARED, file, offset - skipped);
+    if (mapped == MAP_FAILED) return 1;
+    int resident = meldkit_resident(mapped, skipped + length);
+    munmap(mapped, skipped + length);
+    return resident;
 }
 
 /* Reads n numbers of a type as float32. Returns as meldkit_read_bytes. */
@@ -163,7 +86,7 @@ long meldkit_read(int file, long offset, int type, long n, float *out) {
         long wanted = size * smaller(n - done, 16 * BLOCK);
         long got = meldkit_read_bytes(file, offset + size * done, wanted, (char *)piece);
         if (got < wanted) return got < 0 ? got : size * done + got;
-        meldkit_widen(type, piece, out + done, wanted / size);
+        widen(type, piece, NULL, out + done, wanted / size);
         done += wanted / size;
     }
     return size * n;

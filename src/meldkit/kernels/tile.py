@@ -21,6 +21,8 @@ from meldkit.kernels.library import address, rooms
 TYPES = {"F32": 0, "BF16": 1, "F16": 2}
 #: Numbers of a block, of lanes and of what is read at once in the library.
 BLOCK, LANES, PIECE = 1024, 16, 16 * 1024
+#: Numbers of the widest vector.
+VECTOR = 16
 #: Numbers from one register to the next, and from one piece.
 STRIDE, PIECE_STRIDE = BLOCK + 32, PIECE + 32
 #: In the order of tiles.c.
@@ -73,10 +75,14 @@ class _Tile(ctypes.Structure):
         ("registers", c_void_p),
         ("pieces", c_void_p),
         ("out", c_void_p),
+        ("grains", c_void_p),
+        ("divergences", c_void_p),
+        ("room", c_void_p),
         ("num_models", c_long),
         ("num_steps", c_long),
         ("n", c_long),
         ("grain", c_long),
+        ("grain_room", c_long),
         ("has_base", c_int),
         ("check", c_int),
         ("result", c_int),
@@ -94,6 +100,10 @@ def in_file(descriptor: int, offset: int, dtype: str) -> Source:
 def in_memory(array: np.ndarray, dtype: str) -> Source:
     """Numbers of a type, given as an array that must live as long as the source is used."""
     return Source(address(array), 0, -1, TYPES[dtype])
+
+
+def _whole_lanes(n: int) -> int:
+    return -(-n // LANES) * LANES
 
 
 class Row:
@@ -147,7 +157,7 @@ class Tile:
         self._num_registers = self.shape[0]
         self._steps: list[_Step] = []
         self._alive: list[Any] = [keep]
-        self._array: np.ndarray | None = None
+        self._divergences: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -180,6 +190,14 @@ class Tile:
         self._steps.append(_Step(_CODES[operation], row, other, a, b, *places))
         self._alive += [given, out, room]
 
+    def divergences(self) -> np.ndarray:
+        """KL(softmax(second) ‖ softmax(first)) of each grain of two models, which steps may use: float32.
+
+        See `meldkit.kernels.divergences`; they are there once the tile has been run.
+        """
+        self._divergences = np.empty(-(-self.shape[1] // self.grain), np.float32)
+        return self._divergences
+
     def run(self, result: Row | None = None, dtype: str = "F32", out: np.ndarray | None = None) -> list[int]:
         """Carry out what is written down.
 
@@ -198,16 +216,24 @@ class Tile:
         steps = (_Step * num_steps)(*self._steps)
         registers = rooms.take("registers", np.float32, (self._num_registers + 1) * STRIDE)
         pieces = rooms.take("pieces", np.float32, num_sources * PIECE_STRIDE)
+        of_grains: list[int | None] = [None, None, None]
+        width = _whole_lanes(self.grain)
+        if self._divergences is not None:
+            grains = rooms.take("grains", np.float32, num_sources * width)
+            room = rooms.take("doubles", np.float64, 2 * width)
+            of_grains = [address(array) for array in (grains, self._divergences, room)]
         tile = _Tile(
             ctypes.addressof(self._sources),
             ctypes.addressof(steps),
             address(registers),
             address(pieces),
             None if out is None else address(out),
+            *of_grains,
             len(self),
             num_steps,
             self.shape[1],
             self.grain,
+            width,
             self._has_base,
             self._check,
             0 if result is None else result.register,
@@ -216,6 +242,7 @@ class Tile:
         if library.FUNCTIONS.tile(ctypes.byref(tile)) != 0:
             raise Failed
         self._steps = [step for step in self._steps if not step.out]
+        self._divergences = None
         return [step.found for step in steps]
 
     def array(self) -> np.ndarray:
@@ -226,6 +253,3 @@ class Tile:
             self.step("store", row.register, out=values)
         self.run()
         return array
-
-
-__all__ = ["BLOCK", "LANES", "PIECE", "TYPES", "Failed", "Row", "Source", "Tile", "in_file", "in_memory"]

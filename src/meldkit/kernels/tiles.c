@@ -1,119 +1,83 @@
-/* Tiles: rows of numbers that are read, worked on, measured and rounded block by block, so that they stay in the
- * first-level cache from the file to the output. tile.py says what each step does. */
+/* Tiles on any processor: which version of the loops it can run, and files that need not be copied. */
 
-#include "elements.h"
-#include "measures.h"
-#include "numbers.h"
+#define LEVEL 0
+#define RUN meldkit_tile_v1
+#include "steps.h"
 
-/* Numbers that are read from a file at once. */
-enum { PIECE = 16 * BLOCK };
+#include <setjmp.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
-/* Where the numbers of a row are: in memory, or from an offset of a file on. */
-typedef struct {
-    const char *memory;
-    long offset;
-    int file, type;
-} source;
+#if !CLONES
+int meldkit_tile_v3(tile *t) { return meldkit_tile_v1(t); }
+int meldkit_tile_v4(tile *t) { return meldkit_tile_v1(t); }
+#endif
 
-typedef struct {
-    int operation;
-    int row, other; /* registers */
-    float a, b;
-    const void *in;
-    void *out, *room;
-    long found;
-} step;
-
-/* Registers, of a block each: the base, the models, and others. */
-typedef struct {
-    const source *sources;
-    step *steps;
-    float *registers;
-    char *pieces;
-    char *out; /* of the numbers in register `result`, if it is wanted */
-    long num_models, num_steps, n, grain;
-    int has_base, check, result, type;
-    int failed; /* which source */
-    long got;   /* bytes of it */
-} tile;
-
-enum { FINE, INPUT_NOT_FINITE, RESULT_NOT_FINITE, CANNOT_READ };
-
-/* --- steps ------------------------------------------------------------------------------------------------ */
-
-enum {
-    COMBINE, ELECT, ZERO_BELOW, ZERO_ABOVE, CLAMP, KEEP_BITS, VARIANCE, CHANGED, AVERAGE, DIVIDE, IMPORTANCE, TAKE,
-    STORE, AT_LEAST, COUNT, ALONE, NORM, GRAM
-};
-
-static void take_step(step *s, float *x, long m, const place *at) {
-    float *row = x + s->row * STRIDE, *other = x + s->other * STRIDE;
-    long n = at->n;
-    int64_t *counts = s->out;
-    int part[2];
-    switch (s->operation) {
-        case COMBINE: combine(x, m, s->in, s->a, n); break;
-        case ELECT: elect(x, m, s->in, s->a, s->b, n); break;
-        case ZERO_BELOW: zero_below(row, s->a, n); break;
-        case ZERO_ABOVE: zero_above(row, s->a, n); break;
-        case CLAMP: clamp(row, s->a, s->b, n); break;
-        case KEEP_BITS: keep_bits(row, s->in, at->start, n); break;
-        case VARIANCE: variance(x, m, row, n); break;
-        case CHANGED: sum_changed(x, m, s->a, row, other, n); break;
-        case AVERAGE: average_changed(x, m, s->in, row, other, n); break;
-        case DIVIDE: divide_each(row, (const uint16_t *)s->in + at->start, n); break;
-        case IMPORTANCE: importance(x, x + STRIDE, ((const float *)s->in)[at->grain], row, n); break;
-        case TAKE: take(x, x + STRIDE, row, s->a, n); break;
-        case STORE: memcpy((float *)s->out + at->start, row, sizeof(float) * n); break;
-        case AT_LEAST: at_least(row, s->a, (uint8_t *)s->out + at->start / 8, n); break;
-        case COUNT: s->found += count_magnitudes(row, s->a, s->b, s->out, (float *)s->room + s->found, n); break;
-        case ALONE:
-            count_alone(row, other, part, n);
-            counts[0] += part[0], counts[1] += part[1];
-            break;
-        case NORM: add_norm(row, s->room, s->out, at); break;
-        case GRAM: add_gram(row, s->other, s->room, s->out, at); break;
-    }
+static int run(tile *t) {
+    int level = meldkit_level();
+    return level == 4 ? meldkit_tile_v4(t) : level == 3 ? meldkit_tile_v3(t) : meldkit_tile_v1(t);
 }
 
-/* Carries out the steps on all blocks. Returns one of the numbers above. */
+/* --- mapped files ----------------------------------------------------------------------------------------- */
+
+/* Where this thread goes on when a mapped file is cut off, or its disk fails, while it is read. */
+static _Thread_local sigjmp_buf *escape;
+static struct sigaction before;
+
+static void on_bus_error(int signal) {
+    (void)signal;
+    if (escape != NULL) siglongjmp(*escape, 1);
+    sigaction(SIGBUS, &before, NULL); /* of somebody else, for whom it comes again */
+}
+
+__attribute__((constructor)) static void catch_bus_errors(void) {
+    /* Not blocked meanwhile, so that whoever escapes has nothing to restore. */
+    struct sigaction action = {.sa_handler = on_bus_error, .sa_flags = SA_NODEFER};
+    sigaction(SIGBUS, &action, &before);
+}
+
+typedef struct {
+    char *start;
+    long length;
+} mapping;
+
+/* Maps the n numbers of a source if all of them are in the page cache: what is not is read faster than it is
+ * mapped. */
+static mapping map_source(const source *from, long n) {
+    mapping none = {NULL, 0};
+    long page = sysconf(_SC_PAGESIZE), skipped = from->offset % page;
+    long length = skipped + size_of(from->type) * n;
+    if (from->memory != NULL || n == 0) return none;
+    char *start = mmap(NULL, length, PROT_READ, MAP_SHARED, from->file, from->offset - skipped);
+    if (start == MAP_FAILED) return none;
+    if (meldkit_resident(start, length)) return (mapping){start, length};
+    munmap(start, length);
+    return none;
+}
+
+/* Copying bytes out of the page cache takes as long as much of what is done with them. */
 int meldkit_tile(tile *t) {
-    long m = t->num_models, num_sources = m + t->has_base;
-    float *base = t->registers, *x = base + STRIDE;
-    for (long start = 0, next; start < t->n; start = next) {
-        /* Neither across a piece nor across a grain. */
-        long in_piece = start % PIECE, in_grain = start % t->grain;
-        long count = smaller(smaller(BLOCK, PIECE - in_piece), smaller(t->grain - in_grain, t->n - start));
-        next = start + count;
-        place at = {start, count, start / t->grain, in_grain == 0, next % t->grain == 0 || next == t->n};
-        for (long k = 0; k < num_sources; k++) {
-            const source *from = t->sources + k;
-            long size = size_of(from->type);
-            const char *stored = from->memory + size * start;
-            if (from->memory == NULL) {
-                char *piece = t->pieces + k * (PIECE + 32) * 4;
-                if (in_piece == 0) {
-                    long wanted = size * smaller(PIECE, t->n - start);
-                    t->got = meldkit_read_bytes(from->file, from->offset + size * start, wanted, piece);
-                    t->failed = (int)k;
-                    if (t->got < wanted) {
-                        if (t->got >= 0) t->got += size * start;
-                        return CANNOT_READ;
-                    }
-                }
-                stored = piece + size * in_piece;
-            }
-            t->failed = (int)k;
-            float *row = t->has_base && k == 0 ? base : x + (k - t->has_base) * STRIDE;
-            if (!meldkit_widen(from->type, stored, row, count) && t->check) return INPUT_NOT_FINITE;
-            if (t->has_base && k > 0) subtract(row, base, count);
-        }
-        for (long k = 0; k < t->num_steps; k++) take_step(t->steps + k, x, m, &at);
-        if (t->out == NULL) continue;
-        float *result = x + t->result * STRIDE;
-        if (t->has_base) add(result, base, count);
-        char *place = t->out + size_of(t->type) * start;
-        if (!meldkit_narrow(t->type, result, place, count)) return RESULT_NOT_FINITE;
+    long num_sources = t->num_models + t->has_base;
+    const source *given = t->sources;
+    source sources[num_sources];
+    mapping mappings[num_sources];
+    for (long k = 0; k < num_sources; k++) {
+        sources[k] = given[k];
+        mappings[k] = map_source(given + k, t->n);
+        if (mappings[k].start != NULL)
+            sources[k].memory = mappings[k].start + given[k].offset % sysconf(_SC_PAGESIZE);
     }
-    return FINE;
+    sigjmp_buf here;
+    volatile int result = CANNOT_READ;
+    t->sources = sources;
+    if (sigsetjmp(here, 0) == 0) {
+        escape = &here;
+        result = run(t);
+    }
+    escape = NULL;
+    t->sources = given;
+    for (long k = 0; k < num_sources; k++)
+        if (mappings[k].start != NULL) munmap(mappings[k].start, mappings[k].length);
+    return result;
 }

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from meldkit import kernels
-from meldkit.kernels import Numbers, Rows
-from meldkit.kernels.divergences import FLOOR, softmax_divergences
+from meldkit.kernels import Numbers, Rows, Tile
+from meldkit.kernels.divergences import FLOOR, in_tiles, softmax_divergences
 from meldkit.kernels.elsewhere import has_float64, row_sums
 from meldkit.methods.base import Base, Measured, Whole, always
 from meldkit.methods.statistics import Chain, Derived, KthMagnitude, Statistic
@@ -36,12 +36,16 @@ class Divergences:
 
     def __init__(self, num_columns: int) -> None:
         self._num_columns = num_columns
-        self._known: dict[tuple[int, int], np.ndarray] = {}
+        # By first element and length of tiles, and whether they are of compiled loops: where these failed,
+        # what they were to find is not there.
+        self._known: dict[tuple[int, int, bool], np.ndarray] = {}
 
     def importance(self, x: Rows, start: int) -> Numbers:
         """|θ_1 − θ_0| times the divergence of its row, of the tile that begins at element `start`."""
-        tile = start, x.shape[1]
-        if tile not in self._known:
+        tile = start, x.shape[1], isinstance(x, Tile)
+        if tile not in self._known and isinstance(x, Tile) and in_tiles():
+            self._known[tile] = x.divergences()
+        elif tile not in self._known:
             base, other = kernels.numbers(x).reshape(2, -1, self._num_columns)
             self._known[tile] = _divergences(other, base)
         return kernels.importance(x, self._known[tile], self._num_columns)
