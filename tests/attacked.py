@@ -18,7 +18,7 @@ from typing import Any
 
 import command
 from killed import RECIPES, hashes, make_models, shim
-from meldkit.output.replace import PARTIAL
+from meldkit.paths import PARTIAL
 
 #: System calls of the shim, the folder whose files they concern, and how they fail.
 _CALLS = (

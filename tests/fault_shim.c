@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -81,6 +82,15 @@ VECTORED(preadv64, "read")
     }
 VECTORED_2(preadv2, "read")
 VECTORED_2(preadv64v2, "read")
+
+/* Files that are mapped are read too. */
+#define MAPPED(name)                                                                                    \
+    void *name(void *start, size_t size, int access, int flags, int file, off_t offset) {               \
+        if (file >= 0 && fails("read", below_file(file), 1)) return MAP_FAILED;                          \
+        return REAL(void *, name, void *, size_t, int, int, int, off_t)(start, size, access, flags, file, offset); \
+    }
+MAPPED(mmap)
+MAPPED(mmap64)
 
 ssize_t read(int file, void *data, size_t size) {
     if (fails("read", below_file(file), 0)) return -1;

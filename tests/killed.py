@@ -22,7 +22,8 @@ import tiny
 import word_tokenizers
 from gguf_files import LLAMA_KEYS, llama_tensors, write_gguf
 from meldkit.output.journal import read_journal
-from meldkit.output.replace import JOURNAL, PARTIAL, aside
+from meldkit.output.replace import JOURNAL, aside
+from meldkit.paths import PARTIAL
 
 HERE = Path(__file__).parent
 _TASK = {"base_model": "base", "models": [{"model": "a"}, {"model": "b"}]}

@@ -252,14 +252,18 @@ def test_other_ways_of_merging_are_other_plans() -> None:
 
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
-    adapter("a", 1)
-    adapter("b", 2)
+    for seed, name in enumerate("ab", start=1):
+        adapter(name, seed)
+        settings = Path(name, "adapter_config.json")
+        known = json.loads(settings.read_text()) | {"base_model_name_or_path": "someone/base"}
+        settings.write_text(json.dumps(known))
     Path("recipe.yml").write_text(
         "merge_method: svd\nparameters: {rank: 2}\ndtype: bfloat16\nmodels:\n"
         "  - {model: a, parameters: {weight: 1}}\n  - {model: b, parameters: {weight: 0.5}}\n"
     )
     done = run(capsys, "plan", "recipe.yml")
     assert done.status == 0, done.err
+    assert done.out.startswith("an adapter of rank 2 of 2 adapters: by svd, its largest singular values\n")
     done = run(capsys, "merge", "recipe.yml", "out", "--json")
     assert done.status == 0, done.err
     assert sorted(path.name for path in Path("out").iterdir()) == [
@@ -271,6 +275,9 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert {t.dtype for t in load_file("out/adapter_model.safetensors").values()} == {torch.bfloat16}
     assert run(capsys, "verify", "out").status == 0
+    card = Path("out/README.md").read_text()
+    assert "library_name: peft\n" in card
+    assert "someone/base" in card
 
 
 @pytest.mark.parametrize(
@@ -285,6 +292,11 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
         (recipe("svd", {"a": 1, "head": 1}), FormatError, "as a whole"),
         (recipe("svd", {"a": 1, "experts": 1}), FormatError, "target_parameters"),
         (recipe("linear", {"a": 1, "b": -1}), RecipeError, "sum to 0"),
+        (
+            {"merge_method": "linear", "models": [{"model": "base"}, {"model": recipe("cat", {"a": 1})}]},
+            RecipeError,
+            r"'inline-1' gives an adapter \(cat\), not a model",
+        ),
     ],
 )
 def test_refused(text: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -25,6 +25,7 @@ from meldkit.cli.display import show_progress, show_steps, text_size
 from meldkit.errors import RecipeError
 from meldkit.methods import METHODS
 from meldkit.options import MergeOptions, parse_size
+from meldkit.recipe import ADAPTER_METHODS
 
 #: Every option of mergekit-yaml 0.1.5, with a value where it takes one.
 # fmt: off
@@ -374,7 +375,7 @@ def test_nothing_to_do_shows_the_help(capsys: pytest.CaptureFixture[str]) -> Non
 def test_methods(capsys: pytest.CaptureFixture[str]) -> None:
     done = command.run(capsys, "methods")
     names = [line.split()[0] for line in done.out.splitlines() if not line.startswith(" ")]
-    assert names == list(METHODS)
+    assert names == [*METHODS, *ADAPTER_METHODS]
     assert max(map(len, done.out.splitlines())) <= 80
     listed = json.loads(command.run(capsys, "methods", "--json").out)
     assert [method["name"] for method in listed] == list(METHODS)
@@ -390,6 +391,9 @@ def test_methods(capsys: pytest.CaptureFixture[str]) -> None:
         in done.out
     )
     assert "https://arxiv.org/abs/2306.01708" in done.out
+    for name, summary in ADAPTER_METHODS.items():
+        assert command.run(capsys, "methods", name).out.startswith(f"{name}: {summary[:20]}")
+        assert json.loads(command.run(capsys, "methods", name, "--json").out)[0]["summary"] == summary
 
 
 def test_an_error_of_ours_is_not_hidden(

@@ -30,7 +30,7 @@ _TIERS = {
     "vocab": "errors shapes recipe checkpoint",
     "plan": "errors regular recipe layout methods checkpoint vocab",
     "engine": "errors shapes kernels methods checkpoint plan",
-    "output": "errors regular layout kernels checkpoint vocab plan engine",
+    "output": "errors regular paths layout kernels checkpoint vocab plan engine",
     "composed": "errors shapes recipe methods checkpoint plan engine options",
     "options": "errors",
     "config": "recipe",

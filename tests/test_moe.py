@@ -227,7 +227,7 @@ def test_cheap_embeddings_route_as_computed_by_hand(make: Callable[..., Any]) ->
     assert not any("gate" in warning for warning in found["warnings"])
 
 
-def test_page_shows_where_prompts_go(make: Callable[..., Any]) -> None:
+def test_page_shows_where_prompts_go(make: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
     for seed, name in enumerate(("base", "a", "b")):
         dense(Path(name), "Llama", seed)
     config = {"base_model": "base", "experts": experts("a", "b")}
@@ -237,6 +237,9 @@ def test_page_shows_where_prompts_go(make: Callable[..., Any]) -> None:
     assert all(prompt in text for prompt in PROMPTS[:2])
     assert len(found["routing"]) == 2
     assert not Path("out").exists()
+    assert run(capsys, "moe", "moe.yml", "--plan").status == 0
+    assert "Missing argument 'OUT'" in run(capsys, "moe", "moe.yml").err
+    assert "'meldkit moe' reads such files" in run(capsys, "plan", "moe.yml").err
 
 
 @pytest.mark.parametrize("shared", [0, 1])

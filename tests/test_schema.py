@@ -233,6 +233,7 @@ def mutated(draw: st.DrawFn) -> Any:
 @settings(max_examples=300, deadline=None)
 @given(mutated())
 @example({"merge_method": "ties", "models": [{"model": "a", "parameters": {"weight": 1, "density": 2}}]})
+@example({"merge_method": "linear", "models": [{"model": "a", "density": {"model": {"merge_method": "x"}}}]})
 def test_schema_and_reader_agree(data: Any) -> None:
     compare(data)
 

@@ -191,6 +191,7 @@ def test_legacy(capsys: pytest.CaptureFixture[str]) -> None:
         (("expand", "a", "out", "--layers", "0:9"), 2, "layers 0:9 are not layers of 'a'"),
         (("convert-config",), 2, "there is nothing to convert"),
         (("convert-config", "recipe.yml"), 2, "recipe.yml is no bakllama file"),
+        (("convert-config", "--merge", "a", "--merge", "b", "-o", "recipe.yml"), 2, "recipe.yml exists"),
         (("convert-config", "--merge", "a", "--method", "slerp"), 2, "slerp takes one weight, 0 are given"),
     ],
 )

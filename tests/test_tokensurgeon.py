@@ -560,10 +560,11 @@ def test_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.usefixtures("models")
 def test_said_before_and_after(capsys: pytest.CaptureFixture[str]) -> None:
-    done = run(capsys, "tokensurgeon", "model", "donor", "out", "-k", "3", "--plan")
+    done = run(capsys, "tokensurgeon", "model", "donor", "-k", "3", "--plan")
     assert done.status == 0
     assert "model with the 13 tokens of donor: 10 are the same, 3 are made by omp" in done.out
     assert not Path("out").exists()
+    assert "Missing argument 'OUT'" in run(capsys, "tokensurgeon", "model", "donor", "-k", "3").err
     done = run(capsys, "tokensurgeon", "model", "donor", "out", "-k", "3")
     assert "written to out" in done.out
     card = Path("out/README.md").read_text()

@@ -41,11 +41,12 @@ from meldkit.output import (
     write_side_files,
 )
 from meldkit.paths import output_path
-from meldkit.plan import Plan, Stage, adapter_folders, build_plan, stored_inputs
-from meldkit.recipe import ModelRef, Recipe, load_recipe, recipe_from_data
+from meldkit.plan import Plan, Stage, adapter_folders, build_plan, check_gives_model, stored_inputs
+from meldkit.recipe import ADAPTER_METHODS, ModelRef, Recipe, load_recipe, recipe_from_data
 from meldkit.regular import sha256_of
 
 __all__ = [
+    "ADAPTER_METHODS",
     "MergeResult",
     "RecipeLike",
     "Status",
@@ -156,6 +157,7 @@ def plan(
             # Of a model that only gives its tokenizer, no weight is ever read.
             unread = headers_only or ref not in merged
             if (stage := wanted.stage_of(ref)) is not None:
+                check_gives_model(ref.path, stage)
                 if ref.path not in stages:
                     stages[ref.path] = _as_stage(ref.path, planned(stage), options)
                 return with_adapters(stages[ref.path], ref, cache=cache, headers_only=unread)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from meldkit.errors import OutputError
 
+#: The folder below an output that holds what is not finished.
+PARTIAL = ".meldkit-partial"
+
 
 def output_path(out: str | os.PathLike[str]) -> Path:
     """The path of an output; `~` is the home folder, as it is for models in recipes.

@@ -116,7 +116,7 @@ def methods(incomplete: str) -> list[CompletionItem]:
     schema = _schema()
     known = schema["properties"]["merge_method"]
     pairs = zip(known["enum"], known["enumDescriptions"], strict=True)
-    # Those of adapters alone are none that 'meldkit methods' explains.
+    # Nobody writes recipes for adapters alone by 'meldkit new'.
     of_models = {branch["if"]["properties"]["merge_method"]["const"] for branch in schema["allOf"]}
     return [
         CompletionItem(name, help=text)

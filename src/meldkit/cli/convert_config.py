@@ -41,6 +41,8 @@ def command(
     """Print the recipe that CONFIG, a bakllama file, or the options of mergekit-legacy stand for."""
     from meldkit.tools.surgery import as_text, from_bakllama, from_legacy
 
+    if out is not None and out.exists():
+        raise RecipeError(f"{out} exists", hint="name another file, or remove it first")
     if (config is None) == (not models):
         raise RecipeError(
             "there is nothing to convert" if config is None else "a file and --merge are both given",

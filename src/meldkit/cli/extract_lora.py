@@ -70,7 +70,7 @@ def command(
     own["epsilon"] = given.pop("sv_epsilon")
     options = MergeOptions(**given)
     loud = not options.quiet
-    with interruptible():
+    with interruptible(target):
         from meldkit.api import check_free, merge
         from meldkit.tools.lora.errors import measure_errors
         from meldkit.tools.lora.extract import Extraction, plan_extraction

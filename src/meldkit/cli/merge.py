@@ -21,6 +21,7 @@ from meldkit.cli import smoke as smoke_command
 from meldkit.cli.arguments import Folder, Recipe
 from meldkit.cli.display import count, note, show_progress, text_size, warn
 from meldkit.options import MergeOptions
+from meldkit.paths import PARTIAL
 
 if TYPE_CHECKING:
     from meldkit.api import MergeResult, Verification
@@ -77,7 +78,7 @@ def command(recipe: Path, out: Path, smoke: bool, as_json: bool, html: Path | No
     if not loud:
         # The hub's library draws bars of its own while it downloads.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    with interruptible():
+    with interruptible(out):
         from meldkit.api import check_free, devices_of, merge, plan
 
         check_free(out, overwrite=options.overwrite)
@@ -118,23 +119,27 @@ def test_merge(result: MergeResult, options: MergeOptions) -> SmokeTest:
 
 
 @contextmanager
-def interruptible() -> Generator[None]:
+def interruptible(out: Path | None = None) -> Generator[None]:
     """Answer Ctrl-C and SIGTERM at once: say how to continue, and leave.
 
     There is nothing to tidy: what the journal says is on the disk whatever happens, and the rest is done
     again. Waiting for what is in hand, for other threads and for the disk, would take seconds.
+
+    Args:
+        out: the folder that is written, which tells whether it has been begun.
     """
     again = shlex.join(["meldkit", *sys.argv[1:]])
     terminal = sys.stderr.isatty()
     # On a terminal: clear the bar and the ^C that the user typed, and show the cursor that bars hide.
     start = "\r\x1b[K\x1b[?25h" if terminal and os.environ.get("TERM") != "dumb" else "\n" * terminal
-    text = f"{start}stopped; what is done is kept. To continue: {again}\n"
     # Names of files may have bytes in them that are no text.
-    data = os.fsencode(text)
+    kept = os.fsencode(f"{start}stopped; what is done is kept. To continue: {again}\n")
+    nothing = os.fsencode(f"{start}stopped before anything was written. To begin again: {again}\n")
+    begun = None if out is None else out.absolute() / PARTIAL
 
     def stop(*_: object) -> None:
         # Not through objects that the interrupted code may hold the locks of.
-        os.write(2, data)
+        os.write(2, kept if begun is None or begun.exists() else nothing)
         os._exit(INTERRUPTED)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -32,7 +32,7 @@ _PROMPT = 36
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("config", type=Recipe())
-@click.argument("out", type=Folder())
+@click.argument("out", type=Folder(), required=False)
 @click.option("--upcycle", type=int, help="CONFIG is a dense model: make so many experts of it.")
 @click.option("--experts-per-token", type=int, default=2, show_default=True, help="With --upcycle.")
 @click.option("--noise-scale", type=float, default=0.0, help="With --upcycle: noise that parts the experts.")
@@ -49,7 +49,7 @@ _PROMPT = 36
 @with_options
 def command(
     config: Path,
-    out: Path,
+    out: Path | None,
     upcycle: int | None,
     experts_per_token: int,
     noise_scale: float,
@@ -67,14 +67,16 @@ def command(
     made from what the base makes of prompts that are typical of each expert.
     """
     del load_in_4bit, load_in_8bit, i_understand_this_is_not_useful_without_training
+    if out is None and not only_plan:
+        raise click.MissingParameter(param_hint="'OUT'", param_type="argument")
     options = MergeOptions(**given)
     loud = not options.quiet
-    with interruptible():
+    with interruptible(out):
         from meldkit.api import check_free, merge
         from meldkit.tools.moe.config import load_mixture, upcycled
         from meldkit.tools.moe.make import plan_mixture
 
-        if not only_plan:
+        if out is not None and not only_plan:
             check_free(out, overwrite=options.overwrite)
         if html is not None:
             from meldkit.report.html import check_html
@@ -92,14 +94,16 @@ def command(
                 if step is not None:
                     step(done, total, "reading prompts")
 
-            planned = plan_mixture(mixture, text, options, work=out.absolute().parent, progress=read)
+            planned = plan_mixture(
+                mixture, text, options, work=(out or Path("here")).absolute().parent, progress=read
+            )
         if loud:
             announce(planned.plan, options)
             if not as_json:
                 _show(planned)
         if html is not None and only_plan:
             _write_page(html, planned)
-        if only_plan:
+        if out is None or only_plan:
             if as_json:
                 click.echo(json.dumps(_data(planned), indent=2, ensure_ascii=False))
             return

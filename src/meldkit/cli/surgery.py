@@ -45,7 +45,7 @@ def carry_out(
     """
     options = MergeOptions(**given)
     loud = not options.quiet
-    with interruptible():
+    with interruptible(out):
         from meldkit.api import check_free, merge, plan
         from meldkit.tools.surgery import as_text
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", type=Model())
 @click.argument("donor", type=Model())
-@click.argument("out", type=Folder())
+@click.argument("out", type=Folder(), required=False)
 @click.option(
     "--approximation-method",
     "-a",
@@ -91,12 +91,14 @@ if TYPE_CHECKING:
 @click.option("--plan", "only_plan", is_flag=True, help="Say what would be made, and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else there.")
 @with_options
-def command(model: str, donor: str, out: Path, only_plan: bool, as_json: bool, **given: Any) -> None:
+def command(model: str, donor: str, out: Path | None, only_plan: bool, as_json: bool, **given: Any) -> None:
     """Write MODEL with the tokenizer of DONOR into the new folder OUT.
 
     Tokens that both have keep MODEL's rows. Of others, DONOR's embeddings tell of which shared ones they are
     made, and the same is made of MODEL's. Everything else is copied.
     """
+    if out is None and not only_plan:
+        raise click.MissingParameter(param_hint="'OUT'", param_type="argument")
     names = ("method", "k", "weight_scheme", "cosine", "subword", "prefix_match", "byte_match", "magikarp")
     own = {name: given.pop(name) for name in (*names, "batch_size", "pad_to_multiple_of")}
     own |= {"noise": given.pop("noise") or 0.0}
@@ -104,12 +106,12 @@ def command(model: str, donor: str, out: Path, only_plan: bool, as_json: bool, *
     own |= {"scale": given.pop("scale") or 1.0}
     options = MergeOptions(**given)
     loud = not options.quiet
-    with interruptible():
+    with interruptible(out):
         from meldkit.api import check_free, merge
         from meldkit.tools.transplant.plan import as_data, plan_transplant
         from meldkit.tools.transplant.wanted import Transplant
 
-        if not only_plan:
+        if out is not None and not only_plan:
             check_free(out, overwrite=options.overwrite)
         wanted = Transplant.of(model, donor, **own)
         with show_steps(enabled=loud) as step:
@@ -118,7 +120,7 @@ def command(model: str, donor: str, out: Path, only_plan: bool, as_json: bool, *
             announce(planned.plan, options)
             if not as_json:
                 _show(planned)
-        if only_plan:
+        if out is None or only_plan:
             if as_json:
                 click.echo(json.dumps(as_data(planned), indent=2, ensure_ascii=False))
             return

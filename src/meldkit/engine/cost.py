@@ -11,7 +11,7 @@ from meldkit.checkpoint import DTYPES, TensorInfo
 from meldkit.engine.blocks import elements_of_row
 from meldkit.engine.buffers import PAGE, SPAN, TILE
 from meldkit.engine.device import ON_CPU, Device, share_of, tile_for
-from meldkit.engine.fused import stored_dtype, takes_torch
+from meldkit.engine.fused import stored_dtype, takes_torch, tile_factor
 from meldkit.engine.run import WRITERS
 from meldkit.engine.staging import PIECE
 from meldkit.methods import Noise, Whole
@@ -108,13 +108,15 @@ def _work(job: TensorJob, infos: Sequence[TensorInfo], large: int | None, *, in_
     if job.method is not None:
         grain = job.method.grain(job.whole, job.values)
         statistic = job.method.statistic(job.whole, job.values)
-    tile = max((large or TILE) // grain, 1) * grain
+    torch = not in_memory or takes_torch(job, [*map(stored_dtype, infos)])
+    small = max((large or TILE) // grain, 1) * grain
+    tile = small if torch else max(tile_factor(job) * TILE // grain, 1) * grain
     span = min(max((large or SPAN) // tile, 1) * tile, job.numel)
     n = min(tile, job.numel)
     rows = decoding = aside = 0
-    torch = not in_memory or takes_torch(job, [*map(stored_dtype, infos)])
     if not torch:
-        rows = len(infos) * n * _FLOAT * (statistic is not None)
+        # Of large tiles, only what is taken out of them is there as numbers.
+        rows = len(infos) * min(small, n) * _FLOAT * (statistic is not None)
         decoding = sum(n * (info.nbytes // max(1, info.numel)) for info in infos)
     elif job.method is not None or job.scales is not None or infos[0].encoding is not None:
         rows = len(infos) * n * _FLOAT

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from meldkit.checkpoint import DTYPES, StoredTensor, TensorInfo, TileSource
-from meldkit.engine.buffers import Buffers
+from meldkit.engine.buffers import TILE, Buffers
 from meldkit.engine.ends import Inputs
 from meldkit.engine.tensor_run import TensorRun
 from meldkit.kernels import Tile, stored
@@ -61,6 +61,15 @@ def without_torch(job: TensorJob, sources: Sequence[TileSource]) -> bool:
     return bool(sources) and not takes_torch(job, dtypes)
 
 
+def tile_factor(job: TensorJob) -> int:
+    """How many times as large as others tiles are that are made without PyTorch.
+
+    Of these, only a few blocks are in memory at once, and what is done with a tile takes some calls that keep
+    other threads waiting for the interpreter.
+    """
+    return 1 if job.method is not None and job.method.takes_arrays else 4
+
+
 def tile_of(
     job: TensorJob,
     sources: Sequence[TileSource],
@@ -99,11 +108,16 @@ class FusedRun(TensorRun):
 
     Args:
         sources: see `fused_sources`.
+        job: what to do.
+        tile: elements per tile where PyTorch is used.
         args, options: as for `TensorRun`.
     """
 
-    def __init__(self, sources: Sequence[TileSource], *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(
+        self, sources: Sequence[TileSource], job: TensorJob, *args: Any, tile: int = TILE, **options: Any
+    ) -> None:
+        factor = tile_factor(job) if without_torch(job, sources) else 1
+        super().__init__(job, *args, tile=factor * tile, **options)
         self._fused = sources
         method = self.job.method
         # Where what is made shows them, nobody has to look for them.

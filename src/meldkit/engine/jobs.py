@@ -12,7 +12,7 @@ from meldkit.checkpoint import TileSource
 from meldkit.engine.buffers import TILE, Buffers, cut
 from meldkit.engine.device import ON_CPU, Device, tile_for
 from meldkit.engine.ends import Inputs, Observer, Sink
-from meldkit.engine.fused import FusedRun, fused_sources, tile_of, without_torch
+from meldkit.engine.fused import FusedRun, fused_sources, tile_factor, tile_of, without_torch
 from meldkit.engine.run import Progress, Runnable, run
 from meldkit.engine.tensor_run import TensorRun, read_tile
 from meldkit.kernels.tile import Failed
@@ -115,8 +115,12 @@ def measure_model(
     lock = Lock()
     sources = [(job, _fused(job, inputs, in_memory)) for job in merged]
     with_torch = not all(without_torch(job, fused) for job, fused in sources)
+
+    def size_of_tile(job: TensorJob, fused: Sequence[TileSource]) -> int:
+        return size_of(job) * (tile_factor(job) if without_torch(job, fused) else 1)
+
     while ranges := statistic.ranges():
-        run_all(_pass(sources, inputs, statistic, ranges, lock, size_of), with_torch=with_torch)
+        run_all(_pass(sources, inputs, statistic, ranges, lock, size_of_tile), with_torch=with_torch)
         statistic.finish_pass()
     return statistic.result
 
@@ -132,7 +136,7 @@ def _pass(
     statistic: Statistic,
     ranges: Sequence[Range],
     lock: Lock,
-    size_of: Callable[[TensorJob], int],
+    size_of: Callable[[TensorJob, Sequence[TileSource]], int],
 ) -> Iterator[_Measuring]:
     offset = 0
     for job, fused in jobs:
@@ -142,7 +146,7 @@ def _pass(
             if start < offset + job.numel and stop > offset
         ]
         if own:
-            yield _Measuring(job, inputs, fused, statistic, own, offset, lock, size_of(job))
+            yield _Measuring(job, inputs, fused, statistic, own, offset, lock, size_of(job, fused))
         offset += job.numel
 
 

@@ -133,6 +133,7 @@ class Method:
         positional: whether `function` is also given `start`, the tile's first element.
         fuses: whether, with these parameters, `function` and what is measured do with tiles only what
             `meldkit.kernels` offers, and so work with those that are not there yet (`kernels.Tile`).
+        takes_arrays: whether they ask for the numbers of such tiles as arrays: tiles are smaller then.
     """
 
     name: str
@@ -150,6 +151,7 @@ class Method:
     shows_nonfinite: bool = False
     positional: bool = False
     fuses: Callable[..., bool] | None = None
+    takes_arrays: bool = False
 
     shape: str = field(default="elementwise", init=False)
 

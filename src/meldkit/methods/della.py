@@ -35,6 +35,7 @@ METHOD = Measured(
     parameters=(*PARAMETERS, normalize_parameter(default=True)),
     base=Base.DELTA,
     fuses=always,
+    takes_arrays=True,
     paper="2406.11617",
     check_values=check_window,
     by_rows=always,

@@ -41,6 +41,7 @@ METHOD = Measured(
     parameters=(*PARAMETERS, normalize_parameter(default=False)),
     base=Base.DELTA,
     fuses=always,
+    takes_arrays=True,
     paper="2406.11617",
     check_values=check,
     by_rows=always,

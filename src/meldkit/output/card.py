@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -18,7 +20,12 @@ def model_card(plan: Plan, name: str, version: str) -> str:
         name: title of the card.
         version: of meldkit.
     """
-    front = {"base_model": _hub_ids(plan), "library_name": "transformers", "tags": ["merge", "meldkit"]}
+    adapter = _adapter(plan)
+    front = {
+        "base_model": _hub_ids(plan) if adapter is None else _on_hub([adapter]),
+        "library_name": "transformers" if adapter is None else "peft",
+        "tags": ["merge", "meldkit"],
+    }
     front_matter = yaml.safe_dump({k: v for k, v in front.items() if v}, sort_keys=False).strip()
     method = plan.method
     paper = f" ([paper](https://arxiv.org/abs/{method.paper}))" if method.paper else ""
@@ -62,8 +69,19 @@ This model was made from other models with [meldkit](https://pypi.org/project/me
 
 def _hub_ids(plan: Plan) -> list[str]:
     """The inputs that are on the Hub, adapters included, once each."""
-    paths = [p for ref in plan.recipe.stored_models() for p in (ref.path, *(a.path for a in ref.adapters))]
+    return _on_hub(
+        p for ref in plan.recipe.stored_models() for p in (ref.path, *(a.path for a in ref.adapters))
+    )
+
+
+def _on_hub(paths: Iterable[str]) -> list[str]:
     return [path for path in dict.fromkeys(paths) if _HUB_ID.fullmatch(path) and not Path(path).exists()]
+
+
+def _adapter(plan: Plan) -> str | None:
+    """The model that the output is an adapter of, "" if it names none; None if it is a model."""
+    settings = plan.tool.files.get("adapter_config.json") if plan.tool else None
+    return None if settings is None else str(json.loads(settings).get("base_model_name_or_path") or "")
 
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)

@@ -26,7 +26,6 @@ from meldkit.output.names import describes_model, size_beside
 from meldkit.output.own import check_links, check_own
 from meldkit.output.replace import (
     JOURNAL,
-    PARTIAL,
     aside,
     exchanged,
     finish,
@@ -39,6 +38,7 @@ from meldkit.output.replace import (
 from meldkit.output.sums import Sum, Sums, intact
 from meldkit.output.verify import Verification, check_weights, verify
 from meldkit.output.weight_file import WeightFile
+from meldkit.paths import PARTIAL
 from meldkit.plan import OutputFile, Plan, TensorJob
 
 #: Seconds between syncs. Writing back while computing leaves little to wait for at the end.

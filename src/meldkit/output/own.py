@@ -13,7 +13,8 @@ from pathlib import Path
 
 from meldkit.errors import OutputError
 from meldkit.output.journal import read_journal
-from meldkit.output.replace import JOURNAL, PARTIAL, aside
+from meldkit.output.replace import JOURNAL, aside
+from meldkit.paths import PARTIAL
 
 _HINT = "look at it and remove it by hand, or name another output"
 

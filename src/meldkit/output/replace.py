@@ -21,8 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from meldkit.output.names import FOLDERS, describes_model
+from meldkit.paths import PARTIAL
 
-PARTIAL = ".meldkit-partial"
 JOURNAL = "journal"
 #: The system's function, what it takes for the current folder, and its flag; from the systems' headers.
 _EXCHANGE = {"linux": ("renameat2", -100, 2), "darwin": ("renameatx_np", -2, 2)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from meldkit.plan.adapters import adapter_folders
+from meldkit.plan.adapters import adapter_folders, check_gives_model
 from meldkit.plan.build import DEFAULT_SHARD_SIZE, build_plan
 from meldkit.plan.explain import Decision, Decisions, decisions, why_copied
 from meldkit.plan.model import NUMERIC_VERSION, OutputFile, Plan, TensorJob, Tool
@@ -26,6 +26,7 @@ __all__ = [
     "Tool",
     "adapter_folders",
     "build_plan",
+    "check_gives_model",
     "decisions",
     "embedding_rows",
     "stages_of",

@@ -1,4 +1,4 @@
-"""Whether a recipe merges adapters, without the model that they were trained on."""
+"""Recipes that merge adapters, without the model that they were trained on."""
 
 from __future__ import annotations
 
@@ -33,3 +33,16 @@ def adapter_folders(recipe: Recipe, cache: Path | None) -> list[Path] | None:
             hint="name folders of LoRA adapters under 'models:', without the model that they were trained on",
         )
     return folders
+
+
+def check_gives_model(name: str, recipe: Recipe) -> None:
+    """Refuse a recipe of adapters where others use what it gives as a model.
+
+    Raises:
+        RecipeError: it gives an adapter.
+    """
+    if recipe.merge_method in ADAPTER_METHODS:
+        raise RecipeError(
+            f"the recipe '{name}' gives an adapter ({recipe.merge_method}), not a model",
+            hint="carry it out by itself first, and name its folder as BASE_MODEL+FOLDER",
+        )

@@ -17,8 +17,9 @@ from meldkit.recipe.sections import Configuration, Section, read_section
 from meldkit.recipe.source import MAX_BYTES, Document, read_documents
 
 _NO_RECIPE = "a recipe says what to do with models; 'meldkit new' writes one"
-#: Keys of config.json and adapter_config.json.
+#: Keys of config.json and adapter_config.json; and of files that say how a mixture of experts is made.
 _FOREIGN = {"architectures", "model_type", "peft_type"}
+_MIXTURE = {"experts", "gate_mode"}
 
 S = TypeVar("S", bound=Section)
 
@@ -121,15 +122,15 @@ def _where_to_look(path: Path) -> str:
 
 
 def _recipe(document: Document) -> Recipe:
-    if (
-        isinstance(document.data, dict)
-        and "merge_method" not in document.data
-        and _FOREIGN & document.data.keys()
-    ):
-        raise RecipeError(
-            f"{document.origin or 'the data'} is the configuration of a model, not a recipe",
-            hint=_NO_RECIPE,
-        )
+    if isinstance(document.data, dict) and "merge_method" not in document.data:
+        origin = document.origin or "the data"
+        if _FOREIGN & document.data.keys():
+            raise RecipeError(f"{origin} is the configuration of a model, not a recipe", hint=_NO_RECIPE)
+        if _MIXTURE & document.data.keys():
+            raise RecipeError(
+                f"{origin} says how a mixture of experts is made, not how models are merged",
+                hint="'meldkit moe' reads such files",
+            )
     return to_recipe(_read(Configuration, document), document)
 
 

@@ -12,12 +12,13 @@ from meldkit.errors import RecipeError
 from meldkit.recipe.model import ModelToken, Recipe, TokenEntry
 from meldkit.recipe.problem import DataPath
 from meldkit.recipe.refs import ModelRef
+from meldkit.recipe.sections import UNUSED
 from meldkit.recipe.source import MAX_DEPTH, Document
 
 #: Keys whose values are models, and the key that tells a recipe from the mapping form of a model.
 _MODELS, _RECIPE = ("model", "base_model"), "merge_method"
-#: Below this, names are those of parameters.
-_NO_MODELS = "parameters"
+#: Below these, names are those of parameters, or nothing is read.
+_NO_MODELS = {"parameters", *UNUSED}
 
 
 def take_apart(documents: Sequence[Document]) -> list[Document]:
@@ -39,7 +40,7 @@ def _names(data: object, depth: int = 0) -> Iterator[str]:
         for key, value in cast("Mapping[object, object]", data).items():
             if key == "name" and isinstance(value, str):
                 yield value
-            if key != _NO_MODELS:
+            if key not in _NO_MODELS:
                 yield from _names(value, depth + 1)
     elif isinstance(data, list):
         for value in cast("list[object]", data):
@@ -71,7 +72,7 @@ class _Apart:
             return {key: replaced(key, value, path) for key, value in mapping.items()}
 
         def replaced(key: object, value: object, path: DataPath) -> object:
-            if key == _NO_MODELS or not isinstance(key, str):
+            if not isinstance(key, str) or key in _NO_MODELS:
                 return value
             if key in _MODELS and isinstance(value, Mapping):
                 mapping = cast("Mapping[object, object]", value)

@@ -207,29 +207,11 @@ TOKEN_SOURCE = Kind(
 )
 
 # mergekit's parameters. Recipes in the wild write them beside `parameters:`, where mergekit ignores them.
-_PARAMETER_NAMES = [
-    "weight",
-    "density",
-    "t",
-    "scale",
-    "normalize",
-    "normalize_weights",
-    "rescale",
-    "lambda",
-    "gamma",
-    "epsilon",
-    "select_topk",
-    "filter_wise",
-    "nuslerp_flatten",
-    "nuslerp_row_wise",
-    "max_iter",
-    "tol",
-    "eps",
-    "r",
-    "alpha",
-    "int8_mask",
-    "embed_slerp",
-]
+_PARAMETER_NAMES = (
+    *("weight", "density", "t", "scale", "normalize", "normalize_weights", "rescale", "lambda", "gamma"),
+    *("epsilon", "select_topk", "filter_wise", "nuslerp_flatten", "nuslerp_row_wise", "max_iter", "tol"),
+    *("eps", "r", "alpha", "int8_mask", "embed_slerp"),
+)
 _AMONG_PARAMETERS = dict.fromkeys(_PARAMETER_NAMES, "write it under 'parameters:'")
 _AT_THE_TOP = dict.fromkeys(("dtype", "out_dtype"), "write it at the top level of the recipe")
 
@@ -391,6 +373,10 @@ class Configuration(Section):
 _SECTIONS: tuple[type[Section], ...] = (
     *(Configuration, InputModel, SliceSource, OutputSlice, OutputModule, TokenizerSection, TokenSection),
 )
+
+
+#: Keys that a section accepts though they do nothing there; nowhere does a model stand behind them.
+UNUSED = frozenset(name for section in _SECTIONS for name in section.unused)
 
 
 def _homes(key: str) -> list[str]:
