@@ -25,7 +25,7 @@ def command(name: str | None, plugin: tuple[str, ...], as_json: bool) -> None:
     from meldkit.api import ADAPTER_METHODS, describe, get_method, load_plugins, methods
 
     load_plugins(plugin)
-    if name in ADAPTER_METHODS:
+    if name is not None and name in ADAPTER_METHODS:
         summary = ADAPTER_METHODS[name]
         if as_json:
             click.echo(json.dumps([{"name": name, "summary": summary}], indent=2, ensure_ascii=False))
