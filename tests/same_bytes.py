@@ -28,7 +28,7 @@ import tiny
 from gguf_files import write_gguf
 from meldkit import merge, merge_state_dicts, plan
 from meldkit.api import tensor_sums
-from meldkit.engine import TensorRun, run_jobs
+from meldkit.engine import TensorRun, fused, jobs, run_jobs
 from meldkit.errors import RunError
 from meldkit.kernels import library
 from meldkit.methods import METHODS, Base
@@ -218,11 +218,13 @@ def _sum(tensor: Tensor) -> str:
 
 @contextmanager
 def cut_into(tile: int, span: int) -> Generator[None]:
-    """Merge in tiles and spans of so many elements."""
+    """Merge in tiles and spans of so many elements, in compiled loops too."""
     init: Any = TensorRun.__init__
     with (
         mock.patch.dict(init.__kwdefaults__, {"span": span}),
         mock.patch.dict(run_jobs.__kwdefaults__, {"tile": tile}),
+        mock.patch.object(fused, "tile_factor", lambda _: 1),
+        mock.patch.object(jobs, "tile_factor", lambda _: 1),
     ):
         yield
 
