@@ -223,8 +223,8 @@ def cut_into(tile: int, span: int) -> Generator[None]:
     with (
         mock.patch.dict(init.__kwdefaults__, {"span": span}),
         mock.patch.dict(run_jobs.__kwdefaults__, {"tile": tile}),
-        mock.patch.object(fused, "tile_factor", lambda _: 1),
-        mock.patch.object(jobs, "tile_factor", lambda _: 1),
+        mock.patch.object(fused, "tile_factor", return_value=1),
+        mock.patch.object(jobs, "tile_factor", return_value=1),
     ):
         yield
 
