@@ -76,7 +76,7 @@ def test_command_to_continue_has_the_bytes_of_the_name() -> None:
     time.sleep(3)  # it waits for the recipe
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert said.endswith(b"To continue: meldkit merge pipe 'caf\xe9'\n")
+    assert said.endswith(b"To begin again: meldkit merge pipe 'caf\xe9'\n")
     assert process.returncode == 4
 
 

@@ -99,13 +99,15 @@ def describe(summary: PlanSummary, *, verbose: bool = False) -> str:
     """
     plan = summary.plan
     lines: list[str] = []
+    if plan.tool is not None:
+        lines += [*wrapped(plan.tool.summary, indent=0, hanging=2), ""]
     for name, stage in summary.stages.items():
         lines += wrapped(f"{name}: {stage.plan.method.name}, computed when it is read", indent=0, hanging=2)
         lines += ["", "models", *wrapped_table(map(_model, stage.models))]
         lines += ["", "tensors", *(_tensors(stage.plan) if verbose else _treatments(stage)), ""]
-    what = plan.tool.summary if plan.tool else f"{plan.method.name}: {plan.method.summary}"
-    lines += wrapped(what, indent=0, hanging=2)
-    lines += ["", "models", *wrapped_table(map(_model, summary.models))]
+    if plan.tool is None:
+        lines += [*wrapped(f"{plan.method.name}: {plan.method.summary}", indent=0, hanging=2), ""]
+    lines += ["models", *wrapped_table(map(_model, summary.models))]
     lines += ["", "output", *_output(summary.output)]
     lines += ["", "cost", *_cost(summary.cost)]
     lines += ["", "tensors", *(_tensors(plan) if verbose else _treatments(summary))]

@@ -7,6 +7,7 @@
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #if !CLONES
@@ -43,12 +44,14 @@ typedef struct {
 } mapping;
 
 /* Maps the n numbers of a source if all of them are in the page cache: what is not is read faster than it is
- * mapped. */
+ * mapped. Behind the end of a file there would be zeros. */
 static mapping map_source(const source *from, long n) {
     mapping none = {NULL, 0};
+    struct stat file;
     long page = sysconf(_SC_PAGESIZE), skipped = from->offset % page;
     long length = skipped + size_of(from->type) * n;
-    if (from->memory != NULL || n == 0) return none;
+    if (from->memory != NULL || n == 0 || fstat(from->file, &file) != 0) return none;
+    if (file.st_size < from->offset - skipped + length) return none;
     char *start = mmap(NULL, length, PROT_READ, MAP_SHARED, from->file, from->offset - skipped);
     if (start == MAP_FAILED) return none;
     if (meldkit_resident(start, length)) return (mapping){start, length};
