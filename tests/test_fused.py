@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from ctypes import c_long
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from meldkit.engine import TensorRun, run
 from meldkit.engine.fused import FusedRun, fused_sources, without_torch
 from meldkit.errors import CheckpointError, RunError
 from meldkit.kernels import library
-from meldkit.kernels.tile import Tile, in_memory
+from meldkit.kernels.tile import Tile, in_file, in_memory
 from meldkit.methods import METHODS, Values
 from meldkit.methods.statistics import CHUNK
 from meldkit.plan import Input, TensorJob
@@ -278,9 +279,27 @@ def test_loops_for_any_processor_make_the_same_bytes(
         usual, other = Memory(), Memory()
         run([FusedRun(fused_sources(job, inputs), job, inputs, usual, tile=CHUNK)])
         with monkeypatch.context() as patch:
-            patch.setattr(library.FUNCTIONS, "tile", loops)
+            patch.setattr(library.FUNCTIONS, "tile", lambda tile: loops(tile, c_long(0), c_long(tile._obj.n)))
             run([FusedRun(fused_sources(job, inputs), job, inputs, other, tile=CHUNK)])
         assert other.bytes == usual.bytes
+
+
+@pytest.mark.parametrize("dtype", STORED)
+def test_numbers_may_lie_anywhere_in_a_file(dtype: str, tmp_path: Path) -> None:
+    """Past what is mapped at once, and where no number of the type would lie in memory."""
+    n = 70 * 16 * 1024 + 5
+    values = np.random.default_rng(1).standard_normal(n).astype(np.float32)
+    raw = torch.from_numpy(values).to(getattr(torch, DTYPES[dtype].torch)).view(torch.uint8).numpy()
+    expected = torch.from_numpy(raw).view(getattr(torch, DTYPES[dtype].torch)).float().numpy()
+    for offset in (0, 8, 4093, 8191):
+        path = tmp_path / str(offset)
+        path.write_bytes(bytes(offset) + raw.tobytes())
+        out = np.empty(n, np.float32)
+        with path.open("rb") as file:
+            for grain in (CHUNK, 1001, n):
+                tile = Tile([in_file(file.fileno(), offset, dtype)], n, grain=grain)
+                tile.run(tile[0], "F32", out)
+                np.testing.assert_array_equal(out, expected)
 
 
 #: Works on a tile of a file again and again, while another thread cuts the file off and fills it again.

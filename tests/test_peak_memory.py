@@ -25,13 +25,12 @@ _, status, usage = os.wait4(process, 0)
 print(status, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 """
 #: By shape of method: recipe, and MB that it may take on two threads beyond what a merge of nothing takes.
-#: Pages of inputs that are mapped while a tile is worked on count too, 8 MB for each.
 SHAPES: dict[str, tuple[dict[str, Any], int]] = {
-    "elementwise": ({"merge_method": "linear", "parameters": {"weight": 1}}, 48),
-    "spanned": ({"merge_method": "multislerp", "parameters": {"weight": 1}}, 48),
+    "elementwise": ({"merge_method": "linear", "parameters": {"weight": 1}}, 32),
+    "spanned": ({"merge_method": "multislerp", "parameters": {"weight": 1}}, 32),
     "measured": (
         {"merge_method": "ties", "base_model": "base", "parameters": {"weight": 1, "density": 0.5}},
-        62,
+        42,
     ),
     "measured by rows": (
         {"merge_method": "della", "base_model": "base", "parameters": {"weight": 1, "density": 0.5}},

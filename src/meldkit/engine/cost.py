@@ -110,7 +110,7 @@ def _work(job: TensorJob, infos: Sequence[TensorInfo], large: int | None, *, in_
         statistic = job.method.statistic(job.whole, job.values)
     torch = not in_memory or takes_torch(job, [*map(stored_dtype, infos)])
     small = max((large or TILE) // grain, 1) * grain
-    tile = small if torch else max(tile_factor(job) * TILE // grain, 1) * grain
+    tile = max(tile_factor(job, torch=torch) * (large or TILE) // grain, 1) * grain
     span = min(max((large or SPAN) // tile, 1) * tile, job.numel)
     n = min(tile, job.numel)
     rows = decoding = aside = 0

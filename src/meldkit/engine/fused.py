@@ -61,13 +61,17 @@ def without_torch(job: TensorJob, sources: Sequence[TileSource]) -> bool:
     return bool(sources) and not takes_torch(job, dtypes)
 
 
-def tile_factor(job: TensorJob) -> int:
+def tile_factor(job: TensorJob, *, torch: bool) -> int:
     """How many times as large as others tiles are that are made without PyTorch.
 
     Of these, only a few blocks are in memory at once, and what is done with a tile takes some calls that keep
     other threads waiting for the interpreter.
+
+    Args:
+        job: how they are made.
+        torch: whether it takes PyTorch.
     """
-    return 1 if job.method is not None and job.method.takes_arrays else 4
+    return 1 if torch or (job.method is not None and job.method.takes_arrays) else 4
 
 
 def tile_of(
@@ -116,7 +120,7 @@ class FusedRun(TensorRun):
     def __init__(
         self, sources: Sequence[TileSource], job: TensorJob, *args: Any, tile: int = TILE, **options: Any
     ) -> None:
-        factor = tile_factor(job) if without_torch(job, sources) else 1
+        factor = tile_factor(job, torch=not without_torch(job, sources))
         super().__init__(job, *args, tile=factor * tile, **options)
         self._fused = sources
         method = self.job.method

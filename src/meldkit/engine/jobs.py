@@ -117,7 +117,7 @@ def measure_model(
     with_torch = not all(without_torch(job, fused) for job, fused in sources)
 
     def size_of_tile(job: TensorJob, fused: Sequence[TileSource]) -> int:
-        return size_of(job) * (tile_factor(job) if without_torch(job, fused) else 1)
+        return size_of(job) * tile_factor(job, torch=not without_torch(job, fused))
 
     while ranges := statistic.ranges():
         run_all(_pass(sources, inputs, statistic, ranges, lock, size_of_tile), with_torch=with_torch)

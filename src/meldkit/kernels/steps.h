@@ -64,7 +64,7 @@ static int read_grain(tile *t, long start, long n) {
         const source *from = t->sources + k;
         for (long done = 0, count; done < n; done += count) {
             count = smaller(PIECE, n - done);
-            const char *stored = from->memory + size_of(from->type) * (start + done);
+            const char *stored = from->memory + size_of(from->type) * (start + done - from->first);
             if (from->memory == NULL) {
                 stored = piece_of(t, k);
                 if (fetch(t, k, start + done, count, piece_of(t, k)) != FINE) return CANNOT_READ;
@@ -78,10 +78,10 @@ static int read_grain(tile *t, long start, long n) {
     return FINE;
 }
 
-int RUN(tile *t) {
+int RUN(tile *t, long begin, long end) {
     long m = t->num_models, num_sources = m + t->has_base;
     float *base = t->registers, *x = base + STRIDE;
-    for (long start = 0, next; start < t->n; start = next) {
+    for (long start = begin, next; start < end; start = next) {
         /* Neither across a piece nor across a grain. */
         long in_piece = start % PIECE, in_grain = start % t->grain;
         long count = smaller(smaller(BLOCK, PIECE - in_piece), smaller(t->grain - in_grain, t->n - start));
@@ -92,13 +92,15 @@ int RUN(tile *t) {
             if (result != FINE) return result;
         }
         for (long k = 0; k < num_sources; k++) {
-            int type = t->sources[k].type;
-            const char *stored = t->sources[k].memory + size_of(type) * start;
+            const source *from = t->sources + k;
+            int type = from->type;
+            const char *stored = from->memory + size_of(type) * (start - from->first);
             if (t->grains != NULL) {
                 type = F32, stored = (const char *)(t->grains + k * t->grain_room + in_grain);
-            } else if (t->sources[k].memory == NULL) {
+            } else if (from->memory == NULL) {
+                long first = start - in_piece, wanted = smaller(PIECE, t->n - first);
                 stored = piece_of(t, k) + size_of(type) * in_piece;
-                if (in_piece == 0 && fetch(t, k, start, smaller(PIECE, t->n - start), piece_of(t, k)) != FINE)
+                if ((in_piece == 0 || start == begin) && fetch(t, k, first, wanted, piece_of(t, k)) != FINE)
                     return CANNOT_READ;
             }
             float *row = t->has_base && k == 0 ? base : x + (k - t->has_base) * STRIDE;

@@ -8,11 +8,13 @@
 /* Numbers that are read from a file at once. */
 enum { PIECE = 16 * BLOCK };
 
-/* Where the numbers of a row are: in memory, or from an offset of a file on. */
+/* Where the numbers of a row are: in memory, where number `first` is at its beginning, or from an offset of a file
+ * on. */
 typedef struct {
     const char *memory;
     long offset;
     int file, type;
+    long first;
 } source;
 
 typedef struct {
@@ -44,7 +46,8 @@ enum { FINE, INPUT_NOT_FINITE, RESULT_NOT_FINITE, CANNOT_READ };
 
 /* Carries out the steps on all blocks. Returns one of the numbers above. */
 int meldkit_tile(tile *t);
-/* The same without mapping files, compiled for any processor and for levels of x86-64. */
-int meldkit_tile_v1(tile *t);
-int meldkit_tile_v3(tile *t);
-int meldkit_tile_v4(tile *t);
+/* The same on blocks of numbers [begin, end), of whole grains, without mapping files: compiled for any processor and
+ * for levels of x86-64. */
+int meldkit_tile_v1(tile *t, long begin, long end);
+int meldkit_tile_v3(tile *t, long begin, long end);
+int meldkit_tile_v4(tile *t, long begin, long end);

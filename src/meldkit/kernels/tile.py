@@ -51,7 +51,13 @@ class Failed(Exception):
 class Source(ctypes.Structure):
     """Where the numbers of a row are: in memory, or from an offset of a file on."""
 
-    _fields_ = (("memory", c_void_p), ("offset", c_long), ("file", c_int), ("type", c_int))
+    _fields_ = (
+        ("memory", c_void_p),
+        ("offset", c_long),
+        ("file", c_int),
+        ("type", c_int),
+        ("first", c_long),
+    )
 
 
 class _Step(ctypes.Structure):

@@ -11,13 +11,16 @@
 #include <unistd.h>
 
 #if !CLONES
-int meldkit_tile_v3(tile *t) { return meldkit_tile_v1(t); }
-int meldkit_tile_v4(tile *t) { return meldkit_tile_v1(t); }
+int meldkit_tile_v3(tile *t, long begin, long end) { return meldkit_tile_v1(t, begin, end); }
+int meldkit_tile_v4(tile *t, long begin, long end) { return meldkit_tile_v1(t, begin, end); }
 #endif
 
-static int run(tile *t) {
-    int level = meldkit_level();
-    return level == 4 ? meldkit_tile_v4(t) : level == 3 ? meldkit_tile_v3(t) : meldkit_tile_v1(t);
+static int run(tile *t, long begin, long end) {
+    switch (meldkit_level()) {
+        case 4: return meldkit_tile_v4(t, begin, end);
+        case 3: return meldkit_tile_v3(t, begin, end);
+        default: return meldkit_tile_v1(t, begin, end);
+    }
 }
 
 /* --- mapped files ----------------------------------------------------------------------------------------- */
@@ -38,21 +41,24 @@ __attribute__((constructor)) static void catch_bus_errors(void) {
     sigaction(SIGBUS, &action, &before);
 }
 
+/* Numbers of each source that are mapped at once: mapped pages count as memory of the process. */
+enum { WINDOW = 32 * PIECE };
+
 typedef struct {
     char *start;
     long length;
 } mapping;
 
-/* Maps the n numbers of a source if all of them are in the page cache: what is not is read faster than it is
- * mapped. Behind the end of a file there would be zeros. */
-static mapping map_source(const source *from, long n) {
+/* Maps numbers [begin, end) of a source if all of them are in the page cache: what is not is read faster than it is
+ * mapped. Behind the end of a file there would be zeros; numbers that do not lie as in memory are read, too. */
+static mapping map_source(const source *from, long begin, long end) {
     mapping none = {NULL, 0};
     struct stat file;
-    long page = sysconf(_SC_PAGESIZE), skipped = from->offset % page;
-    long length = skipped + size_of(from->type) * n;
-    if (from->memory != NULL || n == 0 || fstat(from->file, &file) != 0) return none;
-    if (file.st_size < from->offset - skipped + length) return none;
-    char *start = mmap(NULL, length, PROT_READ, MAP_SHARED, from->file, from->offset - skipped);
+    long size = size_of(from->type), offset = from->offset + size * begin, skipped = offset % sysconf(_SC_PAGESIZE);
+    long length = skipped + size * (end - begin);
+    if (from->memory != NULL || from->offset % size || fstat(from->file, &file) != 0) return none;
+    if (file.st_size < offset - skipped + length) return none;
+    char *start = mmap(NULL, length, PROT_READ, MAP_SHARED, from->file, offset - skipped);
     if (start == MAP_FAILED) return none;
     if (meldkit_resident(start, length)) return (mapping){start, length};
     munmap(start, length);
@@ -60,27 +66,38 @@ static mapping map_source(const source *from, long n) {
 }
 
 /* Copying bytes out of the page cache takes as long as much of what is done with them. */
-int meldkit_tile(tile *t) {
+static int run_mapped(tile *t, long begin, long end) {
     long num_sources = t->num_models + t->has_base;
     const source *given = t->sources;
     source sources[num_sources];
     mapping mappings[num_sources];
     for (long k = 0; k < num_sources; k++) {
         sources[k] = given[k];
-        mappings[k] = map_source(given + k, t->n);
-        if (mappings[k].start != NULL)
-            sources[k].memory = mappings[k].start + given[k].offset % sysconf(_SC_PAGESIZE);
+        mappings[k] = map_source(given + k, begin, end);
+        if (mappings[k].start == NULL) continue;
+        sources[k].first = begin;
+        sources[k].memory = mappings[k].start + mappings[k].length - size_of(given[k].type) * (end - begin);
     }
     sigjmp_buf here;
     volatile int result = CANNOT_READ;
     t->sources = sources;
     if (sigsetjmp(here, 0) == 0) {
         escape = &here;
-        result = run(t);
+        result = run(t, begin, end);
     }
     escape = NULL;
     t->sources = given;
     for (long k = 0; k < num_sources; k++)
         if (mappings[k].start != NULL) munmap(mappings[k].start, mappings[k].length);
     return result;
+}
+
+int meldkit_tile(tile *t) {
+    long window = WINDOW > t->grain ? WINDOW / t->grain * t->grain : t->grain;
+    for (long begin = 0, end; begin < t->n; begin = end) {
+        end = smaller(begin + window, t->n);
+        int result = run_mapped(t, begin, end);
+        if (result != FINE) return result;
+    }
+    return FINE;
 }
