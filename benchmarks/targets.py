@@ -143,7 +143,7 @@ def _peers(section: Mapping[str, Any]) -> list[Target]:
             mean = statistics.geometric_mean(gains.values())
             what = f"faster than {peer}, geometric mean of {len(gains)} methods"
             found.append(
-                Target(where, what, f"≥ {MIN_MEAN_GAIN:g} ×", f"{mean:.1f} ×", mean >= MIN_MEAN_GAIN)
+                Target(where, what, f"≥ {MIN_MEAN_GAIN:g} ×", f"{mean:.2f} ×", mean >= MIN_MEAN_GAIN)
             )
     return [target for target in found if target is not None]
 

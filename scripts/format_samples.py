@@ -27,9 +27,10 @@ from gguf_conversion import llama_cpp_keys, llama_cpp_tensors
 from gguf_files import write_gguf
 from gguf_made import Made
 from gguf_samples import SAMPLES, SIZES
-from meldkit.checkpoint import DTYPES, pickled
+from meldkit.checkpoint import DTYPES
 from meldkit.checkpoint.gguf.architectures import ARCHITECTURES
 from meldkit.checkpoint.gguf.blocks import KINDS
+from meldkit.checkpoint.weights import PICKLED
 
 Values = Mapping[str, Tensor]
 
@@ -130,7 +131,7 @@ def pickled_rows() -> Iterator[Row]:
     def container(kind: str) -> Make:
         def make(folder: Path) -> Iterator[Sample]:
             content, values = test_pickled.containers()[kind]
-            for suffix, old in itertools.product(pickled.SUFFIXES, (False, True)):
+            for suffix, old in itertools.product(PICKLED, (False, True)):
                 path = folder / f"{old}{suffix}"
                 torch.save(content, path, _use_new_zipfile_serialization=not old)
                 yield Sample(path, values)

@@ -115,7 +115,7 @@ def test_slower_than_one_other_program_is_missed() -> None:
     runs = {"meldkit": [cost(3)], "mergekit": [cost(60)], "sd-mecha": [cost(2.9)]}
     found = {t.what: t for t in all_targets({"peers": section("full", linear=race(runs))})}
     assert found["faster than mergekit, each method"].met
-    assert found["faster than mergekit, geometric mean of 1 methods"].measured == "20.0 ×"
+    assert found["faster than mergekit, geometric mean of 1 methods"].measured == "20.00 ×"
     assert not found["faster than sd-mecha, each method"].met
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from meldkit.checkpoint import DTYPES, pickled
+from meldkit.checkpoint import DTYPES
 from meldkit.checkpoint.adapter.settings import _CHANGED_BASE, _OTHER_KINDS
 from meldkit.checkpoint.gguf.architectures import ARCHITECTURES
 from meldkit.checkpoint.gguf.blocks import KINDS
 from meldkit.checkpoint.quantised import dequantise as quantised
+from meldkit.checkpoint.weights import PICKLED
 from meldkit.recipe import parse_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -41,7 +42,7 @@ def encodings() -> list[str]:
     [
         (encodings(), r"| [{}]("),
         ([d.torch for d in DTYPES.values() if d.floating], "| numbers of type {} |"),
-        (pickled.SUFFIXES, "`{}`"),
+        (PICKLED, "`{}`"),
         (quantised._METHODS, "{}"),
         ([foreign.name for foreign in quantised._FOREIGN], "{}"),
         ([kind.name for kind in KINDS.values()], "| {} |"),

@@ -23,8 +23,8 @@ import torch
 from meldkit import api
 from meldkit.checkpoint import DTYPES, Checkpoint, open_model, read_header
 from meldkit.checkpoint.json_file import shown
-from meldkit.checkpoint.pickled import SUFFIXES
 from meldkit.checkpoint.pickled.state_dict import Weights, at, find_weights, is_average, is_training_state
+from meldkit.checkpoint.weights import PICKLED
 from meldkit.errors import CheckpointError, NotSupportedError, OutputError, RunError
 from meldkit.options import MergeOptions
 from meldkit.output import PARTIAL, OutputFolder, check_links, check_names, sync_path
@@ -176,7 +176,7 @@ def _is_file(out: Path) -> bool:
     """
     if not _ENDING.fullmatch(out.suffix) or out.is_dir():
         return False
-    known = (_SAFETENSORS, *SUFFIXES)
+    known = (_SAFETENSORS, *PICKLED)
     if out.suffix not in known:
         raise OutputError(
             f"{out} ends in {out.suffix}, which is no format that is written",
@@ -216,7 +216,7 @@ class _Frame:
             CheckpointError: it holds what torch does not load from a file of unknown origin.
         """
         path = next(iter(donor.values())).file
-        if path.suffix not in SUFFIXES or donor.files() != [path]:
+        if path.suffix not in PICKLED or donor.files() != [path]:
             return cls({}, Weights((), {}))
         try:
             try:

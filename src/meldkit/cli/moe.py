@@ -94,9 +94,8 @@ def command(
                 if step is not None:
                     step(done, total, "reading prompts")
 
-            planned = plan_mixture(
-                mixture, text, options, work=(out or Path("here")).absolute().parent, progress=read
-            )
+            work = None if out is None else out.absolute().parent
+            planned = plan_mixture(mixture, text, options, work=work, progress=read)
         if loud:
             announce(planned.plan, options)
             if not as_json:
