@@ -21,7 +21,7 @@ from rich.console import Console
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "bench"
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
-FLOOR, MELDKIT = "floor", "meldkit"
+FLOOR, MELDKIT, MERGEKIT = "floor", "meldkit", "mergekit"
 
 console = Console(width=None if sys.stdout.isatty() else 140)
 
@@ -49,7 +49,7 @@ class Peer:
 
     @property
     def python(self) -> Path:
-        if self.name == "mergekit" and (given := os.environ.get("MELDKIT_BENCH_MERGEKIT")):
+        if self.name == MERGEKIT and (given := os.environ.get("MELDKIT_BENCH_MERGEKIT")):
             if not Path(given).is_file():
                 raise SystemExit(f"MELDKIT_BENCH_MERGEKIT={given} is not a file")
             return Path(given).with_name("python")
@@ -82,7 +82,7 @@ PEERS = {
     peer.name: peer
     for peer in (
         Peer(
-            "mergekit",
+            MERGEKIT,
             "0.1.5",
             merges_shards=True,
             note="`mergekit-yaml RECIPE OUT --lazy-unpickle --copy-tokenizer`",

@@ -42,6 +42,11 @@ class Cost:
     sync_seconds: float
     other_cores: float
 
+    @property
+    def durable_seconds(self) -> float:
+        """Until the output was on the disk, out of reach of a power failure."""
+        return self.seconds + self.sync_seconds
+
 
 def busy_seconds() -> float:
     """Time that all cores together spent working (or were taken away by the hypervisor) since boot."""

@@ -103,8 +103,8 @@ class Race:
         costs = self.runs.get(contestant)
         return statistics.median(getattr(cost, what) for cost in costs) if costs else None
 
-    def ratio(self, slow: str, fast: str) -> float | None:
-        above, below = self.median(slow), self.median(fast)
+    def ratio(self, slow: str, fast: str, what: str = "seconds") -> float | None:
+        above, below = self.median(slow, what), self.median(fast, what)
         return above / below if above is not None and below is not None else None
 
     def is_noisy(self, contestant: str) -> bool:

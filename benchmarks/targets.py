@@ -23,7 +23,7 @@ from cases import (
     Case,
 )
 from checkpoints import SIZES
-from contestants import FLOOR, MELDKIT, PEERS
+from contestants import FLOOR, MELDKIT, MERGEKIT, PEERS
 from measure import Cost
 from race import Race, from_json
 
@@ -139,7 +139,7 @@ def _peers(section: Mapping[str, Any]) -> list[Target]:
         worst = min(gains, key=lambda name: gains[name])
         slowest = f"{gains[worst]:.1f} × ({worst})"
         found.append(Target(where, f"faster than {peer}, each method", "≥ 1 ×", slowest, gains[worst] >= 1))
-        if peer == "mergekit":
+        if peer == MERGEKIT:
             mean = statistics.geometric_mean(gains.values())
             what = f"faster than {peer}, geometric mean of {len(gains)} methods"
             found.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -39,6 +40,35 @@ def tiles(draw: st.DrawFn, max_models: int = 4) -> Tensor:
 
 def test_there_is_a_library_where_there_is_a_compiler() -> None:
     assert library.compiled() or shutil.which("cc") is None
+
+
+def test_it_is_known_what_is_in_the_page_cache(tmp_path: Path) -> None:
+    page, num_pages = os.sysconf("SC_PAGESIZE"), 64
+    path = tmp_path / "file"
+    path.write_bytes(bytes((num_pages - 1) * page + 1))
+    # What systems are asked that cannot count pages.
+    resident = ctypes.CDLL(str(library.PATH)).meldkit_resident
+    resident.argtypes = [ctypes.c_int, ctypes.c_long, ctypes.c_long]
+    with path.open("rb") as file:
+        descriptor = file.fileno()
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        os.pread(descriptor, 4 * page, 16 * page)
+        os.pread(descriptor, 1, (num_pages - 1) * page)
+        for first, length, known in [
+            (16 * page, 4 * page, True),
+            (16 * page, 1, True),
+            (17 * page + 5, 2 * page, True),
+            ((num_pages - 1) * page, 1, True),
+            (20 * page - 1, 2, False),
+            (16 * page - 1, 2, False),
+            (0, num_pages * page, False),
+            (2 * page, page, False),
+        ]:
+            assert stored.cached(descriptor, first, length) == known
+            skipped = first % page
+            assert resident(descriptor, first - skipped, skipped + length) == known
 
 
 def both(function: Callable[[Any], Any], x: Tensor) -> tuple[Any, Any]:

@@ -11,6 +11,6 @@ static inline long size_of(int type) { return type == F32 ? 4 : 2; }
 
 /* Reads as many bytes as there are. Returns how many, fewer than wanted at the end of the file; or -errno. */
 long meldkit_read_bytes(int file, long offset, long wanted, char *out);
-/* Whether a mapped file's bytes, from the beginning of a page on, are in the page cache; also if the system does not
- * tell. */
-int meldkit_resident(char *mapped, long length);
+/* Whether bytes of a file are in the page cache, or about to be; also if the system does not tell. To ask by
+ * RWF_NOWAIT would begin to read them. */
+int meldkit_cached(int file, long offset, long length);

@@ -58,11 +58,9 @@ static mapping map_source(const source *from, long begin, long end) {
     long length = skipped + size * (end - begin);
     if (from->memory != NULL || from->offset % size || fstat(from->file, &file) != 0) return none;
     if (file.st_size < offset - skipped + length) return none;
+    if (!meldkit_cached(from->file, offset, length - skipped)) return none;
     char *start = mmap(NULL, length, PROT_READ, MAP_SHARED, from->file, offset - skipped);
-    if (start == MAP_FAILED) return none;
-    if (meldkit_resident(start, length)) return (mapping){start, length};
-    munmap(start, length);
-    return none;
+    return start == MAP_FAILED ? none : (mapping){start, length};
 }
 
 /* Copying bytes out of the page cache takes as long as much of what is done with them. */
