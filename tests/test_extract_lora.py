@@ -194,9 +194,8 @@ def test_transposed_layers_and_biases(
     extract(capsys, "--max-rank", "4")
     config = json.loads(Path("adapter/adapter_config.json").read_text())
     assert config["fan_in_fan_out"]
-    assert config["lora_bias"]
-    tuned = LIBRARY.AutoModelForCausalLM.from_pretrained("tuned")
-    torch.testing.assert_close(logits(with_peft("base", "adapter")), logits(tuned), atol=2e-5, rtol=1e-4)
+    assert config["bias"] == "lora_only"
+    assert_is_tuned()
 
 
 @pytest.mark.usefixtures("base")
@@ -283,7 +282,7 @@ def test_refused(
     assert not Path("adapter").exists()
 
 
-@pytest.mark.parametrize("kind", ["Mixtral", "Qwen3Moe"])
+@pytest.mark.parametrize("kind", ["Mixtral", "Qwen3Moe", "Qwen2Moe"])
 def test_experts_in_one_tensor(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -293,6 +292,7 @@ def test_experts_in_one_tensor(
     sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "moe_intermediate_size": 24}
     sizes |= {"num_local_experts": 3, "num_experts": 3, "num_experts_per_tok": 2}
+    sizes |= {"shared_expert_intermediate_size": 24} if kind == "Qwen2Moe" else {}
     config = getattr(LIBRARY, f"{kind}Config")(**sizes)
     model = getattr(LIBRARY, f"{kind}ForCausalLM")(config)
     whole = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -303,6 +303,8 @@ def test_experts_in_one_tensor(
             count, rows, columns = tensor.shape
             b = torch.randn(count, rows, 2, generator=generator)
             changed[name] = tensor + 0.05 * b @ torch.randn(count, 2, columns, generator=generator)
+        if name.endswith("q_proj.bias"):
+            changed[name] = tensor + 0.1
     for folder, tensors in (("base", whole), ("tuned", changed)):
         # As transformers holds them, which is not how it writes them.
         model.load_state_dict(tensors)
@@ -310,7 +312,8 @@ def test_experts_in_one_tensor(
         save_file(tensors, Path(folder, "model.safetensors"), metadata={"format": "pt"})
     found = extract(capsys, "--max-rank", "2")
     leaves = [module["name"].rpartition(".")[2] for module in found["modules"]]
-    assert sorted(leaves) == ["down_proj"] * 2 + ["gate_up_proj"] * 2
+    assert ("q_proj" in leaves) == (kind == "Qwen2Moe")  # which has biases
+    assert sorted(leaf for leaf in leaves if leaf != "q_proj") == ["down_proj"] * 2 + ["gate_up_proj"] * 2
     assert all(module["error"] < 1e-5 for module in found["modules"])
     settings = json.loads(Path("adapter/adapter_config.json").read_text())
     assert len(settings["target_parameters"]) == 4
@@ -325,26 +328,43 @@ def test_experts_in_one_tensor(
     torch.testing.assert_close(ours, logits(fresh), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:.*lora_bias=True", "ignore:Found missing adapter keys")
-def test_tied_embedding_stays_the_head(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def assert_is_tuned() -> None:
+    """The base with the adapter is the fine-tune: in PEFT, as PEFT merges it, and as we do."""
+    expected = logits(LIBRARY.AutoModelForCausalLM.from_pretrained("tuned", dtype=torch.float32))
+    with_adapter = with_peft("base", "adapter")
+    for found in (logits(with_adapter), logits(with_adapter.merge_and_unload())):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    merge({"merge_method": "passthrough", "models": [{"model": "base+adapter"}]}, "again", PLAIN)
+    again = LIBRARY.AutoModelForCausalLM.from_pretrained("again", dtype=torch.float32)
+    torch.testing.assert_close(logits(again), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Input and output embeddings are no longer tied")
+@pytest.mark.parametrize("options", [(), ("--embed-lora",)])
+@pytest.mark.parametrize("tied", [False, True])
+def test_tied_embeddings_and_layers_without_bias(
+    options: tuple[str, ...],
+    tied: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     size = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
     config = LIBRARY.Qwen2Config(
-        **size, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True
+        **size, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=tied
     )
     torch.manual_seed(0)
     LIBRARY.Qwen2ForCausalLM(config).save_pretrained("base")
     # Biases of q, k and v change, others have none.
     finetune("base", "tuned", lambda _, weight: 0.1 * torch.randn_like(weight))
-    extract(capsys, "--max-rank", "16")
-    tuned = LIBRARY.AutoModelForCausalLM.from_pretrained("tuned", dtype=torch.float32)
-    merge({"merge_method": "passthrough", "models": [{"model": "base+adapter"}]}, "again", PLAIN)
-    again = LIBRARY.AutoModelForCausalLM.from_pretrained("again", dtype=torch.float32)
-    torch.testing.assert_close(logits(again), logits(tuned), atol=1e-4, rtol=1e-4)
-    assert "lm_head.weight" not in tiny.tensors(Path("again"))
-    torch.testing.assert_close(logits(with_peft("base", "adapter")), logits(tuned), atol=1e-4, rtol=1e-4)
+    found = extract(capsys, "--max-rank", "16", *options)
+    assert_is_tuned()
+    assert ("lm_head.weight" not in tiny.tensors(Path("again"))) == tied
+    # Factors of a tied embedding would be merged twice.
+    assert ("model.embed_tokens" in found["saved"]) == (tied or not options)
+    told = [text for text in found["warnings"] if "the embedding is stored whole" in text]
+    assert len(told) == (tied and bool(options))
 
 
 def test_norms_are_named_whole(

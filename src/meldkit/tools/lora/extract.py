@@ -14,10 +14,9 @@ from meldkit.checkpoint import (
     TensorInfo,
     open_files,
     open_model,
-    read_all,
 )
 from meldkit.checkpoint.adapter import PREFIX
-from meldkit.composed import Factor, decompose, difference, held, plan_of_adapter
+from meldkit.composed import Factor, decompose, difference, plan_of_adapter
 from meldkit.errors import MismatchError, RecipeError
 from meldkit.options import MergeOptions
 from meldkit.plan import Plan, Tool
@@ -120,13 +119,13 @@ def plan_extraction(
     _check(wanted)
     cache = Path(options.transformers_cache) if options.transformers_cache else None
     base, model = (open_model(ref, cache=cache) for ref in (wanted.base, wanted.model))
+    tied = _is_tied(model)
     modules = list(modules_of(base, model, lambda name: _chosen(wanted, name)))
     tensors: dict[str, TensorInfo] = {}
     ranks: dict[str, int] = {}
     saved: list[Module] = []
     factored: list[Module] = []
     unchanged = 0
-    biased = False
     warnings: list[str] = []
     with open_files() as files:
         warnings += loose_changes(files, base, model, lambda name: _chosen(wanted, name))
@@ -145,12 +144,11 @@ def plan_extraction(
                 continue
             if wanted.skip_others and module.kind == "other":
                 continue
-            if _is_saved(wanted, module):
+            if _is_saved(wanted, module, tied=tied):
                 saved.append(module)
                 continue
             ranks[module.name] = _rank(files, wanted, module)
             factored.append(module)
-            biased = biased or (module.bias is not None and not equal(files, *module.bias))
         stacks = {module.name for module in factored if module.kind == "experts"}
         for module in factored:
             rank = ranks[module.name]
@@ -159,12 +157,8 @@ def plan_extraction(
             else:
                 own = _factors(wanted, module, rank)
             tensors |= {info.name: info for info in own}
-        if biased and stacks:
-            # PEFT knows no biases beside factors of experts.
-            biased = False
-            warnings.append("changes of biases are left out: PEFT has none beside factors of experts")
-        if biased:
-            tensors |= {info.name: info for module in factored for info in _bias(files, module)}
+        biases = {info.name: info for info in _biases(files, factored)}
+        tensors |= biases
     # PEFT saves every module whose name ends so; most names are whole ones.
     names = dict.fromkeys(module.name for module in saved)
     for module in modules:
@@ -179,14 +173,17 @@ def plan_extraction(
             f"'{wanted.model}' does not differ from '{wanted.base}' in any module that is looked at",
             hint="is the base the fine-tune itself? --include-regex and --exclude-regex choose modules",
         )
-    settings = _settings(wanted, ranks, stacks, list(names), base, model, biased=biased)
-    if _is_tied(model) and any(m.kind == "embedding" for m in (*saved, *factored)):
-        # The head is the embedding still.
-        settings["ensure_weight_tying"] = True
+    settings = _settings(wanted, ranks, stacks, list(names), base, model, biased=bool(biases))
+    if tied:
         for module in saved:
             if module.kind == "embedding":
-                # PEFT looks for both.
+                # The head is the embedding still, and PEFT looks for both.
+                settings["ensure_weight_tying"] = True
                 tensors[_HEAD] = replace(module.model, name=_HEAD)
+    if wanted.embed_lora and tied and any(m.kind == "embedding" for m in saved):
+        warnings.append(
+            "the embedding is stored whole: it is the head, too, and PEFT would merge its factors twice"
+        )
     warnings += _loading(base, saved, ranks)
     summary = f"{len(ranks)} modules of rank up to {settings['r']}, from {wanted.model} − {wanted.base}"
     tool = Tool("extract-lora", wanted.text(), summary)
@@ -266,13 +263,15 @@ def _chosen(wanted: Extraction, module: str) -> bool:
     return not any(re.search(text, module) for text in wanted.exclude)
 
 
-def _is_saved(wanted: Extraction, module: Module) -> bool:
+def _is_saved(wanted: Extraction, module: Module, *, tied: bool) -> bool:
     """Whether a module that has changed is stored as it is."""
     if module.name in wanted.save or module.leaf in wanted.save or module.base is None:
         return True
     resized = module.base.shape != module.model.shape
-    tables = ("embedding", "head")
-    return resized or module.kind == "other" or (module.kind in tables and not wanted.embed_lora)
+    if module.kind in ("embedding", "head"):
+        # Of factors of a tied embedding PEFT merges the product twice, or else the head goes without it.
+        return resized or tied or not wanted.embed_lora
+    return resized or module.kind == "other"
 
 
 def _same(files: OpenFiles, module: Module) -> bool:
@@ -334,12 +333,15 @@ def _stacked(
     return stacked_factors(module.base, module.model, names, make)
 
 
-def _bias(files: OpenFiles, module: Module) -> Iterator[TensorInfo]:
-    """The change of a module's bias, if it has one; PEFT takes others for 0."""
-    if module.bias is not None:
-        model, base = (read_all(files, info) for info in module.bias)
-        name = f"{PREFIX}{module.name}.lora_B.bias"
-        yield held(name, (model - base).numpy(), "F32", module.model.file)
+def _biases(files: OpenFiles, factored: Sequence[Module]) -> Iterator[TensorInfo]:
+    """Biases that have changed, whole: as PEFT saves those that were trained beside factors.
+
+    What PEFT has for changes of biases (lora_bias) is for all modules or for none: then it merges no layer
+    without a bias, and loads no factors of embeddings or experts.
+    """
+    for module in factored:
+        if module.bias is not None and not equal(files, *module.bias):
+            yield replace(module.bias[0], name=f"{PREFIX}{module.name}.base_layer.bias")
 
 
 def _settings(
@@ -377,8 +379,7 @@ def _settings(
         "target_modules": short + [name for name in modules if name.rpartition(".")[2] in part],
         **of_stacks,
         "modules_to_save": saved or None,
-        "lora_bias": biased,
-        "bias": "none",
+        "bias": "lora_only" if biased else "none",
         "lora_dropout": 0.0,
         "use_rslora": False,
         "fan_in_fan_out": base.config.get("model_type") in CONV1D,
