@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,7 @@ def test_embeddings_and_norms_are_stored(capsys: pytest.CaptureFixture[str]) -> 
     torch.testing.assert_close(logits(with_peft("base", "adapter")), logits(tuned), atol=2e-5, rtol=1e-4)
     skipped = extract(capsys, "--max-rank", "4", "--skip-undecomposable", "--overwrite")
     assert skipped["saved"] == ["model.embed_tokens"]
+    assert skipped["skipped"] == 5
     assert not any("norm" in name for name in stored("adapter"))
 
 
@@ -263,11 +265,14 @@ def test_is_verified_and_the_same_on_one_thread(capsys: pytest.CaptureFixture[st
     [
         (("--max-rank", "0"), 2, "the largest rank is 0"),
         (("--keep", "1.5"), 2, "1.5 of each change cannot be kept"),
+        (("--sv-epsilon", "nan"), 2, "--sv-epsilon is nan"),
+        (("--sv-epsilon", "-1"), 2, "--sv-epsilon is -1.0"),
         (("-e", "("), 2, "'(' is no regular expression"),
         (("-i", "nothing"), 3, "does not differ from 'base' in any module that is looked at"),
         (("--model", "base"), 3, "'base' does not differ from 'base'"),
         (("--model", "wide"), 3, "is [64] in 'wide', but [48] in the base"),
         (("--model", "deep"), 3, "lacks model.layers.1."),
+        (("--model", "other"), 3, "'other' is of model_type mistral, the base 'base' of llama"),
     ],
 )
 def test_refused(
@@ -276,10 +281,41 @@ def test_refused(
     finetune("base", "tuned", low_rank(1))
     tiny.llama(Path("wide"), 0, hidden=64, layers=2)
     tiny.llama(Path("deep"), 0, hidden=48, layers=1)
+    of_other_type("tuned", "other")
     done = run(capsys, "extract-lora", "--model", "tuned", "--base-model", "base", "adapter", *options)
     assert message in done.err
     assert done.status == status
     assert not Path("adapter").exists()
+
+
+def of_other_type(folder: str, out: str) -> None:
+    """The same tensors as a model that calls itself otherwise."""
+    shutil.copytree(folder, out)
+    path = Path(out, "config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "mistral"}))
+
+
+@pytest.mark.usefixtures("base")
+def test_other_types_of_models_are_taken_if_that_is_wanted(capsys: pytest.CaptureFixture[str]) -> None:
+    finetune("base", "first", low_rank(1))
+    of_other_type("first", "tuned")
+    assert len(extract(capsys, "--allow-crimes")["modules"]) == 14
+
+
+@pytest.mark.usefixtures("base")
+def test_what_fits_no_module_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    finetune("base", "tuned", low_rank(1))
+    found = extract(
+        *(capsys, "--save-module", "q_prj", "--save-module", "1.self_attn.k_proj"),
+        *("-e", "nothing", "-e", r"layers\.0\.", "-i", "proj"),
+    )
+    assert [text for text in found["warnings"] if text.startswith("--")] == [
+        "--save-module q_prj: no module is called so; did you mean 'q_proj'?",
+        "--exclude-regex 'nothing' fits no module",
+    ]
+    assert found["saved"] == ["model.layers.1.self_attn.k_proj"]
+    # Those of the first layer, and all that are no projections.
+    assert (found["not_looked_at"], len(found["modules"])) == (14, 6)
 
 
 @pytest.mark.parametrize("kind", ["Mixtral", "Qwen3Moe", "Qwen2Moe"])
@@ -416,7 +452,9 @@ def test_what_cannot_be_in_an_adapter_is_warned_of(capsys: pytest.CaptureFixture
     tensors = finetune("base", "tuned", low_rank(1))
     for folder, value in (("base", 0.0), ("tuned", 1.0)):
         own = tiny.tensors(Path(folder)) | {"model.layers.0.gate": torch.full((3,), value)}
+        own |= {"model.layers.1.mlp.up_proj.bias": torch.ones(96)} if folder == "tuned" else {}
         save_file(own, Path(folder, "model.safetensors"), metadata={"format": "pt"})
     assert len(tensors) > 1
     found = extract(capsys, "--max-rank", "2")
     assert any("model.layers.0.gate: changed by the fine-tune" in text for text in found["warnings"])
+    assert any("model.layers.1.mlp.up_proj.bias: left out: the base has none" in t for t in found["warnings"])

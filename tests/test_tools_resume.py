@@ -18,7 +18,8 @@ from meldkit.errors import RunError
 from meldkit.options import MergeOptions
 from meldkit.output import PARTIAL
 from meldkit.plan import Plan
-from meldkit.tools.lora.extract import Extraction, plan_extraction
+from meldkit.tools.lora.extract import plan_extraction
+from meldkit.tools.lora.wanted import Extraction
 from meldkit.tools.moe.config import load_mixture
 from meldkit.tools.moe.make import plan_mixture
 from meldkit.tools.transplant.plan import plan_transplant

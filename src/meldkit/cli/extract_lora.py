@@ -73,7 +73,8 @@ def command(
     with interruptible(target):
         from meldkit.api import check_free, merge
         from meldkit.tools.lora.errors import measure_errors
-        from meldkit.tools.lora.extract import Extraction, plan_extraction
+        from meldkit.tools.lora.extract import plan_extraction
+        from meldkit.tools.lora.wanted import Extraction
 
         check_free(target, overwrite=options.overwrite)
         if html is not None:
@@ -99,6 +100,8 @@ def command(
             "modules": [asdict(error) for error in errors],
             "saved": list(planned.saved),
             "unchanged": planned.unchanged,
+            "skipped": planned.skipped,
+            "not_looked_at": planned.unread,
         }
         click.echo(json.dumps(found, indent=2, ensure_ascii=False))
     elif loud:
@@ -112,6 +115,10 @@ def _show(planned: PlannedAdapter, errors: list[ModuleError], out: Path, *, verb
         click.echo(f"stored as they are: {', '.join(planned.saved[:6])}" + ", …" * (len(planned.saved) > 6))
     if planned.unchanged:
         click.echo(f"not changed by the fine-tune: {planned.unchanged} modules")
+    if planned.skipped:
+        click.echo(f"changed, and left out by --skip-undecomposable: {planned.skipped} modules")
+    if planned.unread:
+        click.echo(f"not looked at, as --include-regex and --exclude-regex say: {planned.unread} modules")
     worst = sorted(errors, key=lambda error: -error.error)
     shown = worst if verbose else worst[:_SHOWN]
     rows = [("module", "rank", "change", "left out")]

@@ -33,8 +33,8 @@ def equal(files: OpenFiles, one: TensorInfo, other: TensorInfo) -> bool:
 def loose_changes(
     files: OpenFiles, base: Checkpoint, model: Checkpoint, chosen: Callable[[str], bool]
 ) -> Iterator[str]:
-    """A warning about tensors that belong to no module that PEFT could change, and have changed."""
-    changed = [
+    """Warnings about tensors that belong to no module that PEFT could change, and have changed."""
+    loose = [
         name
         for name, info in model.tensors.items()
         if info.floating
@@ -42,8 +42,12 @@ def loose_changes(
         and not (name.endswith(".bias") and name in base)
         and not is_expert_stack(name, info)
         and chosen(name)
-        and (name not in base or not equal(files, base[name], info))
     ]
-    if changed:
-        more = f" and {len(changed) - 1:,} more" if len(changed) > 1 else ""
-        yield f"{changed[0]}{more}: changed by the fine-tune, and left out: it is no module's weight"
+    changed = [name for name in loose if name in base and not equal(files, base[name], model[name])]
+    for names, why in (
+        (changed, "changed by the fine-tune, and left out: it is no module's weight"),
+        ([name for name in loose if name not in base], "left out: the base has none that it could change"),
+    ):
+        if names:
+            more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+            yield f"{names[0]}{more}: {why}"

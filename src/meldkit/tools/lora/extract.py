@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,13 @@ from meldkit.checkpoint import (
 )
 from meldkit.checkpoint.adapter import PREFIX
 from meldkit.composed import Factor, decompose, difference, plan_of_adapter
-from meldkit.errors import MismatchError, RecipeError
+from meldkit.errors import MismatchError
 from meldkit.options import MergeOptions
 from meldkit.plan import Plan, Tool
-from meldkit.recipe import ModelRef
-from meldkit.recipe.write import to_yaml_text
 from meldkit.tools.lora.changes import equal, loose_changes
 from meldkit.tools.lora.experts import in_first, stacked_factors, wrappers
 from meldkit.tools.lora.modules import CONV1D, Module, group_of, modules_of
+from meldkit.tools.lora.wanted import Extraction, check, unmatched
 
 #: As safetensors calls types.
 _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -36,51 +34,6 @@ Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Extraction:
-    """What to extract.
-
-    Attributes:
-        model: the fine-tuned model.
-        base: what it was trained from.
-        max_rank: largest rank of a matrix.
-        epsilon: singular values up to this are left out; 0 leaves out none.
-        keep: share of the square of each change that is kept, if fewer singular values do; None for all.
-        distribute_scale: whether both factors carry the root of the singular values; else A carries them.
-        embed_lora: factor the change of embeddings too; else they are stored as they are.
-        save: names of modules, or their last parts, that are stored as they are.
-        exclude, include: regular expressions of modules.
-        skip_others: leave out what cannot be factored, such as norms; else it is stored as it is.
-        exact: find all singular values, whatever that takes; None for small matrices only.
-        dtype: of the factors, as torch calls it.
-    """
-
-    model: ModelRef
-    base: ModelRef
-    max_rank: int = 128
-    epsilon: float = 0.0
-    keep: float | None = None
-    distribute_scale: bool = True
-    embed_lora: bool = False
-    save: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    include: tuple[str, ...] = ()
-    skip_others: bool = False
-    exact: bool | None = None
-    dtype: str = "float32"
-
-    @classmethod
-    def of(cls, model: str, base: str, **others: Any) -> Extraction:
-        """The same, with models as recipes name them."""
-        return cls(ModelRef.parse(model), ModelRef.parse(base), **others)
-
-    def text(self) -> str:
-        """The same as YAML."""
-        models = {"model": self.model.to_value(), "base": self.base.to_value()}
-        lists = {name: list(getattr(self, name)) for name in ("save", "exclude", "include")}
-        return to_yaml_text(asdict(self) | models | lists)
-
-
-@dataclass(frozen=True, slots=True)
 class PlannedAdapter:
     """An adapter about to be written.
 
@@ -89,6 +42,8 @@ class PlannedAdapter:
         ranks: of each module that is factored.
         saved: names of modules that are stored as they are.
         unchanged: how many modules the fine-tune did not change.
+        skipped: how many it did change that cannot be factored, and are left out as wanted.
+        unread: how many were not looked at.
         models: base and fine-tune, open.
         turned: names of modules whose matrices are stored transposed, or are embeddings.
     """
@@ -97,6 +52,8 @@ class PlannedAdapter:
     ranks: Mapping[str, int]
     saved: tuple[str, ...]
     unchanged: int
+    skipped: int
+    unread: int
     models: tuple[Checkpoint, Checkpoint]
     turned: frozenset[str]
 
@@ -116,19 +73,22 @@ def plan_extraction(
         MismatchError: the models do not fit together, or do not differ.
     """
     options = options or MergeOptions()
-    _check(wanted)
+    check(wanted)
     cache = Path(options.transformers_cache) if options.transformers_cache else None
     base, model = (open_model(ref, cache=cache) for ref in (wanted.base, wanted.model))
     tied = _is_tied(model)
-    modules = list(modules_of(base, model, lambda name: _chosen(wanted, name)))
+    _check_kinds(base, model, options)
+    every = list(modules_of(base, model))
+    modules = [module for module in every if wanted.chooses(module.name)]
     tensors: dict[str, TensorInfo] = {}
     ranks: dict[str, int] = {}
     saved: list[Module] = []
     factored: list[Module] = []
     unchanged = 0
-    warnings: list[str] = []
+    skipped = 0
+    warnings = list(unmatched(wanted, [module.name for module in every]))
     with open_files() as files:
-        warnings += loose_changes(files, base, model, lambda name: _chosen(wanted, name))
+        warnings += loose_changes(files, base, model, wanted.chooses)
         # If one expert of a layer has changed, all are factored: PEFT joins them.
         changed: set[str] = set()
         for number, module in enumerate(modules):
@@ -143,6 +103,7 @@ def plan_extraction(
                 unchanged += 1
                 continue
             if wanted.skip_others and module.kind == "other":
+                skipped += 1
                 continue
             if _is_saved(wanted, module, tied=tied):
                 saved.append(module)
@@ -198,7 +159,19 @@ def plan_extraction(
         tokenizer=_own_tokenizer(model, saved),
     )
     turned = frozenset(m.name for m in factored if m.turned or m.kind == "embedding")
-    return PlannedAdapter(plan, ranks, tuple(names), unchanged, (base, model), turned)
+    unread = len(every) - len(modules)
+    return PlannedAdapter(plan, ranks, tuple(names), unchanged, skipped, unread, (base, model), turned)
+
+
+def _check_kinds(base: Checkpoint, model: Checkpoint, options: MergeOptions) -> None:
+    """Refuse a fine-tune that is another kind of model than its base."""
+    kinds = [known.config.get("model_type") for known in (base, model)]
+    if all(kinds) and kinds[0] != kinds[1] and not options.allow_crimes:
+        raise MismatchError(
+            f"'{model.label}' is of model_type {kinds[1]}, the base '{base.label}' of {kinds[0]}",
+            hint="the base is the model that the fine-tune began with; --allow-crimes takes any whose "
+            "tensors have the same names and shapes",
+        )
 
 
 def _loading(base: Checkpoint, saved: Sequence[Module], ranks: Mapping[str, int]) -> Iterator[str]:
@@ -239,33 +212,9 @@ def _own_tokenizer(model: Checkpoint, saved: Sequence[Module]) -> Path | None:
     return folder if resized and (folder / "tokenizer_config.json").is_file() else None
 
 
-def _check(wanted: Extraction) -> None:
-    if wanted.max_rank < 1:
-        raise RecipeError(f"the largest rank is {wanted.max_rank}", hint="it is 1 or more, such as 32")
-    if wanted.keep is not None and not 0 < wanted.keep <= 1:
-        raise RecipeError(f"{wanted.keep} of each change cannot be kept", hint="--keep is a share up to 1")
-    for text in (*wanted.include, *wanted.exclude):
-        _check_expression(text)
-
-
-def _check_expression(text: str) -> None:
-    try:
-        re.compile(text)
-    except re.error as e:
-        raise RecipeError(
-            f"'{text}' is no regular expression: {e}", hint="it is searched for in the names of modules"
-        ) from None
-
-
-def _chosen(wanted: Extraction, module: str) -> bool:
-    if wanted.include and not any(re.search(text, module) for text in wanted.include):
-        return False
-    return not any(re.search(text, module) for text in wanted.exclude)
-
-
 def _is_saved(wanted: Extraction, module: Module, *, tied: bool) -> bool:
     """Whether a module that has changed is stored as it is."""
-    if module.name in wanted.save or module.leaf in wanted.save or module.base is None:
+    if wanted.saves(module.name) or module.base is None:
         return True
     resized = module.base.shape != module.model.shape
     if module.kind in ("embedding", "head"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from meldkit.checkpoint import Checkpoint, TensorInfo
@@ -37,18 +37,12 @@ class Module:
     kind: str
     turned: bool = False
 
-    @property
-    def leaf(self) -> str:
-        """The last part of the name."""
-        return self.name.rpartition(".")[2]
 
-
-def modules_of(base: Checkpoint, model: Checkpoint, chosen: Callable[[str], bool]) -> Iterator[Module]:
+def modules_of(base: Checkpoint, model: Checkpoint) -> Iterator[Module]:
     """The modules of a fine-tune, in its order.
 
     Args:
         base, model: base and fine-tune.
-        chosen: whether to look at a module of this name.
 
     Raises:
         MismatchError: the models do not fit together.
@@ -77,8 +71,7 @@ def modules_of(base: Checkpoint, model: Checkpoint, chosen: Callable[[str], bool
             )
         bias = f"{module}.bias"
         pair = (model.tensors[bias], base.tensors[bias]) if bias in model and bias in base else None
-        if chosen(module):
-            yield Module(module, other, info, pair, kind, turned)
+        yield Module(module, other, info, pair, kind, turned)
 
 
 def _kind(name: str, info: TensorInfo, role: str) -> str:
