@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 import tiny
 from command import run
 from meldkit import merge, plan
-from meldkit.errors import FormatError, MismatchError, RecipeError
+from meldkit.errors import CheckpointError, FormatError, MismatchError, RecipeError
 from meldkit.options import MergeOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -289,7 +290,15 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
         (recipe("svd", {"a": 1, "b": 1}, rank=0), RecipeError, "rank is 0"),
         (recipe("linear", {"a": 1, "dora": 1}), FormatError, "DoRA"),
         (recipe("linear", {"a": 1, "wider": 1}), MismatchError, "trained on different models"),
-        (recipe("svd", {"a": 1, "head": 1}), FormatError, "as a whole"),
+        (
+            recipe("svd", {"a": 1, "head": 1}),
+            FormatError,
+            "adapter 'head' brings .* as a whole, which 'a' has not",
+        ),
+        (recipe("cat", {"a": 1}) | {"base_model": "base"}, RecipeError, "and base_model names one: 'base'"),
+        (recipe("cat", {"base": 1}) | {"base_model": "base"}, RecipeError, "and not all models are"),
+        (recipe("magnitude", {"a": 1, "b": 1}), RecipeError, "unknown merge_method.*\n.* cat, svd"),
+        (recipe("linear", {"bare": 1}), CheckpointError, "but no adapter_config.json"),
         (recipe("svd", {"a": 1, "experts": 1}), FormatError, "target_parameters"),
         (recipe("linear", {"a": 1, "b": -1}), RecipeError, "sum to 0"),
         (
@@ -305,6 +314,8 @@ def test_refused(text: dict[str, Any], error: type[Exception], message: str) -> 
     adapter("dora", 3, use_dora=True)
     adapter("head", 4, modules_to_save=["lm_head"])
     adapter("experts", 4)
+    shutil.copytree("a", "bare")
+    Path("bare/adapter_config.json").unlink()
     path = Path("experts/adapter_config.json")
     path.write_text(
         json.dumps(json.loads(path.read_text()) | {"target_parameters": ["mlp.experts.down_proj"]})
@@ -313,6 +324,40 @@ def test_refused(text: dict[str, Any], error: type[Exception], message: str) -> 
     adapter("wider", 5)
     with pytest.raises(error, match=message):
         plan(text)
+
+
+@pytest.mark.parametrize(
+    ("method", "rank", "kept", "lossy"),
+    [
+        *(("svd", None, 3, True), ("svd", 4, 4, True), ("svd", 5, 5, False), ("svd", 99, 5, False)),
+        *(("task_arithmetic", None, 5, False), ("linear", 4, 4, True)),
+        *(("ties", None, 5, True), ("ties", 8, 8, False)),
+    ],
+)
+def test_loss_is_told_where_something_can_be_lost(
+    method: str, rank: int | None, kept: int, lossy: bool
+) -> None:
+    """Sums of ranks 2 and 3 have rank 5 at most; what else is made of matrices of 16 × 8 may have rank 8."""
+    adapter("a", 1, targets=["v_proj"])
+    adapter("b", 2, targets=["v_proj"], rank=3)
+    chosen = plan(recipe(method, {"a": 1.0, "b": 0.5}, **({} if rank is None else {"rank": rank})))
+    assert any("the rest is lost" in text for text in chosen.warnings) == lossy
+    assert {min(job.shape) for job in chosen.jobs} == {kept}
+
+
+def test_line_of_a_base_that_is_too_much() -> None:
+    adapter("a", 1)
+    Path("recipe.yml").write_text("base_model: base\nmodels: [{model: a}]\nmerge_method: cat\n")
+    with pytest.raises(RecipeError, match=r"^recipe.yml:1: .*\n.*leave out base_model"):
+        plan("recipe.yml")
+
+
+def test_what_was_made_of_adapters_is_not_run_again(capsys: pytest.CaptureFixture[str]) -> None:
+    adapter("a", 1)
+    merge(recipe("cat", {"a": 1}), "out", PLAIN)
+    done = run(capsys, "reproduce", "out")
+    assert "out is an adapter made of adapters, which is not run again here" in done.err
+    assert "run meldkit merge out/meldkit.yml NEW_FOLDER" in done.err
 
 
 def test_error_of_averaged_factors_is_large() -> None:

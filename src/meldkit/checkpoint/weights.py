@@ -93,6 +93,11 @@ def _in_folder(label: str, folder: Path) -> list[Header]:
             f"model '{label}': {folder} has {len(ggufs)} GGUF files: {', '.join(ggufs[:3])}",
             hint=f"each of them is a model; name one, such as {label}/{ggufs[0]}",
         )
+    if any(name.startswith("adapter_model.") for name in stray):
+        raise CheckpointError(
+            f"model '{label}': {folder} has the weights of an adapter, but no adapter_config.json",
+            hint="download that file, too; it says what they are added to, and how",
+        )
     if stray:
         raise CheckpointError(
             f"model '{label}': {folder} has {wanted}, but {', '.join(stray[:3])}",

@@ -33,6 +33,8 @@ from meldkit.recipe import ADAPTER_METHODS, ModelRef, Recipe, Setting
 
 #: The parameter that says how many singular values are kept.
 _RANK = "rank"
+#: Methods that add up products, each times a number: the ranks of sums add up at most.
+_SUMS = ("linear", "task_arithmetic")
 #: What task vectors are taken from where a method wants a base.
 _NOTHING = ModelRef("nothing")
 
@@ -86,12 +88,15 @@ def plan_adapters(recipe: Recipe, folders: Sequence[Path], options: MergeOptions
     # svd is given a sum, whose rank is theirs together at most; what others make may have any.
     all_ranks = [max(f.rank for f in adapter.modules.values()) for adapter in adapters.values()]
     usual = max(all_ranks) if recipe.merge_method == "svd" else sum(all_ranks)
+    lossy = False
     for module in _modules(adapters):
         name = f"{module}.weight"
         if wanted.exact:
             sides = _summed(module, jobs[name], list(wanted.recipe.models()), adapters, dtype)
         else:
-            sides = _decomposed(module, made[name], wanted.rank or usual, adapters, dtype)
+            most = _most(module, adapters, wanted.recipe.merge_method)
+            lossy = lossy or (wanted.rank or usual) < most
+            sides = _decomposed(module, made[name], min(wanted.rank or usual, most), adapters, dtype)
         ranks[module] = sides[0].shape[0]
         tensors |= {info.name: info for info in sides}
     saved = _saved(adapters)
@@ -101,7 +106,7 @@ def plan_adapters(recipe: Recipe, folders: Sequence[Path], options: MergeOptions
         tensors[whole] = _as(dtype, replace(made[name], name=whole))
     settings = _settings(adapters, ranks)
     how = "their sum, exactly" if wanted.exact else f"by {recipe.merge_method}, its largest singular values"
-    if not wanted.exact:
+    if lossy:
         warnings.append(
             f"of each module the {max(ranks.values())} largest singular values are kept, and the rest is "
             "lost; 'rank' under 'parameters' keeps more"
@@ -152,7 +157,8 @@ def _wanted(recipe: Recipe) -> _Wanted:
     if method in ADAPTER_METHODS:
         parameters.setdefault("normalize", Setting(value=False))
     base = recipe.base_model
-    if base is None and get_method(inner).base.required:
+    place = recipe.lines.get("merge_method", recipe.origin)
+    if get_method(inner, place, others=ADAPTER_METHODS).base.required and base is None:
         base = _NOTHING
     within = replace(
         recipe,
@@ -204,11 +210,12 @@ def _check_together(adapters: Mapping[ModelRef, LoneAdapter], wanted: _Wanted) -
     if len(adapters) > 1 and not shared:
         yield "the adapters have no module in common; are their models named alike?"
     for name in _saved(adapters):
+        having = next(ref for ref, adapter in adapters.items() if name in adapter.saved)
         lacking = [ref for ref, adapter in adapters.items() if name not in adapter.saved]
         if lacking or wanted.recipe.merge_method != "linear" or not _is_average(wanted.recipe):
             why = f", which '{lacking[0]}' has not" if lacking else ""
             raise FormatError(
-                f"not supported: an adapter brings {name} as a whole{why}; only linear averages such "
+                f"not supported: adapter '{having}' brings {name} as a whole{why}; only linear averages such "
                 "tensors, if all adapters have them",
                 hint="merge models: write each as BASE_MODEL+ADAPTER",
             )
@@ -293,18 +300,23 @@ def _shares(job: TensorJob) -> Sequence[float]:
     return normalized(weights) if job.values["normalize"] else list(weights)
 
 
+def _most(module: str, adapters: Mapping[ModelRef, LoneAdapter], method: str) -> int:
+    """The highest rank that the result can have."""
+    own = [a.modules[module] for a in adapters.values() if module in a.modules]
+    return min(*own[0].shape, *([sum(factors.rank for factors in own)] if method in _SUMS else ()))
+
+
 def _decomposed(
     module: str,
     made: TensorInfo,
-    wanted: int,
+    rank: int,
     adapters: Mapping[ModelRef, LoneAdapter],
     dtype: str,
 ) -> tuple[TensorInfo, TensorInfo]:
     """The largest singular values of what the products are merged into."""
-    own = [a.modules[module] for a in adapters.values() if module in a.modules]
-    rows, columns = own[0].shape
-    rank = min(wanted, rows, columns)
-    names = _names(module, embedding=own[0].embedding)
+    own = next(a.modules[module] for a in adapters.values() if module in a.modules)
+    rows, columns = own.shape
+    names = _names(module, embedding=own.embedding)
     sides = [
         TensorInfo(name, dtype, shape, made.file, 0, made.nbytes, factor)
         for name, shape, first in zip(names, ((rank, columns), (rows, rank)), (True, False), strict=True)

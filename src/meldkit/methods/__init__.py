@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+from collections.abc import Iterable
 from pathlib import Path
 
 from meldkit.errors import RecipeError, did_you_mean
@@ -66,12 +67,13 @@ METHODS: dict[str, Method] = {
 }
 
 
-def get_method(name: str, where: str = "") -> Method:
+def get_method(name: str, where: str = "", *, others: Iterable[str] = ()) -> Method:
     """The method of that name, ours or one that an installed package declares.
 
     Args:
         name: as in `merge_method`.
         where: place in the recipe, for messages.
+        others: what else could have stood there.
 
     Raises:
         RecipeError: unknown; names the nearest one.
@@ -85,7 +87,8 @@ def get_method(name: str, where: str = "") -> Method:
         return METHODS[name]
     except KeyError:
         raise RecipeError(
-            f"{where + ': ' if where else ''}unknown merge_method '{name}'", hint=did_you_mean(name, METHODS)
+            f"{where + ': ' if where else ''}unknown merge_method '{name}'",
+            hint=did_you_mean(name, [*METHODS, *others]),
         ) from None
 
 

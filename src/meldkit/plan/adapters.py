@@ -27,6 +27,16 @@ def adapter_folders(recipe: Recipe, cache: Path | None) -> list[Path] | None:
     folders = (
         lone_adapters(recipe.models(), cache=cache, anywhere=method in ADAPTER_METHODS) if plain else None
     )
+    base = recipe.base_model
+    if folders is None and plain and base is not None and method in ADAPTER_METHODS:
+        others = [ref for ref in recipe.models() if ref != base]
+        if others and lone_adapters(others, cache=cache, anywhere=True) is not None:
+            place = recipe.lines.get("base_model", recipe.origin)
+            raise RecipeError(
+                f"{place + ': ' if place else ''}merge_method '{method}' merges adapters without the model "
+                f"under them, and base_model names one: '{base}'",
+                hint=f"leave out base_model; what comes out is then laid over the model as {base}+OUT",
+            )
     if folders is None and method in ADAPTER_METHODS:
         raise RecipeError(
             f"{where + ': ' if where else ''}merge_method '{method}' merges adapters, and not all models are",

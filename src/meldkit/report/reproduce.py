@@ -117,12 +117,11 @@ def reproduce(
             hint = "single files have none; 'meldkit merge' and 'meldkit pytorch' write one into folders"
         raise CheckpointError(f"{path} has no record of a merge ({RECORD})", hint=hint)
     if tool := record.get("tool"):
+        made = f"was made by 'meldkit {tool}'" if tool != "merge" else "is an adapter made of adapters"
         hint = f"run it again with what {path / RECIPE} says, into another folder, and compare both"
         if tool in ("merge", "moe"):
             hint = f"run meldkit {tool} {path / RECIPE} NEW_FOLDER and compare both, e.g. by 'meldkit diff'"
-        raise NotSupportedError(
-            f"{path} was made by 'meldkit {tool}', which is not run again here", hint=hint
-        )
+        raise NotSupportedError(f"{path} {made}, which is not run again here", hint=hint)
     recipe = path / RECIPE
     if not recipe.is_file() or _digest(recipe) != record["files"].get(RECIPE, {}).get("sha256"):
         raise MismatchError(

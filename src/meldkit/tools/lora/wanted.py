@@ -84,12 +84,16 @@ def check(wanted: Extraction) -> None:
             hint="singular values up to this are left out: 0, which leaves out none, or more",
         )
     for text in (*wanted.include, *wanted.exclude):
-        try:
-            re.compile(text)
-        except re.error as e:
-            raise RecipeError(
-                f"'{text}' is no regular expression: {e}", hint="it is searched for in the names of modules"
-            ) from None
+        _check_expression(text)
+
+
+def _check_expression(text: str) -> None:
+    try:
+        re.compile(text)
+    except re.error as e:
+        raise RecipeError(
+            f"'{text}' is no regular expression: {e}", hint="it is searched for in the names of modules"
+        ) from None
 
 
 def unmatched(wanted: Extraction, modules: Sequence[str]) -> Iterator[str]:
