@@ -303,6 +303,19 @@ def test_other_types_of_models_are_taken_if_that_is_wanted(capsys: pytest.Captur
 
 
 @pytest.mark.usefixtures("base")
+def test_output_is_apart_from_models(capsys: pytest.CaptureFixture[str]) -> None:
+    finetune("base", "tuned", low_rank(1))
+    extract(capsys, "--max-rank", "1")
+    # What would only be found when all modules have been compared.
+    options = ("--model", "base+adapter", "--base-model", "base", "--overwrite", "-i", "nothing")
+    for out in ("base", "adapter"):
+        done = run(capsys, "extract-lora", out, *options)
+        assert f"{out} is the folder of the input 'base" in done.err
+    Path("loop").symlink_to("loop")
+    assert "loop is a link that leads nowhere" in run(capsys, "extract-lora", "loop", *options).err
+
+
+@pytest.mark.usefixtures("base")
 def test_what_fits_no_module_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     finetune("base", "tuned", low_rank(1))
     found = extract(

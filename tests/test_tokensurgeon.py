@@ -571,6 +571,30 @@ def test_said_before_and_after(capsys: pytest.CaptureFixture[str]) -> None:
     assert "tokensurgeon" in card
 
 
+@pytest.mark.usefixtures("models")
+def test_options_of_other_methods_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("-a", "subword", "-w", "barycentric", "-c", "-s", "sum", "-k", "64")
+    done = run(capsys, "tokensurgeon", "model", "donor", *options, "--plan")
+    assert done.status == 0
+    assert "--weight-scheme has no effect with subword, only with common_interpolation" in done.err
+    assert "--cosine-similarity has no effect with subword" in done.err
+    assert done.err.count("has no effect") == 2  # --k is what it is without being given
+
+
+@pytest.mark.usefixtures("models")
+@pytest.mark.parametrize("options", [("--plan",), ("--overwrite",)])
+@pytest.mark.parametrize("out", ["model", "donor", "donor/below"])
+def test_output_is_looked_at_first(
+    options: tuple[str, ...], out: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(Path().rglob("*"))
+    # That k is too large is found out later.
+    done = run(capsys, "tokensurgeon", "model", "donor", out, "-k", "64", *options)
+    relation = "is inside" if "/" in out else "is"
+    assert f"{out} {relation} the folder of the input '{out.partition('/')[0]}'" in done.err
+    assert sorted(Path().rglob("*")) == before
+
+
 @pytest.mark.slow
 def test_smollm2_there_and_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

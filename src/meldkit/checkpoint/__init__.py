@@ -12,6 +12,7 @@ from meldkit.checkpoint.folder import Checkpoint, open_checkpoint
 from meldkit.checkpoint.json_file import read_json, shown, write_json
 from meldkit.checkpoint.links import check_links
 from meldkit.checkpoint.models import (
+    folders_here,
     lone_adapters,
     may_be_on_hub,
     open_as_stored,
@@ -49,6 +50,7 @@ __all__ = [
     "alike",
     "as_named_by",
     "check_links",
+    "folders_here",
     "lone_adapters",
     "may_be_on_hub",
     "open_as_stored",

@@ -12,7 +12,7 @@ from meldkit.checkpoint.folder import Checkpoint, lay_over, open_checkpoint
 from meldkit.checkpoint.json_file import shown
 from meldkit.checkpoint.weights import SUFFIXES, read_file
 from meldkit.errors import CheckpointError, nearest
-from meldkit.recipe.refs import ModelRef
+from meldkit.recipe.refs import AdapterRef, ModelRef
 
 #: What the hub accepts as an id: `organisation/name`.
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
@@ -95,7 +95,14 @@ def lone_adapters(
     return folders if all(map(_is_adapter, folders)) else None
 
 
-def _is_here(ref: ModelRef) -> bool:
+def folders_here(refs: Sequence[ModelRef]) -> dict[Path, str]:
+    """The folders of models and adapters that are named by where they lie, and which references name them."""
+    named = [(place, str(ref)) for ref in refs for place in (ref, *ref.adapters) if _is_here(place)]
+    places = {Path(place.path).expanduser(): label for place, label in named}
+    return {path.parent if path.is_file() else path: label for path, label in places.items()}
+
+
+def _is_here(ref: ModelRef | AdapterRef) -> bool:
     try:
         return Path(ref.path).expanduser().exists()
     except (OSError, RuntimeError):  # too long, or `~nobody`: whoever opens it says so

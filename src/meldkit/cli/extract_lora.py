@@ -71,17 +71,18 @@ def command(
     options = MergeOptions(**given)
     loud = not options.quiet
     with interruptible(target):
-        from meldkit.api import check_free, merge
+        from meldkit.api import merge
         from meldkit.tools.lora.errors import measure_errors
         from meldkit.tools.lora.extract import plan_extraction
         from meldkit.tools.lora.wanted import Extraction
+        from meldkit.tools.target import check_target
 
-        check_free(target, overwrite=options.overwrite)
+        wanted = Extraction.of(model, base_model, **own)
+        check_target(target, [wanted.model, wanted.base], options)
         if html is not None:
             from meldkit.report.html import check_html
 
             check_html(html, created=target)
-        wanted = Extraction.of(model, base_model, **own)
         with show_steps(enabled=loud) as step:
             planned = plan_extraction(wanted, options, progress=step)
         if loud:

@@ -107,13 +107,14 @@ def command(model: str, donor: str, out: Path | None, only_plan: bool, as_json: 
     options = MergeOptions(**given)
     loud = not options.quiet
     with interruptible(out):
-        from meldkit.api import check_free, merge
+        from meldkit.api import merge
+        from meldkit.tools.target import check_target
         from meldkit.tools.transplant.plan import as_data, plan_transplant
         from meldkit.tools.transplant.wanted import Transplant
 
-        if out is not None and not only_plan:
-            check_free(out, overwrite=options.overwrite)
         wanted = Transplant.of(model, donor, **own)
+        if out is not None:
+            check_target(out, [wanted.model, wanted.donor], options)
         with show_steps(enabled=loud) as step:
             planned = plan_transplant(wanted, options, progress=step)
         if loud:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from meldkit.output.files import write_record, write_side_files
 from meldkit.output.fit import check_fit, facts
 from meldkit.output.folder import PARTIAL, OutputFolder, check_free
+from meldkit.output.inputs import check_folder
 from meldkit.output.names import CARD, RECIPE, RECORD, may_be_read
 from meldkit.output.own import check_links, check_names
 from meldkit.output.record import FORMAT, commit_of, sample_of, settings_of, surroundings
@@ -23,6 +24,7 @@ __all__ = [
     "Sums",
     "Verification",
     "check_fit",
+    "check_folder",
     "check_free",
     "check_links",
     "check_names",

@@ -12,20 +12,23 @@ from meldkit.plan import Plan, stored_inputs
 
 def check_apart(path: Path, plan: Plan) -> None:
     """Refuse to write into an input's folder, below or above it: inputs are never changed."""
-    out = path.resolve()
     for checkpoint in stored_inputs(plan):
         folders = [checkpoint.folder, *(adapter.folder for adapter in checkpoint.adapters)]
-        for folder in (f.resolve() for f in (*folders, *(p.resolve().parent for p in checkpoint.files()))):
-            # A lone weight file may lie in a folder that is not a model's, such as the current one.
-            below = folder in out.parents and any(
-                (folder / f"{n}config.json").exists() for n in ("", "adapter_")
-            )
-            if out == folder or below or out in folder.parents:
-                relation = "is" if out == folder else "is inside" if below else "contains"
-                raise OutputError(
-                    f"{path} {relation} the folder of the input '{checkpoint.label}'",
-                    hint="inputs are never changed; name a folder apart from them",
-                )
+        for folder in (*folders, *(p.resolve().parent for p in checkpoint.files())):
+            check_folder(path, folder, checkpoint.label)
+
+
+def check_folder(path: Path, folder: Path, label: str) -> None:
+    """The same of one folder of an input."""
+    out, folder = path.resolve(), folder.resolve()
+    # A lone weight file may lie in a folder that is not a model's, such as the current one.
+    below = folder in out.parents and any((folder / f"{n}config.json").exists() for n in ("", "adapter_"))
+    if out == folder or below or out in folder.parents:
+        relation = "is" if out == folder else "is inside" if below else "contains"
+        raise OutputError(
+            f"{path} {relation} the folder of the input '{label}'",
+            hint="inputs are never changed; name a folder apart from them",
+        )
 
 
 def stamps(plan: Plan) -> dict[Path, tuple[int, int]]:

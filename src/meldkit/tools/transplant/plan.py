@@ -14,7 +14,7 @@ from meldkit.plan import Composed, OtherVocabulary, Plan, Tool
 from meldkit.plan.tables import lint_rows, num_tokens
 from meldkit.tools.transplant.side import Side, open_side
 from meldkit.tools.transplant.surgery import NewTable, Progress, Surgery
-from meldkit.tools.transplant.wanted import Transplant, check
+from meldkit.tools.transplant.wanted import Transplant, check, idle
 from meldkit.vocab import GENERATION, OutputTokenizer
 
 
@@ -70,7 +70,7 @@ def plan_transplant(
         fingerprint=hashlib.sha256(repr(content).encode()).hexdigest(),
         parts=model.checkpoint.parts,
         notes=model.checkpoint.notes,
-        warnings=(*model.checkpoint.warnings, *lint, *surgery.warnings),
+        warnings=(*idle(wanted), *model.checkpoint.warnings, *lint, *surgery.warnings),
         inputs=(model.checkpoint, donor.checkpoint),
         vocabulary=OtherVocabulary(output, tuple(num_tokens(model.model)), size),
     )

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from meldkit.errors import RecipeError
 from meldkit.recipe import ModelRef
 from meldkit.recipe.write import to_yaml_text
 from meldkit.tools.transplant.names import METHODS, PLACES, SUBWORD_METHODS, WEIGHT_SCHEMES
+
+#: Options of some methods only, and theirs.
+_OF_METHODS = {
+    "k": ("--k", ("omp", "common_interpolation", "stb", "mp_rope")),
+    "weight_scheme": ("--weight-scheme", ("common_interpolation",)),
+    "cosine": ("--cosine-similarity", ("common_interpolation",)),
+    "subword": ("--subword-method", ("subword",)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +78,11 @@ def check(wanted: Transplant) -> None:
         raise RecipeError(f"--k is {wanted.k}", hint="it is 1 or more; 64 is usual")
     if wanted.pad_to_multiple_of < 1:
         raise RecipeError(f"--pad-to-multiple-of is {wanted.pad_to_multiple_of}", hint="such as 64")
+
+
+def idle(wanted: Transplant) -> Iterator[str]:
+    """Warnings about options that the method does not look at."""
+    usual = {field.name: field.default for field in fields(Transplant)}
+    for name, (option, methods) in _OF_METHODS.items():
+        if wanted.method not in methods and getattr(wanted, name) != usual[name]:
+            yield f"{option} has no effect with {wanted.method}, only with {', '.join(methods)}"
