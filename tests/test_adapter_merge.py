@@ -373,3 +373,27 @@ def test_error_of_averaged_factors_is_large() -> None:
     exact = (deltas("a")[module] + deltas("b")[module]) / 2
     assert np.linalg.norm(averaged - exact) > 0.3 * np.linalg.norm(exact)
     torch.testing.assert_close(deltas("out")[module], exact, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*lora_bias=True", "ignore:Adapter 'default'.* invalid shape")
+def test_biases_are_averaged_where_all_have_them() -> None:
+    """Those that were trained beside factors; changes of biases are refused."""
+    size = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    config = LIBRARY.Qwen2Config(**size, num_attention_heads=4, num_key_value_heads=2)
+    LIBRARY.Qwen2ForCausalLM(config).save_pretrained("base")
+    for seed, name in enumerate("ab", start=1):
+        adapter(name, seed, bias="lora_only")
+    adapter("changes", 3, lora_bias=True)
+    merge(recipe("linear", {"a": 1, "b": 3}), "out", PLAIN)
+    a, b, out = (load_file(Path(name, "adapter_model.safetensors")) for name in ("a", "b", "out"))
+    biases = [name for name in out if name.endswith("bias")]
+    assert len(biases) == 2
+    for name in biases:
+        torch.testing.assert_close(out[name], 0.25 * a[name] + 0.75 * b[name])
+    merge({"merge_method": "passthrough", "models": [{"model": "base+out"}]}, "model", PLAIN)
+    merged = LIBRARY.AutoModelForCausalLM.from_pretrained("model", dtype=torch.float32)
+    torch.testing.assert_close(merged.eval()(IDS).logits, logits("out"), atol=1e-5, rtol=1e-5)
+    with pytest.raises(FormatError, match=r"adapter 'a' brings .*bias as a whole; only linear"):
+        plan(recipe("cat", {"a": 1, "b": 1}))
+    with pytest.raises(FormatError, match=r"changes has '.*lora_B.bias'"):
+        plan(recipe("linear", {"a": 1, "changes": 1}))
