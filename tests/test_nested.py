@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,11 @@ def test_multi(
     Path("recipe.yml").write_text(MULTI.format(models).replace("weight: 0.5", "weight: 0.25"))
     changed = run(capsys, "multi", "recipe.yml", "other", "-I", "parts", "--json")
     assert [step["merged"] for step in json.loads(changed.out)] == [True, True]
+    # What is not whole any more is made again.
+    with Path("parts/both/model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    mended = run(capsys, "multi", "recipe.yml", "mended", "-I", "parts", "--json")
+    assert [step["merged"] for step in json.loads(mended.out)] == [True, True]
     Path("parts/both/meldkit.json").unlink()
     foreign = run(capsys, "multi", "recipe.yml", "third", "-I", "parts")
     assert "parts/both is made by another program, and used as it is" in foreign.out
@@ -234,6 +240,56 @@ def test_multi_refuses(
     result = run(capsys, "multi", *arguments)
     assert result.status == 2
     assert message in result.err
+
+
+@pytest.mark.parametrize(
+    ("change", "out", "status", "message"),
+    [
+        (("slerp", "slurp"), "out", 2, "unknown merge_method 'slurp'"),
+        (("{t:", "{u:"), "out", 2, "unknown parameter 'u'"),
+        (("/z}", "/none}"), "out", 3, "none' does not exist"),
+        (("/z}", "/wide}"), "out", 3, "has shape"),
+        (("", ""), "parts", 2, "parts and parts/both, the folder of recipe 'both', are not apart"),
+        (("", ""), "parts/both/in", 2, "are not apart"),
+        (("", ""), "full", 2, "full is not empty"),
+    ],
+)
+def test_nothing_is_made_where_a_later_recipe_will_fail(
+    change: tuple[str, str],
+    out: str,
+    status: int,
+    message: str,
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wide = {name: torch.zeros(*(2 * n for n in t.shape)) for name, t in tiny.tensors(models / "z").items()}
+    tiny.stored(models / "wide", wide)
+    Path("full").mkdir()
+    Path("full/file").touch()
+    first, last = MULTI.format(models).split("---")
+    Path("recipe.yml").write_text(f"{first}---{last.replace(*change)}")
+    result = run(capsys, "multi", "recipe.yml", out, "-I", "parts")
+    assert result.status == status
+    assert message in result.err
+    assert not Path("parts").exists()
+
+
+def test_there_is_room_for_all_recipes_or_none_is_carried_out(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yml").write_text(MULTI.format(models))
+    run(capsys, "multi", "recipe.yml", "before", "-I", "first")
+    size = sum(path.stat().st_size for path in Path("before").glob("*.safetensors"))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(1.5 * size)))
+    result = run(capsys, "multi", "recipe.yml", "out", "-I", "parts")
+    assert result.status == 4
+    assert "the 2 outputs need" in result.err
+    assert not Path("parts").exists()
 
 
 def test_name_that_leads_elsewhere(

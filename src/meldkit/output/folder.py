@@ -11,7 +11,6 @@ the disk lost or changed meanwhile is told by the sums of tensors, and made agai
 
 from __future__ import annotations
 
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -22,7 +21,7 @@ from meldkit.errors import CheckpointError, OutputError, RunError
 from meldkit.output.failures import AGAIN, failures
 from meldkit.output.inputs import check_apart, identity, stamps
 from meldkit.output.journal import Entries, Journal, read_journal
-from meldkit.output.names import describes_model, size_beside
+from meldkit.output.names import describes_model, size_of
 from meldkit.output.own import check_links, check_own
 from meldkit.output.replace import (
     JOURNAL,
@@ -35,6 +34,7 @@ from meldkit.output.replace import (
     sync_path,
     take_back,
 )
+from meldkit.output.space import check_space
 from meldkit.output.sums import Sum, Sums, intact
 from meldkit.output.verify import Verification, check_weights, verify
 from meldkit.output.weight_file import WeightFile
@@ -201,19 +201,10 @@ class OutputFolder:
                 (self.path / name).rename(self.partial / name)
 
     def _check_space(self) -> None:
-        existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
-        disk = shutil.disk_usage(existing)
         present = sum(
             self._file(f).stat().st_blocks * 512 for f in self._plan.files if self._file(f).exists()
         )
-        needed = self._plan.bytes_to_write - present + size_beside(self._plan)
-        # What has no size, such as /proc, is no disk; why nothing can be written there is said later.
-        if needed > disk.free and disk.total:
-            raise RunError(
-                f"the output needs {needed / 1e6:,.0f} MB, "
-                f"the disk of {self.path} has {disk.free / 1e6:,.0f} MB free",
-                hint="free some space, or name a folder on another disk",
-            )
+        check_space({self.path: size_of(self._plan) - present})
 
     def _file(self, file: OutputFile) -> Path:
         return self.partial / file.name

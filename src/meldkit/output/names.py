@@ -105,12 +105,13 @@ def carried(donor: Path, *, copy_tokenizer: bool, merged: Collection[str] = ()) 
             yield path
 
 
-def size_beside(plan: Plan) -> int:
-    """Bytes of the donor's files that go with the weights, as they are now."""
+def size_of(plan: Plan) -> int:
+    """Bytes of what is about to be written: weights, and the donor's files beside them as they are now."""
     donor = plan.checkpoints[plan.donor]
     if donor.gguf is not None:
-        return 0
-    return sum(p.stat().st_size for p in carried(donor.folder, copy_tokenizer=True, merged=donor.parts))
+        return plan.bytes_to_write
+    beside = carried(donor.folder, copy_tokenizer=True, merged=donor.parts)
+    return plan.bytes_to_write + sum(p.stat().st_size for p in beside)
 
 
 def _belongs(path: PurePath) -> bool:

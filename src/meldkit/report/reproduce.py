@@ -181,12 +181,19 @@ def _options(
 
 
 def is_of_plan(folder: Path, plan: Plan) -> bool:
-    """Whether a folder holds what a plan gives, as the record of its merge says; inputs are looked at."""
+    """Whether a folder holds what a plan gives, as the record of its merge says. Inputs are looked at; of the
+    files in the folder, their sizes."""
     try:
         record = read_record(folder)
     except MeldError:
         return False
-    return record is not None and record["plan"] == plan.digest() and not any(_changed_inputs(record, plan))
+    if record is None or record["plan"] != plan.digest() or any(_changed_inputs(record, plan)):
+        return False
+    files = {name: folder / name for name in (*record["weights"], *record["files"])}
+    sizes = {name: path.stat().st_size for name, path in files.items() if path.is_file()}
+    return all(
+        sizes.get(name) == file["size"] for name, file in (record["weights"] | record["files"]).items()
+    )
 
 
 def _changed_inputs(record: Mapping[str, Any], chosen: Plan) -> Iterator[str]:

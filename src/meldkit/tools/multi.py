@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from meldkit.api import plan
-from meldkit.errors import RecipeError
+from meldkit.errors import OutputError, RecipeError
 from meldkit.options import MergeOptions
-from meldkit.output import RECORD
-from meldkit.plan import Plan
+from meldkit.output import RECORD, check_free, check_space, size_of
+from meldkit.plan import Plan, adapter_folders
 from meldkit.recipe import Recipe, by_name, load_recipes, order, relocated
 from meldkit.report.reproduce import is_of_plan
 
@@ -70,20 +70,90 @@ def steps(
         )
     places = {name: folder / name for each in ordered if (name := _folder_name(each)) is not None}
     stored = {name: str(place) for name, place in places.items()}
+    strangers = {name for name, place in places.items() if lazy and _there(place) == _FOREIGN}
+    if out is not None:
+        _check_apart(out, places)
+    _foresee(
+        [recipe for recipe in ordered if recipe.name not in strangers], strangers, places, out, options, lazy
+    )
     for current in ordered:
         path = out if current.name is None else places[current.name]
         assert path is not None
         there = _there(path)
-        if there == _FOREIGN and lazy and current.name is not None:
+        if current.name in strangers:
             yield Step(current.name, path, None, options, stranger=True)
             continue
         chosen = plan(relocated(current, stored), options, headers_only=True)
         if there == _OURS and lazy and is_of_plan(path, chosen):
             yield Step(current.name, path, None, options)
         else:
-            # What an earlier run made of another recipe of this name is of no use to anybody.
-            useless = current.name is not None and (there == _OURS or not lazy)
-            yield Step(current.name, path, chosen, replace(options, overwrite=options.overwrite or useless))
+            overwrite = _may_replace(current, there, options, lazy)
+            yield Step(current.name, path, chosen, replace(options, overwrite=overwrite))
+
+
+def _foresee(
+    recipes: Sequence[Recipe],
+    strangers: Iterable[str],
+    places: Mapping[str, Path],
+    out: Path | None,
+    options: MergeOptions,
+    lazy: bool,
+) -> None:
+    """Find out what the last recipe would fail for before the first one is carried out.
+
+    Args:
+        recipes: those to be carried out, each after those that it uses.
+        strangers: names of those that are not, as what is in their places is used.
+        places: the folders of those that have a name.
+        out: the folder of the one without.
+        options, lazy: as for `steps`.
+
+    Raises:
+        MeldError: as for `plan` and `merge`.
+    """
+    known = {name: str(places[name]) for name in strangers}
+    named: dict[str, Recipe] = {}
+    needed: dict[Path, int] = {}
+    for recipe in recipes:
+        path = out if recipe.name is None else places[recipe.name]
+        assert path is not None
+        current, there = relocated(recipe, known), _there(path)
+        stages = order(current, named)
+        if recipe.name is not None:
+            named[recipe.name] = current
+        # What an adapter can be used for is seen when it is there.
+        if any(_gives_adapter(stage, options) for stage in stages.values()):
+            continue
+        foreseen = plan(replace(current, stages=stages), options, headers_only=True)
+        if not stages and there == _OURS and lazy and is_of_plan(path, foreseen):
+            known |= {} if recipe.name is None else {recipe.name: str(path)}
+            continue
+        check_free(path, overwrite=_may_replace(recipe, there, options, lazy))
+        if there is None:
+            needed[path] = size_of(foreseen)
+    check_space(needed)
+
+
+def _may_replace(recipe: Recipe, there: str | None, options: MergeOptions, lazy: bool) -> bool:
+    """Whether what is in a recipe's place may go; what was stored on the way is of no other use."""
+    return options.overwrite or (recipe.name is not None and (there == _OURS or not lazy))
+
+
+def _gives_adapter(recipe: Recipe, options: MergeOptions) -> bool:
+    cache = Path(options.transformers_cache) if options.transformers_cache else None
+    return adapter_folders(recipe, cache) is not None
+
+
+def _check_apart(out: Path, places: Mapping[str, Path]) -> None:
+    """Refuse to write one result into the folder of another."""
+    own = out.resolve()
+    for name, place in places.items():
+        other = place.resolve()
+        if own == other or own in other.parents or other in own.parents:
+            raise OutputError(
+                f"{out} and {place}, the folder of recipe '{name}', are not apart",
+                hint="name an output folder outside the folder of intermediate results",
+            )
 
 
 def _in_order(recipes: Sequence[Recipe]) -> list[Recipe]:
