@@ -312,18 +312,54 @@ def test_same_bytes_again(make: Callable[..., Any]) -> None:
     assert Path("one/model.safetensors").read_bytes() == Path("other/model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("kind", ["Llama", "Qwen2", "Qwen3"])
 def test_upcycled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Where a kind of mixture has a shared expert, that adds nothing."""
     monkeypatch.chdir(tmp_path)
-    dense(Path("base"), "Llama", 0)
+    dense(Path("base"), kind, 0)
     done = run(capsys, "moe", "--upcycle", "4", "base", "out", "--experts-per-token", "3")
     assert done.status == 0, done.err
+    assert "all experts are the same" in done.err
     config = json.loads(Path("out/config.json").read_text())
-    assert (config["num_local_experts"], config["num_experts_per_tok"]) == (4, 3)
+    count = config.get("num_local_experts", config.get("num_experts"))
+    assert (count, config["num_experts_per_tok"]) == (4, 3)
     torch.testing.assert_close(logits("out", IDS), logits("base", IDS), atol=2e-5, rtol=1e-4)
     mixture, _ = load_mixture(Path("out/meldkit.yml"))
     assert len(mixture.experts) == 4
+    parted = run(capsys, "moe", "--upcycle", "2", "base", "parted", "--noise-scale", "0.01")
+    assert parted.status == 0
+    assert "all experts are the same" not in parted.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("base", "--upcycle", "1"), "--upcycle is 1; a mixture has 2 experts or more"),
+        (("base", "--upcycle", "2", "--noise-scale", "-1"), "--noise-scale is -1"),
+        (("base", "--upcycle", "2", "--noise-scale", "nan"), "--noise-scale is nan"),
+        (("mixture", "--upcycle", "2"), "mixture is a mixture of 2 experts already"),
+        (("moe.yml", "--upcycle", "2"), "moe.yml is no model"),
+        (("base",), "add --upcycle with their number"),
+    ],
+)
+def test_what_cannot_be_upcycled(
+    arguments: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    dense(Path("base"), "Llama", 0)
+    dense(Path("mixture"), "Mixtral", 0, num_local_experts=2)
+    Path("moe.yml").write_text(yaml.safe_dump({"base_model": "base", "experts": experts("base")}))
+    first, *options = arguments
+    done = run(capsys, "moe", first, "out", *options)
+    assert done.status == 2
+    assert message in done.err
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -425,7 +461,27 @@ BAD: dict[str, tuple[dict[str, Any], type[MeldError], str]] = {
         MismatchError,
         "is [16, 32], that of the base 'base' [16, 24]",
     ),
-    "other depth": ({"experts": experts("a", "deep")}, MismatchError, "it lacks model.layers.1"),
+    "other depth": ({"experts": experts("a", "flat")}, MismatchError, "it lacks model.layers.1"),
+    "deeper": (
+        {"experts": experts("a", "deep")},
+        MismatchError,
+        "'deep' has 3 layers, the base 'base' has 2",
+    ),
+    "another activation": (
+        {"experts": experts("a", "gelu")},
+        MismatchError,
+        "expert 'gelu' has hidden_act gelu, the base 'base' has silu",
+    ),
+    "another kind of model": (
+        {"experts": experts("a", "qwen")},
+        MismatchError,
+        "mixtral: not from models of type 'qwen2', as 'qwen' is",
+    ),
+    "noise below 0": (
+        {"experts": [{"source_model": "a", "positive_prompts": ["x"], "noise_scale": -1}, *experts("base")]},
+        RecipeError,
+        "'noise_scale' is -1",
+    ),
     "unknown gates": ({"experts": experts("a"), "gate_mode": "hiden"}, RecipeError, "did you mean 'hidden'?"),
     "unknown architecture": (
         {"experts": experts("a", "base"), "architecture": "mixtrall"},
@@ -435,12 +491,12 @@ BAD: dict[str, tuple[dict[str, Any], type[MeldError], str]] = {
     "architecture that does not fit": (
         {"experts": experts("a", "base"), "architecture": "qwen3"},
         MismatchError,
-        "qwen3 moe: not from models of type 'llama', but qwen3",
+        "qwen3 moe: not from models of type 'llama', as 'base' is, but qwen3",
     ),
     "no shared expert": (
         {"experts": experts("a", "base"), "architecture": "glm4"},
         MismatchError,
-        "it has 1 shared experts, 0 are given",
+        "glm4 moe: 'shared_experts' has 0 entries, it takes 1",
     ),
     "experts of a dense model": (
         {"experts": [{"source_model": "a", "expert": 0}, *experts("base")]},
@@ -474,9 +530,15 @@ def test_refused(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    others = {"wide": {"intermediate_size": 32}, "deep": {"num_hidden_layers": 1}}
+    others: dict[str, dict[str, Any]] = {
+        "wide": {"intermediate_size": 32},
+        "flat": {"num_hidden_layers": 1},
+        "deep": {"num_hidden_layers": 3},
+        "gelu": {"hidden_act": "gelu"},
+    }
     for model in ("base", "a", *others):
         dense(Path(model), "Llama", 0, **others.get(model, {}))
+    dense(Path("qwen"), "Qwen2", 0)
     tiny.gpt2(Path("gpt"), 0)
     dense(Path("mixture"), "Mixtral", 0, num_local_experts=2)
     config, error, message = BAD[name]

@@ -292,6 +292,41 @@ def test_there_is_room_for_all_recipes_or_none_is_carried_out(
     assert not Path("parts").exists()
 
 
+def test_names_are_not_taken_for_folders_silently(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(models / "z", "both")
+    Path("recipe.yml").write_text(MULTI.format(models))
+    done = run(capsys, "merge", "recipe.yml", "out")
+    assert "recipe.yml:2: 'both' means what this recipe gives, not the folder of that name" in done.err
+    Path("recipe.yml").write_text("name: none\nmerge_method: linear\nmodels: [{model: none}]\n")
+    circle = run(capsys, "merge", "recipe.yml", "circle")
+    assert "recipes use each other in a circle: 'none' → 'none'" in circle.err
+
+
+def test_recipes_that_all_have_a_name(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a folder for what they give, one of them must use all others."""
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yml").write_text(MULTI.format(models).replace("slerp\n", "slerp\nname: last\n"))
+    done = run(capsys, "multi", "recipe.yml", "out", "-I", "parts")
+    assert done.status == 0
+    assert "nothing goes to out, as every recipe has a name; see parts" in done.err
+    assert sorted(path.name for path in Path("parts").iterdir()) == ["both", "last"]
+    apart = (
+        MULTI.format(models)
+        .replace("slerp\n", "slerp\nname: last\n")
+        .replace("{model: both}", "{model: MODEL}")
+    )
+    apart = apart.replace("base_model: both", "base_model: MODEL").replace("MODEL", str(models / "x"))
+    Path("recipe.yml").write_text(apart)
+    refused = run(capsys, "multi", "recipe.yml", "out")
+    assert "2 recipes are used by no other" in refused.err
+    assert "'meldkit multi' with --intermediate-dir carries out all of them" in refused.err
+
+
 def test_name_that_leads_elsewhere(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

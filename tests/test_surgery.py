@@ -93,6 +93,9 @@ def test_shortened(dropped: list[str], kept: list[int]) -> None:
 
 @pytest.mark.usefixtures("models")
 def test_pruned(capsys: pytest.CaptureFixture[str]) -> None:
+    one = run(capsys, "prune", "a", "one", "--drop", "2")
+    assert one.status == 0, one.err
+    assert "leaves out" not in one.err
     done = run(capsys, "prune", "a", "out", "--drop", "1,2")
     assert done.status == 0, done.err
     model = LIBRARY.AutoModelForCausalLM.from_pretrained("a", dtype=torch.float32).eval()
@@ -109,6 +112,7 @@ def test_pruned(capsys: pytest.CaptureFixture[str]) -> None:
 def test_idle_layers_change_nothing(options: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     done = run(capsys, "expand", "a", "out", *options)
     assert done.status == 0, done.err
+    assert "warning" not in done.err
     assert LIBRARY.AutoConfig.from_pretrained("out").num_hidden_layers == 6
     torch.testing.assert_close(logits("out"), logits("a"), rtol=1e-5, atol=1e-6)
 
@@ -180,7 +184,16 @@ def test_legacy(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (("layershuffle", "out"), 2, "there are no models to draw layers from"),
         (("layershuffle", "out", "-m", "a", "-w", "1", "-w", "2"), 2, "1 models have 2 weights"),
-        (("layershuffle", "out", "-m", "a", "-w", "-1"), 2, "weights must be 0 or more"),
+        (("layershuffle", "out", "-m", "a", "-w", "-1"), 2, "weights must be numbers from 0 on"),
+        (("layershuffle", "out", "-m", "a", "-w", "nan"), 2, "weights must be numbers from 0 on"),
+        (("layershuffle", "out", "-m", "a", "-w", "inf", "--full-random"), 2, "weights must be numbers"),
+        (("layershuffle", "out", "-m", "a", "-w", "1e9", "--full-random"), 2, "100 is the most"),
+        (
+            ("layershuffle", "out", "-m", "a", "--fp16", "--dtype", "bfloat16"),
+            2,
+            "--fp16 and --dtype bfloat16",
+        ),
+        (("convert-config", "--merge", "a", "--method", "tiez"), 2, "did you mean 'ties'?"),
         (("layershuffle", "out", "-m", "a", "-m", "short"), 3, "different depths: 'a' 4, 'short' 2"),
         (("layershuffle", "out", "-m", "nowhere"), 3, "'nowhere' does not exist"),
         (("prune", "a", "out", "--drop", "4"), 2, "'a' has no layer 4"),

@@ -10,6 +10,7 @@ import click
 from meldkit.cli.arguments import Folder
 from meldkit.cli.merge import with_options
 from meldkit.cli.surgery import carry_out, recipe_options
+from meldkit.errors import RecipeError
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -36,6 +37,8 @@ def command(
 
     What is drawn depends on --random-seed alone; the recipe lies in OUT, and --write-yaml keeps it elsewhere.
     """
+    if fp16 and dtype not in (None, "float16"):
+        raise RecipeError(f"--fp16 and --dtype {dtype} are both given", hint="keep one of them")
 
     def make() -> dict[str, Any]:
         from meldkit.tools.surgery import shuffled

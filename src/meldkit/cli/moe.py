@@ -33,7 +33,7 @@ _PROMPT = 36
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("config", type=Recipe())
 @click.argument("out", type=Folder(), required=False)
-@click.option("--upcycle", type=int, help="CONFIG is a dense model: make so many experts of it.")
+@click.option("--upcycle", "num_copies", type=int, help="CONFIG is a dense model: make so many of it.")
 @click.option("--experts-per-token", type=int, default=2, show_default=True, help="With --upcycle.")
 @click.option("--noise-scale", type=float, default=0.0, help="With --upcycle: noise that parts the experts.")
 @click.option("--plan", "only_plan", is_flag=True, help="Say what would be made and where prompts go.")
@@ -50,7 +50,7 @@ _PROMPT = 36
 def command(
     config: Path,
     out: Path | None,
-    upcycle: int | None,
+    num_copies: int | None,
     experts_per_token: int,
     noise_scale: float,
     only_plan: bool,
@@ -73,8 +73,8 @@ def command(
     loud = not options.quiet
     with interruptible(out):
         from meldkit.api import check_free, merge
-        from meldkit.tools.moe.config import load_mixture, upcycled
-        from meldkit.tools.moe.make import plan_mixture
+        from meldkit.tools.moe.config import load_mixture
+        from meldkit.tools.moe.make import plan_mixture, upcycle
 
         if out is not None and not only_plan:
             check_free(out, overwrite=options.overwrite)
@@ -82,12 +82,15 @@ def command(
             from meldkit.report.html import check_html
 
             check_html(html, created=None if only_plan else out)
-        if upcycle is None:
+        if num_copies is None:
+            if config.is_dir():
+                raise RecipeError(
+                    f"{config} is a folder, not a file that describes a mixture",
+                    hint="to make experts of one dense model, add --upcycle with their number",
+                )
             mixture, text = load_mixture(config)
         else:
-            if upcycle < 2:
-                raise RecipeError(f"--upcycle is {upcycle}; a mixture has 2 experts or more")
-            mixture, text = upcycled(str(config), upcycle, experts_per_token, noise_scale)
+            mixture, text = upcycle(str(config), num_copies, experts_per_token, noise_scale, options)
         with show_steps(enabled=loud) as step:
 
             def read(done: int, total: int) -> None:
@@ -133,12 +136,19 @@ def _show(planned: PlannedMixture) -> None:
     rows = [("expert", "made of")]
     click.echo("\n".join(wrapped_table([*rows, *((str(i), name) for i, name in enumerate(planned.experts))])))
     if planned.routings:
-        click.echo("where prompts go: in what share of the layers each expert is among those that they take")
-        head = ("prompt", "of", *(str(i) for i in range(len(planned.experts))))
+        # Where a token takes all experts, only the order of them says anything.
+        all_taken = all(share == 1 for r in planned.routings for share in r.shares)
+        which = "the first" if all_taken else "among those"
+        click.echo(f"where prompts go: in what share of the layers each expert is {which} that they take")
         lines = [
-            (_short(r.prompt), str(r.expert), *(f"{100 * share:.0f} %" for share in r.shares))
+            (
+                _short(r.prompt),
+                str(r.expert),
+                *(f"{100 * share:.0f} %" for share in (r.first_shares if all_taken else r.shares)),
+            )
             for r in planned.routings
         ]
+        head = ("prompt", "of", *map(str, range(len(planned.experts))))
         click.echo("\n".join(wrapped_table([head, *lines])))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meldkit.cli.arguments import Folder, Recipe
-from meldkit.cli.display import show_progress
+from meldkit.cli.display import show_progress, warn
 from meldkit.cli.merge import (
     announce,
     data,
@@ -83,6 +83,8 @@ def command(
                 if not as_json:
                     summary(result, first_steps(result))
             found.append({"name": step.name, "merged": True, **data(result, peak_memory(), None)})
+    if out is not None and all(step["name"] is not None for step in found):
+        warn(f"nothing goes to {out}, as every recipe has a name; see {intermediate_dir}")
     if as_json:
         click.echo(json.dumps(found, indent=2, ensure_ascii=False))
 

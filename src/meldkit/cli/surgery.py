@@ -47,7 +47,7 @@ def carry_out(
     loud = not options.quiet
     with interruptible(out):
         from meldkit.api import check_free, merge, plan
-        from meldkit.tools.surgery import as_text
+        from meldkit.tools.surgery import as_recipe, as_text
 
         if not dry_run:
             check_free(out, overwrite=options.overwrite)
@@ -61,7 +61,7 @@ def carry_out(
             click.echo(text, nl=False)
         if dry_run:
             return
-        chosen = plan(recipe, options, headers_only=True)
+        chosen = plan(as_recipe(recipe), options, headers_only=True)
         if loud:
             announce(chosen, options)
         with show_progress(enabled=loud) as progress:

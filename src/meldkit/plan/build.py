@@ -37,7 +37,7 @@ from meldkit.plan.slots import Input, Slot, left_out, recipe_slots
 from meldkit.plan.templates import check_setting, settle_templates
 from meldkit.plan.values import SharedValues, lint_names, lint_values
 from meldkit.plan.vocabulary import settle_vocabulary
-from meldkit.recipe import ModelRef, Recipe
+from meldkit.recipe import GENERATED, ModelRef, Recipe
 
 #: Bytes of tensors per file if the user names no size; the Hub's own tools write files of 5 GB.
 DEFAULT_SHARD_SIZE = 5_000_000_000
@@ -103,7 +103,8 @@ def build_plan(
     templates, ends = settle_templates(recipe, models, donor, vocabulary.tokenizer, notes, warnings)
     pieces = open_pieces(recipe, method, models, donor)
     check_depths(pieces, models, donor)
-    warnings += lint_layers(pieces)
+    if recipe.origin != GENERATED:
+        warnings += lint_layers(pieces)
     slots = list(recipe_slots(recipe, pieces, models, donor, notes))
     slots += _left_over(recipe, pieces, models, donor, slots, notes, warnings)
     slots = _without_tied_head(slots, donor, notes)

@@ -3,6 +3,7 @@
 from meldkit.recipe.load import load_recipe, load_recipes, parse_recipe, parse_recipes, recipe_from_data
 from meldkit.recipe.model import (
     ADAPTER_METHODS,
+    GENERATED,
     ModelToken,
     Module,
     Parameters,
@@ -35,6 +36,7 @@ __all__ = [
     "ADAPTER_METHODS",
     "AdapterRef",
     "Filtered",
+    "GENERATED",
     "Gradient",
     "ModelRef",
     "ModelToken",

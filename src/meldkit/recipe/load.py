@@ -51,9 +51,9 @@ def parse_recipes(text: str, origin: str = "recipe.yml") -> tuple[Recipe, ...]:
     return recipes
 
 
-def recipe_from_data(data: Mapping[str, object]) -> Recipe:
-    """The recipe in Python data, such as `yaml.safe_load` or `json.load` give."""
-    return join([_recipe(part) for part in take_apart([Document(data)])])
+def recipe_from_data(data: Mapping[str, object], origin: str = "") -> Recipe:
+    """The recipe in Python data, such as `yaml.safe_load` or `json.load` give; `origin` is for messages."""
+    return join([_recipe(part) for part in take_apart([Document(data, origin=origin)])])
 
 
 def read_plain(path: str | PathLike[str]) -> object:

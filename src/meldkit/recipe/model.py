@@ -127,6 +127,10 @@ class TokenizerSpec:
     where: str = field(default="", compare=False)
 
 
+#: The `origin` of recipes that a command has made: what they leave out is meant to be left out.
+GENERATED = "the recipe of this command"
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """A whole recipe.

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from typing import cast
 
 from meldkit.errors import RecipeError
@@ -97,6 +98,10 @@ class _Apart:
         return [*found, replace(document, data=data)]
 
 
+#: What else can be done with several recipes.
+_ALL = "'meldkit multi' with --intermediate-dir carries out all of them"
+
+
 def join(recipes: Sequence[Recipe]) -> Recipe:
     """The one of the recipes that no other uses, with those that it uses as its stages.
 
@@ -104,9 +109,12 @@ def join(recipes: Sequence[Recipe]) -> Recipe:
         RecipeError: there is no such recipe or more than one, a name is taken twice, or recipes use each
             other in a circle.
     """
-    if len(recipes) == 1:
-        return recipes[0]  # a name of its own says nothing then
     named = by_name(recipes)
+    if len(recipes) == 1:
+        # A name of its own says nothing then, unless nothing else has it.
+        if any(not Path(name).exists() for name in uses(recipes[0], named)):
+            order(recipes[0], named)
+        return recipes[0]
     finals = [recipe for recipe in recipes if recipe.name is None]
     if len(finals) > 1:
         raise RecipeError(
@@ -121,7 +129,7 @@ def join(recipes: Sequence[Recipe]) -> Recipe:
             listed = ", ".join(f"'{recipe.name}'" for recipe in finals)
             raise RecipeError(
                 f"{recipes[0].origin}: {len(finals)} recipes are used by no other: {listed}",
-                hint="keep one of them, or let one without a name be what is to be merged",
+                hint=f"keep one of them, or let one without a name be what is to be merged; {_ALL}",
             )
     final = finals[0]
     stages = order(final, named)
@@ -130,9 +138,20 @@ def join(recipes: Sequence[Recipe]) -> Recipe:
             order(recipe, named)
             raise RecipeError(
                 f"{recipe.lines.get('name', recipe.origin)}: no recipe uses '{name}'",
-                hint="remove it, or write its name as a model of another recipe",
+                hint=f"remove it, or write its name as a model of another recipe; {_ALL}",
             )
-    return replace(final, stages=stages)
+    return replace(final, stages=stages, warnings=(*final.warnings, *_hidden(stages)))
+
+
+def _hidden(stages: Mapping[str, Recipe]) -> Iterator[str]:
+    """Warnings about models that recipes take the names of."""
+    for name, recipe in stages.items():
+        if Path(name).is_dir():
+            place = recipe.lines.get("name", recipe.origin)
+            yield (
+                f"{place + ': ' if place else ''}'{name}' means what this recipe gives, not the folder of "
+                f"that name; './{name}' means the folder"
+            )
 
 
 def by_name(recipes: Sequence[Recipe]) -> dict[str, Recipe]:

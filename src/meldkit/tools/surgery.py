@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
+from meldkit.api import get_method
 from meldkit.checkpoint import Checkpoint, open_model
 from meldkit.errors import MismatchError, RecipeError
 from meldkit.layout import find_part, infer_layout
-from meldkit.recipe import ModelRef
+from meldkit.recipe import GENERATED, ModelRef, Recipe, filter_matches, recipe_from_data
 from meldkit.recipe.load import read_plain
 from meldkit.recipe.write import to_yaml_text
 
+#: Of each of its layers, that a shuffled model gets from one model: more is a slip of the finger.
+_MOST_COPIES = 100
 #: A recipe as data, such as YAML gives it.
 Data = dict[str, Any]
 #: Matrices that write into the residual stream: a block in which they are 0 changes nothing.
@@ -67,9 +71,14 @@ def shuffled(
         raise RecipeError(
             f"{len(models)} models have {len(weights)} weights", hint="give one to each: -w 0.5 -w 0.5"
         )
-    if any(weight < 0 for weight in weights) or (weights and not any(weights)):
-        raise RecipeError("weights must be 0 or more, and not all 0", hint="such as -w 0.7 -w 0.3")
+    if any(not 0 <= weight < math.inf for weight in weights) or (weights and not any(weights)):
+        raise RecipeError("weights must be numbers from 0 on, and not all 0", hint="such as -w 0.7 -w 0.3")
     depths = [depth(model) for model in models]
+    if any_layer and (most := max(weights, default=1)) > _MOST_COPIES:
+        raise RecipeError(
+            f"with --full-random, a weight of {most:g} means as many times the layers that the model has",
+            hint=f"a weight of 1 gives as many as it has; {_MOST_COPIES} is the most",
+        )
     draw = random.Random(seed)
     runs: list[tuple[str, int, int]] = []
     if any_layer:
@@ -134,7 +143,9 @@ def deepened(
     Raises:
         RecipeError: it has no such layers.
     """
-    count = depth(model)
+    opened = _opened(model)
+    count = _depth(opened)
+    writers = [writer for writer in _WRITERS if any(filter_matches(writer, name) for name in opened)]
     if every > count:
         raise RecipeError(f"every {every} layers is never", hint=f"'{model}' has {count}")
     if every:
@@ -159,7 +170,8 @@ def deepened(
         start = first
         for layer in range(first, last):
             if layer + 1 == last or (layer + 1 in seen) != (start in seen):
-                slices.append(_slice(model, start, layer + 1, idle=idle and start in seen))
+                zeroed = writers if idle and start in seen else ()
+                slices.append(_slice(model, start, layer + 1, zeroed))
                 start = layer + 1
         seen |= set(range(first, last))
     return {"merge_method": "passthrough", "slices": slices}
@@ -169,11 +181,11 @@ def _stacked(runs: Iterable[tuple[str, int, int]]) -> Data:
     return {"merge_method": "passthrough", "slices": [_slice(*run) for run in runs]}
 
 
-def _slice(model: str, first: int, last: int, *, idle: bool = False) -> Data:
+def _slice(model: str, first: int, last: int, zeroed: Sequence[str] = ()) -> Data:
     source: Data = {"model": model, "layer_range": [first, last]}
-    if idle:
-        writers: list[Data] = [{"filter": name, "value": 0.0} for name in _WRITERS]
-        source["parameters"] = {"scale": [*writers, {"value": 1.0}]}
+    if zeroed:
+        scales: list[Data] = [{"filter": name, "value": 0.0} for name in zeroed]
+        source["parameters"] = {"scale": [*scales, {"value": 1.0}]}
     return {"sources": [source]}
 
 
@@ -261,8 +273,9 @@ def from_legacy(
         dtype: of the output.
 
     Raises:
-        RecipeError: not as many numbers as models.
+        RecipeError: an unknown method, or not as many numbers as models.
     """
+    get_method(method)
     entries: list[Data] = [{"model": model} for model in models]
     whole: Data = {}
     if method == "slerp":
@@ -288,6 +301,11 @@ def from_legacy(
         recipe["base_model"] = base
     recipe |= {"models": entries, "parameters": whole}
     return recipe | ({"dtype": dtype} if dtype else {})
+
+
+def as_recipe(recipe: Data) -> Recipe:
+    """The same as a `Recipe`; nobody is warned of layers that it leaves out."""
+    return recipe_from_data(recipe, GENERATED)
 
 
 def as_text(recipe: Data) -> str:

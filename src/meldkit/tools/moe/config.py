@@ -64,7 +64,15 @@ def _gate_mode(raw: object, name: str) -> str:
     return cast(str, raw)
 
 
+def _deviation(raw: object, name: str) -> float | None:
+    value = _number(raw, name)
+    if value is not None and value < 0:
+        raise Problem(f"'{name}' is {value:g}", hint="it is a standard deviation: 0 or more")
+    return value
+
+
 _NUMBER = Kind(_number, {})
+_DEVIATION = Kind(_deviation, {})
 _PROMPTS = Kind(_prompts, {})
 
 
@@ -77,7 +85,7 @@ class ExpertSection(Section):
     expert: Literal["all"] | tuple[int, ...] | None = key(Kind(_expert, {}), default=None)
     positive_prompts: tuple[str, ...] = key(_PROMPTS, default=())
     negative_prompts: tuple[str, ...] = key(_PROMPTS, default=())
-    noise_scale: float | None = key(_NUMBER, default=None)
+    noise_scale: float | None = key(_DEVIATION, default=None)
     residual_scale: float | None = key(_NUMBER, default=None)
 
 
@@ -212,7 +220,9 @@ def _check(mixture: Mixture, where: str) -> None:
         )
 
 
-def upcycled(path: str, num_experts: int, per_token: int, noise: float) -> tuple[Mixture, str]:
+def upcycled(
+    path: str, num_experts: int, per_token: int, noise: float, *, shared: bool = False
+) -> tuple[Mixture, str]:
     """A mixture of the same model again and again, to be trained on; and its file.
 
     Args:
@@ -220,7 +230,15 @@ def upcycled(path: str, num_experts: int, per_token: int, noise: float) -> tuple
         num_experts: how often.
         per_token: experts that a token takes.
         noise: standard deviation of what is added to the experts' weights, so that they can part.
+        shared: whether there is a shared expert, which adds nothing until it is trained.
+
+    Raises:
+        RecipeError: fewer than two experts, or noise of no size.
     """
+    if num_experts < 2:
+        raise RecipeError(f"--upcycle is {num_experts}; a mixture has 2 experts or more")
+    if not 0 <= noise < math.inf:
+        raise RecipeError(f"--noise-scale is {noise:g}", hint="it is a standard deviation: 0 or more")
     model = ModelRef.parse(path)
     entry: dict[str, Any] = {"source_model": model.to_value()} | ({"noise_scale": noise} if noise else {})
     data = {
@@ -229,6 +247,9 @@ def upcycled(path: str, num_experts: int, per_token: int, noise: float) -> tuple
         "experts_per_token": per_token,
         "experts": [dict(entry) for _ in range(num_experts)],
     }
+    if shared:
+        data["shared_experts"] = [{"source_model": model.to_value(), "residual_scale": 0}]
     experts = tuple(Expert(model, noise=noise, where=f"experts[{i}]") for i in range(num_experts))
-    mixture = Mixture(model, experts, gate_mode="random", experts_per_token=per_token)
+    beside = (Expert(model, scale=0.0, where="shared_experts[0]"),) if shared else ()
+    mixture = Mixture(model, experts, beside, gate_mode="random", experts_per_token=per_token)
     return mixture, to_yaml_text(data)

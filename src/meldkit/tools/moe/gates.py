@@ -209,6 +209,11 @@ class Routing:
     shares: tuple[float, ...]
     first: tuple[int, ...]
 
+    @property
+    def first_shares(self) -> tuple[float, ...]:
+        """Of each expert, the share of the layers that like it best."""
+        return tuple(self.first.count(expert) / len(self.first) for expert in range(len(self.shares)))
+
 
 def routings(parts: Parts, gates: Gates) -> list[Routing]:
     """Where each positive prompt of an expert goes, by the features that the gates were made from."""

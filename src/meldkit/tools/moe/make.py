@@ -8,13 +8,15 @@ from pathlib import Path
 
 from meldkit.api import devices_of
 from meldkit.checkpoint import open_model
+from meldkit.checkpoint.experts import expert_layers
 from meldkit.composed import plan_of
-from meldkit.errors import NotSupportedError
+from meldkit.errors import NotSupportedError, RecipeError
 from meldkit.options import MergeOptions
 from meldkit.plan import Plan, Tool
+from meldkit.recipe import ModelRef
 from meldkit.report.run_model import as_folder, computing_dtype, silence
 from meldkit.tools.moe.build import compose
-from meldkit.tools.moe.config import PROMPTED, Mixture
+from meldkit.tools.moe.config import PROMPTED, Mixture, upcycled
 from meldkit.tools.moe.gates import (
     Features,
     Gates,
@@ -29,7 +31,7 @@ from meldkit.tools.moe.gates import (
     routings,
     tokens_of,
 )
-from meldkit.tools.moe.parts import Parts, gather
+from meldkit.tools.moe.parts import Parts, gather, needs_shared
 
 #: Called with how many prompts have been read, and of how many.
 Progress = Callable[[int, int], None]
@@ -84,6 +86,32 @@ def plan_mixture(
     summary = f"{len(mixed.experts)} experts, {parts.per_token} per token, as {kind} from {mixed.base}"
     plan = plan_of(made, Tool("moe", text, summary), options, dtype=mixture.dtype)
     return PlannedMixture(plan, tuple(map(str, mixed.experts)), tuple(routings(parts, gates)))
+
+
+def upcycle(
+    path: str, num_experts: int, per_token: int, noise: float, options: MergeOptions | None = None
+) -> tuple[Mixture, str]:
+    """A mixture of one dense model again and again, to be trained on; and its file.
+
+    Args:
+        path, num_experts, per_token, noise: as for `upcycled`.
+        options: as for `merge`.
+
+    Raises:
+        RecipeError: it is no dense model; or as for `upcycled`.
+        MeldError: as for `open_model`.
+    """
+    hint = "--upcycle takes one dense model; leave it out to read a file that describes a mixture"
+    if Path(path).suffix in (".yml", ".yaml"):
+        raise RecipeError(f"{path} is no model", hint=hint)
+    options = options or MergeOptions()
+    cache = Path(options.transformers_cache) if options.transformers_cache else None
+    model = open_model(ModelRef.parse(path), cache=cache)
+    if layers := expert_layers(model.tensors):
+        count = len(layers[0].experts)
+        raise RecipeError(f"{path} is a mixture of {count} experts already", hint=hint)
+    shared = needs_shared(str(model.config.get("model_type")))
+    return upcycled(path, num_experts, per_token, noise, shared=shared)
 
 
 def _gates(parts: Parts, options: MergeOptions, work: Path, progress: Progress | None) -> Gates:

@@ -107,14 +107,17 @@ def gather(mixture: Mixture, open_model: Callable[[ModelRef], Checkpoint]) -> Pa
     routed, shared = ([matrices(e) for e in found] for found in (mixture.experts, mixture.shared))
     named = [*zip(mixture.experts, routed, strict=True), *zip(mixture.shared, shared, strict=True)]
     _check_shapes(mixture, base, own, named)
+    configs = {ref: opened[ref].config for ref in opened} | {ref: d.config for ref, d in dense.items()}
+    _check_activations(mixture, base.config, configs)
     per_token = mixture.experts_per_token
     if per_token is None:
         usual: Mapping[str, Any] = opened[mixture.base].config if family is None else {}
         per_token = next((n for key in PER_TOKEN if isinstance(n := usual.get(key), int)), _USUAL)
         per_token = min(per_token, len(mixture.experts)) if family is None else per_token
     if per_token > len(mixture.experts):
+        there = "is 1 expert" if len(experts) == 1 else f"are {len(experts)} experts"
         raise RecipeError(
-            f"experts_per_token is {per_token}, but there are {len(mixture.experts)} experts",
+            f"experts_per_token is {per_token}, but there {there}",
             hint="a token cannot take more experts than there are",
         )
     return Parts(
@@ -195,7 +198,7 @@ def _family(mixture: Mixture, opened: Mapping[ModelRef, Checkpoint]) -> Family:
         names = [family.name for family in FAMILIES]
         raise RecipeError(
             f"unknown architecture '{mixture.architecture}'",
-            hint=f"{did_you_mean(wanted, names)} known: {', '.join(names)}",
+            hint=did_you_mean(wanted, names),
         )
     refused: list[str] = []
     for family in named:
@@ -211,16 +214,19 @@ def _family(mixture: Mixture, opened: Mapping[ModelRef, Checkpoint]) -> Family:
 def _why_not(family: Family, mixture: Mixture, opened: Mapping[ModelRef, Checkpoint]) -> str | None:
     """Why models cannot become a mixture of this kind; None if they can."""
     base = opened[mixture.base].config
+    for checkpoint in opened.values():
+        kind = str(checkpoint.config.get("model_type"))
+        if kind not in family.sources:
+            known = ", ".join(sorted(family.sources))
+            return f"not from models of type '{kind}', as '{checkpoint.label}' is, but {known}"
     kind = str(base.get("model_type"))
-    if kind not in family.sources:
-        return f"not from models of type '{kind}', but {', '.join(sorted(family.sources))}"
     if base.get("attention_bias") and not family.biases and kind in ("llama", "mistral"):
         return "it has no biases in attention, as the base has"
     fewest, most = family.num_shared
     count = len(mixture.shared)
     if not fewest <= count <= most:
         wanted = str(fewest) if fewest == most else f"{fewest} to {most}"
-        return f"it has {wanted} shared experts, {count} are given"
+        return f"'shared_experts' has {count} entries, it takes {wanted}"
     prompts = any(expert.positive for expert in mixture.shared)
     if family.shared_gate and mixture.gate_mode in PROMPTED and not prompts:
         return "its shared expert has a gate, for which it needs prompts"
@@ -244,6 +250,11 @@ def _check_shapes(
                 f"it lacks {lacking[0].rstrip('.')}",
                 hint="experts are models of the same depth and names as the base",
             )
+        if len(matrices) > len(layers):
+            raise MismatchError(
+                f"expert '{expert}' has {len(matrices)} layers, the base '{mixture.base}' has {len(layers)}",
+                hint="experts are models of the same depth and names as the base",
+            )
         for block, roles in layers.items():
             for role, info in roles.items():
                 if role not in matrices[block] or matrices[block][role].shape != info.shape:
@@ -255,10 +266,31 @@ def _check_shapes(
                     )
 
 
+def _check_activations(
+    mixture: Mixture, base: Mapping[str, Any], configs: Mapping[ModelRef, Mapping[str, Any]]
+) -> None:
+    """A mixture has one activation function, of which weights tell nothing."""
+    own = base.get("hidden_act")
+    for expert in (*mixture.experts, *mixture.shared):
+        theirs = configs[expert.model].get("hidden_act")
+        if None not in (own, theirs) and theirs != own:
+            raise MismatchError(
+                f"expert '{expert}' has hidden_act {theirs}, the base '{mixture.base}' has {own}",
+                hint="a mixture has one activation function for all experts",
+            )
+
+
+def needs_shared(model_type: str) -> bool:
+    """Whether all kinds of mixtures that such dense models can become have a shared expert."""
+    kinds = [family for family in FAMILIES if model_type in family.sources]
+    return bool(kinds) and all(family.num_shared[0] for family in kinds)
+
+
 def _warnings(mixture: Mixture) -> Iterator[str]:
     count = len(mixture.experts)
     if count & (count - 1):
         yield f"{count} experts are no power of two; llama.cpp and some other programs want one"
     same = {(e.model, e.number, e.noise, e.scale) for e in mixture.experts}
-    if len(same) == 1 and count > 1:
+    # Noise is drawn for each expert by itself.
+    if len(same) == 1 and count > 1 and not mixture.experts[0].noise:
         yield "all experts are the same: the mixture computes what one of them does until it is trained"
