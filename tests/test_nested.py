@@ -300,9 +300,6 @@ def test_names_are_not_taken_for_folders_silently(
     Path("recipe.yml").write_text(MULTI.format(models))
     done = run(capsys, "merge", "recipe.yml", "out")
     assert "recipe.yml:2: 'both' means what this recipe gives, not the folder of that name" in done.err
-    Path("recipe.yml").write_text("name: none\nmerge_method: linear\nmodels: [{model: none}]\n")
-    circle = run(capsys, "merge", "recipe.yml", "circle")
-    assert "recipes use each other in a circle: 'none' → 'none'" in circle.err
 
 
 def test_recipes_that_all_have_a_name(

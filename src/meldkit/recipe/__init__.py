@@ -34,9 +34,9 @@ from meldkit.recipe.values import (
 
 __all__ = [
     "ADAPTER_METHODS",
+    "GENERATED",
     "AdapterRef",
     "Filtered",
-    "GENERATED",
     "Gradient",
     "ModelRef",
     "ModelToken",

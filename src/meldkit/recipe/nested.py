@@ -109,12 +109,9 @@ def join(recipes: Sequence[Recipe]) -> Recipe:
         RecipeError: there is no such recipe or more than one, a name is taken twice, or recipes use each
             other in a circle.
     """
-    named = by_name(recipes)
     if len(recipes) == 1:
-        # A name of its own says nothing then, unless nothing else has it.
-        if any(not Path(name).exists() for name in uses(recipes[0], named)):
-            order(recipes[0], named)
-        return recipes[0]
+        return recipes[0]  # a name of its own says nothing then
+    named = by_name(recipes)
     finals = [recipe for recipe in recipes if recipe.name is None]
     if len(finals) > 1:
         raise RecipeError(
