@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meldkit.cli.arguments import Folder, Recipe
-from meldkit.cli.display import show_progress, show_steps, wrapped_table
+from meldkit.cli.display import show_progress, show_steps, text_of, wrapped_table
 from meldkit.cli.merge import (
     announce,
     data,
@@ -20,6 +20,7 @@ from meldkit.cli.merge import (
     warn_of_values,
     with_options,
 )
+from meldkit.cli.plan import in_numbers
 from meldkit.errors import RecipeError
 from meldkit.options import MergeOptions
 
@@ -103,6 +104,8 @@ def command(
             announce(planned.plan, options)
             if not as_json:
                 _show(planned)
+                if only_plan:
+                    _show_cost(planned, options)
         if html is not None and only_plan:
             _write_page(html, planned)
         if out is None or only_plan:
@@ -150,6 +153,14 @@ def _show(planned: PlannedMixture) -> None:
         ]
         head = ("prompt", "of", *map(str, range(len(planned.experts))))
         click.echo("\n".join(wrapped_table([head, *lines])))
+
+
+def _show_cost(planned: PlannedMixture, options: MergeOptions) -> None:
+    from meldkit.api import devices_of
+    from meldkit.report import summarise_plan
+
+    found = summarise_plan(planned.plan, threads=options.num_threads, devices=devices_of(options))
+    click.echo(text_of(["", *in_numbers(found)]))
 
 
 def _short(prompt: str) -> str:

@@ -90,6 +90,11 @@ def command(
         write_html(html, plan_page(summary))
 
 
+def in_numbers(summary: PlanSummary) -> list[str]:
+    """What will be written, and what that takes."""
+    return ["output", *_output(summary.output), "", "cost", *_cost(summary.cost)]
+
+
 def describe(summary: PlanSummary, *, verbose: bool = False) -> str:
     """The plan in words and tables, 80 columns wide where names allow.
 
@@ -107,9 +112,7 @@ def describe(summary: PlanSummary, *, verbose: bool = False) -> str:
         lines += ["", "tensors", *(_tensors(stage.plan) if verbose else _treatments(stage)), ""]
     if plan.tool is None:
         lines += [*wrapped(f"{plan.method.name}: {plan.method.summary}", indent=0, hanging=2), ""]
-    lines += ["models", *wrapped_table(map(_model, summary.models))]
-    lines += ["", "output", *_output(summary.output)]
-    lines += ["", "cost", *_cost(summary.cost)]
+    lines += ["models", *wrapped_table(map(_model, summary.models)), "", *in_numbers(summary)]
     lines += ["", "tensors", *(_tensors(plan) if verbose else _treatments(summary))]
     notes = list(plan.notes)
     if not verbose and len(notes) > _NOTES:
