@@ -6,11 +6,11 @@ from meldkit.output.files import write_record, write_side_files
 from meldkit.output.fit import check_fit, facts
 from meldkit.output.folder import PARTIAL, OutputFolder, check_free
 from meldkit.output.inputs import check_folder
-from meldkit.output.names import CARD, RECIPE, RECORD, may_be_read, size_of
+from meldkit.output.names import CARD, RECIPE, RECORD, may_be_read
 from meldkit.output.own import check_links, check_names
 from meldkit.output.record import FORMAT, commit_of, sample_of, settings_of, surroundings
 from meldkit.output.replace import sync_path
-from meldkit.output.space import check_space
+from meldkit.output.space import check_space, lacking
 from meldkit.output.sums import Sum, Sums, sum_of, tensor_sum
 from meldkit.output.verify import Verification
 
@@ -32,10 +32,10 @@ __all__ = [
     "check_space",
     "commit_of",
     "facts",
+    "lacking",
     "may_be_read",
     "sample_of",
     "settings_of",
-    "size_of",
     "sum_of",
     "surroundings",
     "sync_path",

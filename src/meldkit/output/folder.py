@@ -21,7 +21,7 @@ from meldkit.errors import CheckpointError, OutputError, RunError
 from meldkit.output.failures import AGAIN, failures
 from meldkit.output.inputs import check_apart, identity, stamps
 from meldkit.output.journal import Entries, Journal, read_journal
-from meldkit.output.names import describes_model, size_of
+from meldkit.output.names import describes_model
 from meldkit.output.own import check_links, check_own
 from meldkit.output.replace import (
     JOURNAL,
@@ -34,7 +34,7 @@ from meldkit.output.replace import (
     sync_path,
     take_back,
 )
-from meldkit.output.space import check_space
+from meldkit.output.space import check_space, lacking
 from meldkit.output.sums import Sum, Sums, intact
 from meldkit.output.verify import Verification, check_weights, verify
 from meldkit.output.weight_file import WeightFile
@@ -107,7 +107,7 @@ class OutputFolder:
         check_apart(path, plan)
         self._stamps = stamps(plan)
         key = identity(plan, self._stamps)
-        self._check_space()
+        check_space({path: lacking(path, plan)})
         self.sums = Sums()
         self._unsynced: list[str] = []
         self._weights: list[WeightFile] = []
@@ -199,12 +199,6 @@ class OutputFolder:
         for name in entries.publish:
             if (self.path / name).exists() and not (self.partial / name).exists():
                 (self.path / name).rename(self.partial / name)
-
-    def _check_space(self) -> None:
-        present = sum(
-            self._file(f).stat().st_blocks * 512 for f in self._plan.files if self._file(f).exists()
-        )
-        check_space({self.path: size_of(self._plan) - present})
 
     def _file(self, file: OutputFile) -> Path:
         return self.partial / file.name

@@ -7,6 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from meldkit.errors import RunError
+from meldkit.output.names import size_of
+from meldkit.paths import PARTIAL
+from meldkit.plan import Plan
+
+
+def lacking(path: Path, plan: Plan) -> int:
+    """Bytes that are still to be written into an output folder, which need not exist."""
+    files = [path / PARTIAL / file.name for file in plan.files]
+    return size_of(plan) - sum(file.stat().st_blocks * 512 for file in files if file.exists())
 
 
 def check_space(needed: Mapping[Path, int]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from meldkit.api import plan
 from meldkit.errors import OutputError, RecipeError
 from meldkit.options import MergeOptions
-from meldkit.output import RECORD, check_free, check_space, size_of
+from meldkit.output import RECORD, check_free, check_space, lacking
 from meldkit.plan import Plan, adapter_folders
 from meldkit.recipe import Recipe, by_name, load_recipes, order, relocated
 from meldkit.report.reproduce import is_of_plan
@@ -130,7 +130,7 @@ def _foresee(
             continue
         check_free(path, overwrite=_may_replace(recipe, there, options, lazy))
         if there is None:
-            needed[path] = size_of(foreseen)
+            needed[path] = lacking(path, foreseen)
     check_space(needed)
 
 
