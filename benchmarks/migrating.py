@@ -379,7 +379,7 @@ COMMANDS = (
     (
         "`mergekit-multi`",
         "`meldkit multi`",
-        "`-I` may be left out: then nothing is stored "
+        "`-I` may be left out where one recipe uses all others: then nothing is stored "
         "[in between](recipes.md#recipes-that-merge-what-others-give)",
     ),
     ("`mergekit-moe`", "`meldkit moe`", "[more kinds](moe.md), mixtures changed, dense models upcycled"),
