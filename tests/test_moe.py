@@ -549,6 +549,19 @@ def test_refused(
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize("more", [("--plan",), ("--overwrite",)])
+def test_inputs_are_not_written_to(
+    more: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("base", "a")):
+        dense(Path(name), "Llama", seed)
+    Path("moe.yml").write_text(yaml.safe_dump({"base_model": "base", "experts": experts("a", "base")}))
+    done = run(capsys, "moe", "moe.yml", "a", *more)
+    assert done.status == 2
+    assert "a is the folder of the input 'a'" in done.err
+
+
 def test_biases_have_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from meldkit.checkpoint import open_model
     from meldkit.recipe import ModelRef

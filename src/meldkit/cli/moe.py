@@ -73,12 +73,11 @@ def command(
     options = MergeOptions(**given)
     loud = not options.quiet
     with interruptible(out):
-        from meldkit.api import check_free, merge
+        from meldkit.api import merge
         from meldkit.tools.moe.config import load_mixture
         from meldkit.tools.moe.make import plan_mixture, upcycle
+        from meldkit.tools.target import check_target
 
-        if out is not None and not only_plan:
-            check_free(out, overwrite=options.overwrite)
         if html is not None:
             from meldkit.report.html import check_html
 
@@ -92,6 +91,8 @@ def command(
             mixture, text = load_mixture(config)
         else:
             mixture, text = upcycle(str(config), num_copies, experts_per_token, noise_scale, options)
+        if out is not None:
+            check_target(out, mixture.models(), options)
         with show_steps(enabled=loud) as step:
 
             def read(done: int, total: int) -> None:

@@ -153,6 +153,10 @@ class Mixture:
     dtype: str | None = None
     fused: bool = False
 
+    def models(self) -> tuple[ModelRef, ...]:
+        """Every model that takes part, once each, the base first."""
+        return tuple(dict.fromkeys((self.base, *(e.model for e in (*self.experts, *self.shared)))))
+
 
 def load_mixture(path: Path) -> tuple[Mixture, str]:
     """What a file describes, and its text.

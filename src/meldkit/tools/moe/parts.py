@@ -72,10 +72,7 @@ def gather(mixture: Mixture, open_model: Callable[[ModelRef], Checkpoint]) -> Pa
         MismatchError: the models do not fit together.
         NotSupportedError: a model is of a kind that is not known here.
     """
-    opened: dict[ModelRef, Checkpoint] = {}
-    for ref in (mixture.base, *(e.model for e in (*mixture.experts, *mixture.shared))):
-        if ref not in opened:
-            opened[ref] = open_model(ref)
+    opened = {ref: open_model(ref) for ref in mixture.models()}
     stored = {ref: {layer.block: layer for layer in expert_layers(c.tensors)} for ref, c in opened.items()}
     experts = [one for expert in mixture.experts for one in _each(expert, stored[expert.model])]
     mixture = replace(mixture, experts=tuple(experts))
