@@ -331,6 +331,10 @@ def test_upcycled(
     parted = run(capsys, "moe", "--upcycle", "2", "base", "parted", "--noise-scale", "0.01")
     assert parted.status == 0
     assert "all experts are the same" not in parted.err
+    # The recorded file gives the same noise.
+    again = run(capsys, "moe", "parted/meldkit.yml", "again")
+    assert again.status == 0
+    assert Path("again/model.safetensors").read_bytes() == Path("parted/model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(

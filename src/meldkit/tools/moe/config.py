@@ -123,7 +123,7 @@ class Expert:
     negative: tuple[str, ...] = ()
     noise: float = 0.0
     scale: float = 1.0
-    where: str = field(default="", compare=False)
+    where: str = field(default="", compare=False, repr=False)
 
     def __str__(self) -> str:
         return str(self.model) if self.number is None else f"{self.model}, expert {self.number}"

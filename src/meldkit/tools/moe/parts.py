@@ -122,8 +122,8 @@ def gather(mixture: Mixture, open_model: Callable[[ModelRef], Checkpoint]) -> Pa
         base=base,
         family=family,
         models=tuple(opened.values()),
-        experts=_by_layer(blocks, mixture.experts, routed),
-        shared=_by_layer(blocks, mixture.shared, shared),
+        experts=_by_layer("experts", blocks, mixture.experts, routed),
+        shared=_by_layer("shared_experts", blocks, mixture.shared, shared),
         layers=own,
         per_token=per_token,
         warnings=tuple(_warnings(mixture)),
@@ -131,11 +131,15 @@ def gather(mixture: Mixture, open_model: Callable[[ModelRef], Checkpoint]) -> Pa
 
 
 def _by_layer(
-    blocks: Sequence[str], experts: Sequence[Expert], matrices: Sequence[Mapping[str, Matrices]]
+    kind: str, blocks: Sequence[str], experts: Sequence[Expert], matrices: Sequence[Mapping[str, Matrices]]
 ) -> dict[str, list[Matrices]]:
     """Of each layer, the matrices of each expert with what is changed in them."""
     return {
-        block: [_changed(e, block, own[block]) for e, own in zip(experts, matrices, strict=True)]
+        block: [
+            # By their places: of where they stand in a file, the record of the output says nothing.
+            _changed(expert, f"{kind}[{number}]\0{block}", own[block])
+            for number, (expert, own) in enumerate(zip(experts, matrices, strict=True))
+        ]
         for block in blocks
     }
 
@@ -171,8 +175,8 @@ def _of_mixture(expert: Expert, layer: ExpertLayer) -> Matrices:
     return layer.experts[expert.number]
 
 
-def _changed(expert: Expert, block: str, matrices: Matrices) -> Matrices:
-    """An expert's matrices with noise and scale."""
+def _changed(expert: Expert, key: str, matrices: Matrices) -> Matrices:
+    """An expert's matrices with scale, and noise that depends on the key."""
     return {
         role: altered(
             info,
@@ -180,7 +184,7 @@ def _changed(expert: Expert, block: str, matrices: Matrices) -> Matrices:
                 info,
                 noise=expert.noise,
                 scale=expert.scale if role == "down" else 1.0,
-                key=f"{expert.where}\0{block}\0{role}",
+                key=f"{key}\0{role}",
             ),
         )
         for role, info in matrices.items()
@@ -197,15 +201,17 @@ def _family(mixture: Mixture, opened: Mapping[ModelRef, Checkpoint]) -> Family:
             f"unknown architecture '{mixture.architecture}'",
             hint=did_you_mean(wanted, names),
         )
-    refused: list[str] = []
+    refused: list[tuple[Family, str]] = []
     for family in named:
         reason = _why_not(family, mixture, opened)
         if reason is None:
             return family
-        refused.append(f"{family.name}: {reason}")
-    raise MismatchError(
-        "no kind of mixture fits: " + "; ".join(refused), hint="see docs/moe.md for what fits what"
-    )
+        refused.append((family, f"{family.name}: {reason}"))
+    # What the base cannot become at all is of no interest where there is something else.
+    own = opened[mixture.base].config.get("model_type")
+    near = [reason for family, reason in refused if own in family.sources]
+    reasons = "; ".join(near or [reason for _, reason in refused])
+    raise MismatchError(f"no kind of mixture fits: {reasons}", hint="see docs/moe.md for what fits what")
 
 
 def _why_not(family: Family, mixture: Mixture, opened: Mapping[ModelRef, Checkpoint]) -> str | None:
