@@ -332,8 +332,9 @@ def test_upcycled(
     assert parted.status == 0
     assert "all experts are the same" not in parted.err
     # The recorded file gives the same noise.
-    again = run(capsys, "moe", "parted/meldkit.yml", "again")
+    again = run(capsys, "moe", "parted/meldkit.yml", "again", "--noise-scale", "1")
     assert again.status == 0
+    assert "--noise-scale has no effect without --upcycle" in again.err
     assert Path("again/model.safetensors").read_bytes() == Path("parted/model.safetensors").read_bytes()
 
 

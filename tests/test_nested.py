@@ -200,7 +200,9 @@ def test_multi(
     """What is stored on the way gives the same bytes, is used again, and made anew for another recipe."""
     monkeypatch.chdir(tmp_path)
     Path("recipe.yml").write_text(MULTI.format(models))
-    assert run(capsys, "multi", "recipe.yml", "computed").status == 0
+    computed = run(capsys, "multi", "recipe.yml", "computed", "--no-lazy")
+    assert computed.status == 0
+    assert "--no-lazy has no effect without --intermediate-dir" in computed.err
     first = run(capsys, "multi", "recipe.yml", "--out-path", "stored", "-I", "parts", "--json")
     assert [step["merged"] for step in json.loads(first.out)] == [True, True]
     check_same(tiny.tensors(Path("computed")), tiny.tensors(Path("stored")))

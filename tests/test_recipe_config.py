@@ -140,6 +140,7 @@ def test_types(written: str | None, name: str | None) -> None:
 
 
 def test_public_names_exist() -> None:
+    assert meldkit.recipe.__all__ == sorted(meldkit.recipe.__all__)
     for name in meldkit.recipe.__all__:
         assert hasattr(meldkit.recipe, name)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meldkit.cli.arguments import Folder, Model
-from meldkit.cli.display import show_progress, show_steps, wrapped_table
+from meldkit.cli.display import count, show_progress, show_steps, wrapped_table
 from meldkit.cli.merge import announce, data, interruptible, peak_memory, with_options
 from meldkit.errors import RecipeError
 from meldkit.options import MergeOptions
@@ -117,9 +117,11 @@ def _show(planned: PlannedAdapter, errors: list[ModuleError], out: Path, *, verb
     if planned.unchanged:
         click.echo(f"not changed by the fine-tune: {planned.unchanged} modules")
     if planned.skipped:
-        click.echo(f"changed, and left out by --skip-undecomposable: {planned.skipped} modules")
+        click.echo(f"changed, and left out by --skip-undecomposable: {count(planned.skipped, 'module')}")
     if planned.unread:
-        click.echo(f"not looked at, as --include-regex and --exclude-regex say: {planned.unread} modules")
+        click.echo(
+            f"not looked at, as --include-regex and --exclude-regex say: {count(planned.unread, 'module')}"
+        )
     worst = sorted(errors, key=lambda error: -error.error)
     shown = worst if verbose else worst[:_SHOWN]
     rows = [("module", "rank", "change", "left out")]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meldkit.cli.arguments import Folder, Recipe
-from meldkit.cli.display import show_progress, show_steps, text_of, wrapped_table
+from meldkit.cli.display import show_progress, show_steps, text_of, warn, wrapped_table
 from meldkit.cli.merge import (
     announce,
     data,
@@ -34,9 +34,11 @@ _PROMPT = 36
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("config", type=Recipe())
 @click.argument("out", type=Folder(), required=False)
-@click.option("--upcycle", "num_copies", type=int, help="CONFIG is a dense model: make so many of it.")
-@click.option("--experts-per-token", type=int, default=2, show_default=True, help="With --upcycle.")
-@click.option("--noise-scale", type=float, default=0.0, help="With --upcycle: noise that parts the experts.")
+@click.option(
+    "--upcycle", "num_copies", type=int, help="CONFIG is a dense model: make so many experts of it."
+)
+@click.option("--experts-per-token", type=int, help="With --upcycle; 2 if not given.")
+@click.option("--noise-scale", type=float, help="With --upcycle: noise that parts the experts.")
 @click.option("--plan", "only_plan", is_flag=True, help="Say what would be made and where prompts go.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page with plots to this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else there.")
@@ -52,8 +54,8 @@ def command(
     config: Path,
     out: Path | None,
     num_copies: int | None,
-    experts_per_token: int,
-    noise_scale: float,
+    experts_per_token: int | None,
+    noise_scale: float | None,
     only_plan: bool,
     html: Path | None,
     as_json: bool,
@@ -88,9 +90,13 @@ def command(
                     f"{config} is a folder, not a file that describes a mixture",
                     hint="to make experts of one dense model, add --upcycle with their number",
                 )
+            for option, value in (("experts-per-token", experts_per_token), ("noise-scale", noise_scale)):
+                if value is not None:
+                    warn(f"--{option} has no effect without --upcycle: the file says it")
             mixture, text = load_mixture(config)
         else:
-            mixture, text = upcycle(str(config), num_copies, experts_per_token, noise_scale, options)
+            per_token = 2 if experts_per_token is None else experts_per_token
+            mixture, text = upcycle(str(config), num_copies, per_token, noise_scale or 0.0, options)
         if out is not None:
             check_target(out, mixture.models(), options)
         with show_steps(enabled=loud) as step:

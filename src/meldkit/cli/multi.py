@@ -62,6 +62,8 @@ def command(
     options = MergeOptions(**given)
     loud = not options.quiet
     found: list[dict[str, Any]] = []
+    if not lazy and intermediate_dir is None:
+        warn("--no-lazy has no effect without --intermediate-dir: nothing is stored on the way")
     with interruptible():
         from meldkit.api import merge
 

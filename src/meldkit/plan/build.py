@@ -37,7 +37,8 @@ from meldkit.plan.slots import Input, Slot, left_out, recipe_slots
 from meldkit.plan.templates import check_setting, settle_templates
 from meldkit.plan.values import SharedValues, lint_names, lint_values
 from meldkit.plan.vocabulary import settle_vocabulary
-from meldkit.recipe import GENERATED, ModelRef, Recipe
+from meldkit.recipe import ModelRef, Recipe
+from meldkit.recipe.model import GENERATED
 
 #: Bytes of tensors per file if the user names no size; the Hub's own tools write files of 5 GB.
 DEFAULT_SHARD_SIZE = 5_000_000_000

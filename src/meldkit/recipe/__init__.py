@@ -3,7 +3,6 @@
 from meldkit.recipe.load import load_recipe, load_recipes, parse_recipe, parse_recipes, recipe_from_data
 from meldkit.recipe.model import (
     ADAPTER_METHODS,
-    GENERATED,
     ModelToken,
     Module,
     Parameters,
@@ -34,7 +33,6 @@ from meldkit.recipe.values import (
 
 __all__ = [
     "ADAPTER_METHODS",
-    "GENERATED",
     "AdapterRef",
     "Filtered",
     "Gradient",

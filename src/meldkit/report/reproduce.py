@@ -189,11 +189,8 @@ def is_of_plan(folder: Path, plan: Plan) -> bool:
         return False
     if record is None or record["plan"] != plan.digest() or any(_changed_inputs(record, plan)):
         return False
-    files = {name: folder / name for name in (*record["weights"], *record["files"])}
-    sizes = {name: path.stat().st_size for name, path in files.items() if path.is_file()}
-    return all(
-        sizes.get(name) == file["size"] for name, file in (record["weights"] | record["files"]).items()
-    )
+    files = {folder / name: file["size"] for name, file in (record["weights"] | record["files"]).items()}
+    return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
 
 
 def _changed_inputs(record: Mapping[str, Any], chosen: Plan) -> Iterator[str]:

@@ -13,8 +13,9 @@ from meldkit.api import get_method
 from meldkit.checkpoint import Checkpoint, open_model
 from meldkit.errors import MismatchError, RecipeError
 from meldkit.layout import find_part, infer_layout
-from meldkit.recipe import GENERATED, ModelRef, Recipe, filter_matches, recipe_from_data
+from meldkit.recipe import ModelRef, Recipe, filter_matches, recipe_from_data
 from meldkit.recipe.load import read_plain
+from meldkit.recipe.model import GENERATED
 from meldkit.recipe.write import to_yaml_text
 
 #: Of each of its layers, that a shuffled model gets from one model: more is a slip of the finger.
