@@ -342,6 +342,7 @@ def test_upcycled(
     ("arguments", "message"),
     [
         (("base", "--upcycle", "1"), "--upcycle is 1; a mixture has 2 experts or more"),
+        (("base", "--upcycle", "2", "--experts-per-token", "0"), "--experts-per-token is 0"),
         (("base", "--upcycle", "2", "--noise-scale", "-1"), "--noise-scale is -1"),
         (("base", "--upcycle", "2", "--noise-scale", "nan"), "--noise-scale is nan"),
         (("mixture", "--upcycle", "2"), "mixture is a mixture of 2 experts already"),

@@ -237,10 +237,12 @@ def upcycled(
         shared: whether there is a shared expert, which adds nothing until it is trained.
 
     Raises:
-        RecipeError: fewer than two experts, or noise of no size.
+        RecipeError: fewer than two experts, none for a token, or noise of no size.
     """
     if num_experts < 2:
         raise RecipeError(f"--upcycle is {num_experts}; a mixture has 2 experts or more")
+    if per_token < 1:
+        raise RecipeError(f"--experts-per-token is {per_token}", hint="a token takes 1 expert or more")
     if not 0 <= noise < math.inf:
         raise RecipeError(f"--noise-scale is {noise:g}", hint="it is a standard deviation: 0 or more")
     model = ModelRef.parse(path)
