@@ -10,7 +10,9 @@ setup: .venv/ready
 .venv/ready: pyproject.toml constraints.txt hatch_build.py $(wildcard src/meldkit/kernels/*.[ch])
 	$(PYTHON) -m venv .venv
 	@echo "installing into .venv (a few minutes the first time)"
-	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@$(BIN)/pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@# On all processors, which pip does on one. Some files are of other versions of Python.
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	touch $@
 
 test: setup
