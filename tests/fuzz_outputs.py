@@ -19,7 +19,8 @@ from meldkit.cli import reproduce as reproduce_command
 from meldkit.cli import verify as verify_command
 from meldkit.errors import MeldError
 from meldkit.options import MergeOptions
-from meldkit.report import reproduce, verify_output
+from meldkit.report import verify_output
+from meldkit.tools.reproduce import reproduce
 
 RECIPE: dict[str, Any] = {
     "merge_method": "linear",

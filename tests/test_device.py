@@ -34,7 +34,8 @@ from meldkit.methods import METHODS
 from meldkit.methods.statistics import CHUNK, Bits
 from meldkit.options import MergeOptions
 from meldkit.output import RECORD
-from meldkit.report import reproduce, summarise_plan
+from meldkit.report import summarise_plan
+from meldkit.tools.reproduce import reproduce
 
 #: Merges with more passes, statistics and ways of drawing than the usual parameters have.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -40,12 +40,13 @@ _TIERS = {
     "report": "errors regular paths recipe checkpoint layout vocab plan methods engine output shapes kernels "
     "api options",
     "raw": "errors paths shapes recipe checkpoint plan options output api",
-    "tools": "errors shapes kernels recipe checkpoint layout vocab plan output options composed api report",
+    "tools": "errors regular paths shapes kernels recipe checkpoint layout vocab plan output options "
+    "composed api report",
     "cli": "errors paths options api raw report tools",
     "__init__": "api memory",
 }
 #: For annotations only, which cost nothing at run time.
-_FOR_TYPES = {"cli": "plan methods recipe", "recipe": ""}
+_FOR_TYPES = {"cli": "plan methods recipe", "tools": "engine", "recipe": ""}
 _EXTERNAL = {
     "errors": "",
     "regular": "",
@@ -69,7 +70,7 @@ _EXTERNAL = {
     "merge": "tqdm",
     "report": "yaml torch numpy transformers jinja2 plotly",
     "raw": "torch numpy",
-    "tools": "torch numpy transformers",
+    "tools": "torch numpy transformers pydantic",
     "cli": "click rich",
     "__init__": "",
 }

@@ -470,6 +470,16 @@ def test_depth_inside_text_config() -> None:
     assert result["vision_config"] == config["vision_config"]
 
 
+@pytest.mark.parametrize(
+    "config", [{"model_type": "x"}, {"text_config": {"model_type": "x"}, "vision_config": {}}]
+)
+def test_depth_that_a_configuration_leaves_to_a_default(config: dict[str, Any]) -> None:
+    """As that of LLaVA-1.5 does: the model would be built as deep as before."""
+    result = deepened(config, 4, [(config, layer) for layer in (0, 1, 2, 1, 2, 3)])
+    assert result.get("text_config", result)["num_hidden_layers"] == 6
+    assert deepened(config, 4, [(config, layer) for layer in (3, 2, 1, 0)]) == config
+
+
 NONSENSE = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 5) | st.sampled_from(["", "ab", "M*"]),
     lambda inner: (

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ import yaml
 import same_bytes
 import tiny
 from command import run
+from gguf_files import LLAMA_KEYS, llama_tensors, write_gguf
 from meldkit import merge, plan
+from meldkit.engine import stages
 from meldkit.errors import CheckpointError, RecipeError
 from meldkit.methods import METHODS
 from meldkit.options import MergeOptions
@@ -134,6 +137,55 @@ dtype: float32
     for name, value in merged.items():
         both = 0.5 * x[name].float() + 0.5 * y[name].float()
         assert torch.allclose(value, 0.5 * both + 0.5 * (0.5 * both + 0.5 * z[name].float()), atol=1e-6)
+
+
+def test_stages_of_gguf_files(tmp_path: Path) -> None:
+    """The configuration and tokenizer of a stage are its donor's, whatever its first tensor lies in."""
+    file = write_gguf(tmp_path / "m.gguf", "llama", LLAMA_KEYS, llama_tensors())
+    folder = merge({"merge_method": "passthrough", "models": [{"model": str(file)}]}, tmp_path / "hf").path
+    for base, gguf in ((folder, None), (file, file)):
+        models = [{"model": str(path)} for path in (file, folder)]
+        recipe = {"merge_method": "linear", "base_model": str(base), "models": models}
+        assert stages.as_stage("stage", plan(recipe | {"parameters": {"weight": 1}})).gguf == gguf
+
+
+def test_only_what_is_read_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a deep model's tensors, whose inputs are computed, only a few are open, and known, at any time."""
+    for seed, name in enumerate(("base", "x", "y")):
+        tiny.llama(tmp_path / name, seed, layers=12)
+    counts: dict[str, tuple[int, int]] = {}
+
+    def counted(kind: type[Any]) -> type[Any]:
+        alive = most = 0
+
+        def gone() -> None:
+            nonlocal alive
+            alive -= 1
+
+        class Counted(kind):
+            def __init__(self, *args: Any) -> None:
+                nonlocal alive, most
+                super().__init__(*args)
+                alive, most = alive + 1, max(most, alive + 1)
+                counts[kind.__name__] = (most, counts.get(kind.__name__, (0, 0))[1] + 1)
+                finalize(self, gone)
+
+        return Counted
+
+    for kind in (stages.StageTensor, stages._Tensor):  # pyright: ignore[reportPrivateUsage]
+        monkeypatch.setattr(stages, kind.__name__, counted(kind))
+    inner = {
+        "merge_method": "dare_ties",
+        "base_model": str(tmp_path / "base"),
+        "models": [
+            {"model": str(tmp_path / name), "parameters": {"weight": 1, "density": 0.5}} for name in "xy"
+        ],
+    }
+    recipe = {"merge_method": "linear", "models": [{"model": inner}, {"model": str(tmp_path / "y")}]}
+    weights(recipe | {"parameters": {"weight": 0.5}}, tmp_path / "out", num_threads=2)
+    for most, total in counts.values():
+        assert most <= 8
+        assert total >= 12 * 9
 
 
 def test_bytes_are_copied_through_a_stage(models: Path, tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ from journals import lines
 from meldkit import merge
 from meldkit.errors import CheckpointError, MeldError
 from meldkit.output.journal import read_journal
-from meldkit.report import reproduce, verify_output
+from meldkit.report import verify_output
+from meldkit.tools.reproduce import reproduce
 from meldkit.vocab.tokenizer import tokenizer_of_folder
 
 LINEAR: dict[str, Any] = {

@@ -16,7 +16,8 @@ import tiny
 from meldkit import merge
 from meldkit.errors import CheckpointError, OutputError
 from meldkit.raw import merge_raw
-from meldkit.report import reproduce, verify_output
+from meldkit.report import verify_output
+from meldkit.tools.reproduce import reproduce
 
 RECIPE = {"merge_method": "linear", "models": [{"model": "a"}, {"model": "b"}], "parameters": {"weight": 1}}
 #: Latin-1, as old archives have it.

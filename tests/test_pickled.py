@@ -27,6 +27,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor
 
 import command
@@ -126,6 +127,25 @@ def test_shapes_and_views(save: Callable[..., Path]) -> None:
     path = save(content)
     check(path, content, cuts=(1, 5, 30))
     assert torch.load(path, weights_only=True)["tied"].equal(base)
+
+
+def test_views_are_copied_bit_by_bit(save: Callable[..., Path], tmp_path: Path) -> None:
+    """Numbers that float32 has not, too: through a merge."""
+    large = torch.tensor([[2**24 + 1, -(2**31)], [2**31 - 1, 5]], dtype=torch.int32)
+    content = {
+        "mask": torch.ones(6, 6).tril().bool()[:4, :4],
+        "numbers": large.T,
+        "fine": torch.tensor([[1 / 3, 2 / 3], [1e-300, 1e300]], dtype=torch.float64).T,
+        "repeated": torch.tensor(3, dtype=torch.int64).expand(2, 3),
+        "complex": torch.tensor([[1 + 2j, 3], [4j, 5]]).T,
+        "weight": torch.randn(4, 4),
+    }
+    file = save(content)
+    merge({"merge_method": "passthrough", "models": [{"model": str(file)}]}, tmp_path / "out")
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    for name, tensor in content.items():
+        assert merged[name].dtype == tensor.dtype
+        assert torch.equal(merged[name], tensor), name
 
 
 def test_tied_tensors_are_the_same_bytes(save: Callable[..., Path]) -> None:

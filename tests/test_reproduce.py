@@ -20,9 +20,10 @@ import tiny
 import word_tokenizers
 from meldkit.api import MergeOptions, merge
 from meldkit.errors import CheckpointError, MeldError, RecipeError
-from meldkit.recipe import ModelRef, recipe_from_data
-from meldkit.report import reproduce, verify_output
-from meldkit.report.located import Located
+from meldkit.recipe import ModelRef, mentions, recipe_from_data
+from meldkit.report import verify_output
+from meldkit.tools.located import Located
+from meldkit.tools.reproduce import reproduce
 
 RECIPE = {"merge_method": "linear", "models": [{"model": "a"}, {"model": "b"}], "parameters": {"weight": 1}}
 
@@ -191,7 +192,8 @@ def test_models_of_tokens_and_adapters_may_have_moved(
         "models": [{"model": "one+lora"}, {"model": "two"}],
         "tokenizer": {"source": "model:three", "tokens": tokens},
     }
-    located = Located(recipe_from_data(recipe), {"models": []}, [], dict.fromkeys(MOVED, "x"))
+    refs = list(mentions(recipe_from_data(recipe)))
+    located = Located(refs, {"models": []}, [], dict.fromkeys(MOVED, "x"))
     assert str(located(ModelRef.parse("one+lora"))) == "x+x"
 
 
@@ -331,13 +333,25 @@ def test_input_of_the_hub_of_another_commit(
 ) -> None:
     """In the hub's cache folders are called by commits."""
     monkeypatch.chdir(tmp_path)
-    old, new = (Path("hub", "snapshots", digit * 40) for digit in "ab")
+    old, new = (Path("models--org--name", "snapshots", digit * 40) for digit in "ab")
     tiny.decoder(old, 0)
     tiny.decoder(new, 0, extra={"more": torch.zeros(2)})
     merge({"merge_method": "passthrough", "models": [{"model": str(old)}]}, "out")
     done = command.run(capsys, "reproduce", "out", "--model", f"{old}={new}")
     assert done.status == 3
-    assert f"is of commit {'b' * 12}, it was of {'a' * 12}" in " ".join(done.out.split())
+    assert f"is of commit {'b' * 12} of org/name, it was of {'a' * 12}" in " ".join(done.out.split())
+
+
+def test_models_and_adapters_of_the_hub_are_taken_at_their_commits() -> None:
+    record = {
+        "models": [
+            {"model": "org/name:x.gguf+org/lora", "commits": {"org/name": "a" * 40, "org/lora": "b" * 40}}
+        ]
+    }
+    ref = ModelRef.parse("org/name:x.gguf+org/lora")
+    located = Located([ref], record, [], {})
+    assert str(located(ref)) == f"org/name:x.gguf@{'a' * 40}+org/lora@{'b' * 40}"
+    assert str(located(ModelRef.parse("org/names"))) == "org/names"
 
 
 def put(path: str, **values: object) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,11 +25,12 @@ import same_bytes
 import tiny
 from meldkit import kernels, merge, plan
 from meldkit.kernels import library
-from meldkit.methods import METHODS
+from meldkit.methods import METHODS, source_of
 from meldkit.options import MergeOptions
 from meldkit.output import Sum, sample_of, sum_of
 from meldkit.output.sums import intact
-from meldkit.report import reproduce, verify_output
+from meldkit.report import verify_output
+from meldkit.tools.reproduce import reproduce
 
 #: Surroundings that must not matter.
 SURROUNDINGS: dict[str, dict[str, str]] = {
@@ -412,6 +414,7 @@ def test_reproduce_with_a_plugin(
     text = "error: the merge used 1 plugin, 0 are given\n  name it: --plugin plugin.py\n"
     assert (done.status, done.err) == (2, text)
     assert command.run(capsys, "reproduce", "own", "--plugin", plugin).status == 0
+    assert source_of(METHODS["first"]) == sha256(plugin.read_bytes()).hexdigest()
     plugin.write_text(PLUGIN + "\n")
     result = reproduce("own", plugin=[str(plugin)])
     assert result.surroundings == (f"plugin {plugin} is not the plugin.py that it was",)

@@ -161,6 +161,14 @@ def test_any_input_that_a_recipe_may_name() -> None:
     assert not [p for p in Path().iterdir() if p.name.startswith(".")]  # what was made for it is gone
 
 
+def test_a_file_of_another_name_is_not_taken_for_the_model_beside_it() -> None:
+    own("a")
+    tiny.stored(Path("other"), tiny.tensors(Path("b")))
+    Path("other/model.safetensors").rename("a/step-200.safetensors")
+    result = smoke("a/step-200.safetensors", ["a", "b"], Path())
+    assert result.tested.perplexity == result.inputs[1].perplexity != result.inputs[0].perplexity
+
+
 def test_encoders_are_compared_by_embeddings(capsys: pytest.CaptureFixture[str]) -> None:
     from transformers import BertConfig, BertModel
 
@@ -176,6 +184,8 @@ def test_encoders_are_compared_by_embeddings(capsys: pytest.CaptureFixture[str])
     lines = done.out.splitlines()
     assert lines[1] == "smoke test: cosine of embeddings with the result's"
     assert [line.split() for line in lines[3:]] == [["x", "1.000"], ["y", lines[4].split()[1]], ["x", "-"]]
+    result = smoke("x", ["a"], Path())
+    assert result.inputs[0].failure == "an encoder and a model that writes texts have no numbers in common"
     # A pooler or head that spoils everything is not noticed; the embeddings of another model are.
     done = command.run(capsys, "smoke", "x", "y", "--quiet")
     assert re.fullmatch(

@@ -173,6 +173,13 @@ def test_rule(
         merge("recipe.yml", "out")
 
 
+def test_three_models_that_changed_alike(capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, name in enumerate("abc"):
+        tuned(name, (0.02, 9), (0.004, seed))
+    done = command.run(capsys, "new", "--suggest", "a", "b", "c", "--base", "base")
+    assert yaml.safe_load(done.out)["merge_method"] == "linear"
+
+
 def test_what_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     strangers()
     done = command.run(capsys, "new", "--suggest", "a", "b")

@@ -292,6 +292,30 @@ def test_settings_speak_of_the_new_numbers(tmp_path: Path) -> None:
     assert words.numbers(out) == words.numbers(other)
 
 
+def test_tokens_of_sounds_are_not_those_of_texts(tmp_path: Path) -> None:
+    """Which have an embedding and a number of their own, in a section that may come first."""
+    sounds = "model.embed_audio.embedding.weight"
+    one, other = (
+        words.model(
+            tmp_path / name,
+            words.content(tokens),
+            audio_config={"vocab_size": 3},
+            text_config={"vocab_size": len(tokens)},
+            extra={sounds: torch.randn(3, 4)},
+        )
+        for name, first in (("one", 0), ("other", 2))
+        for tokens in [{"<unk>": 0, **{f"w{first + i}": i for i in range(1, 300)}}]
+    )
+    path = one / "config.json"
+    first = json.loads(path.read_text())
+    path.write_text(json.dumps({"audio_config": first.pop("audio_config"), **first}))
+    out = merge(linear(one, other, tokenizer={"source": "union"}), tmp_path / "out", QUIET).path
+    merged, config = tiny.tensors(out), json.loads((out / "config.json").read_text())
+    assert merged["model.embed_tokens.weight"].shape == (302, 4)
+    assert merged[sounds].shape == (3, 4)
+    assert (config["audio_config"]["vocab_size"], config["text_config"]["vocab_size"]) == (3, 302)
+
+
 def test_settings_speak_of_no_token_behind_the_last_row(tmp_path: Path) -> None:
     path = words.model(
         tmp_path / "m",

@@ -13,7 +13,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 from meldkit import __version__
-from meldkit.checkpoint import Checkpoint, OpenFiles, open_files, open_model, with_adapters
+from meldkit.checkpoint import Checkpoint, Locate, OpenFiles, open_files, open_model, with_adapters
 from meldkit.engine import (
     Device,
     Nowhere,
@@ -119,7 +119,7 @@ def plan(
     options: MergeOptions | None = None,
     *,
     headers_only: bool = False,
-    locate: Callable[[ModelRef], ModelRef] | None = None,
+    locate: Locate | None = None,
 ) -> Plan:
     """Decide everything about a merge without reading a weight.
 
@@ -144,7 +144,7 @@ def plan(
     cache = Path(options.transformers_cache) if options.transformers_cache else None
 
     wanted = read_recipe(recipe)
-    if locate is None and (folders := adapter_folders(wanted, cache)) is not None:
+    if (folders := adapter_folders(wanted, cache, locate)) is not None:
         from meldkit.composed import plan_adapters
 
         return plan_adapters(wanted, folders, options)
@@ -159,15 +159,14 @@ def plan(
             if (stage := wanted.stage_of(ref)) is not None:
                 check_gives_model(ref.path, stage)
                 if ref.path not in stages:
-                    stages[ref.path] = _as_stage(ref.path, planned(stage), options)
-                return with_adapters(stages[ref.path], ref, cache=cache, headers_only=unread)
+                    stages[ref.path] = _as_stage(ref.path, planned(stage))
+                return with_adapters(stages[ref.path], ref, cache=cache, headers_only=unread, locate=locate)
             try:
-                opened = open_model(locate(ref) if locate else ref, cache=cache, headers_only=unread)
+                return open_model(ref, cache=cache, headers_only=unread, locate=locate)
             except CheckpointError as e:
                 if (meant := nearest(ref.path, wanted.stages)) is None:
                     raise
                 raise CheckpointError(e.message, hint=f"did you mean the recipe '{meant}'? {e.hint}") from e
-            return opened if locate is None else replace(opened, label=str(ref))
 
         return build_plan(
             current,
@@ -183,7 +182,7 @@ def plan(
     return planned(wanted)
 
 
-def _as_stage(name: str, made: Plan, options: MergeOptions) -> Stage:
+def _as_stage(name: str, made: Plan) -> Stage:
     """What a recipe gives as an input of another. The files beside its weights lie in a folder of their own
     where they are not those of its donor."""
     stage = as_stage(name, made)
@@ -191,10 +190,9 @@ def _as_stage(name: str, made: Plan, options: MergeOptions) -> Stage:
         return stage
     folder = Path(mkdtemp(prefix="meldkit-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    write_side_files(
-        folder, made, with_tokenizer=options.copy_tokenizer, card=False, name=name, version=__version__
-    )
-    return replace(stage, folder=folder, tokenizer=None)
+    # What numbers its tokens, even if the output gets no tokenizer.
+    write_side_files(folder, made, with_tokenizer=True, card=False, name=name, version=__version__)
+    return replace(stage, folder=folder, tokenizer=None, gguf=None)
 
 
 def devices_of(options: MergeOptions) -> tuple[Device, ...]:

@@ -295,7 +295,9 @@ def _tie(new: dict[str, Tensor], old: Mapping[str, Tensor]) -> None:
         if tensor.numel():
             place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
             twin = first.setdefault(place, name)
-            if twin != name and torch.equal(new[twin], new[name]):
+            # Slices may have left one out.
+            both = twin in new and name in new
+            if twin != name and both and torch.equal(new[twin], new[name]):
                 new[name] = new[twin]
 
 

@@ -12,6 +12,7 @@ from meldkit.checkpoint.folder import Checkpoint, open_checkpoint
 from meldkit.checkpoint.json_file import read_json, shown, write_json
 from meldkit.checkpoint.links import check_links
 from meldkit.checkpoint.models import (
+    Locate,
     folders_here,
     lone_adapters,
     may_be_on_hub,
@@ -24,6 +25,7 @@ from meldkit.checkpoint.safetensors import MAX_HEADER_BYTES, parse_header, read_
 from meldkit.checkpoint.tensor import (
     Encoding,
     Header,
+    HeldBytes,
     HeldTensor,
     Scratch,
     StoredTensor,
@@ -41,7 +43,9 @@ __all__ = [
     "DType",
     "Encoding",
     "Header",
+    "HeldBytes",
     "HeldTensor",
+    "Locate",
     "OpenFiles",
     "Scratch",
     "StoredTensor",

@@ -9,6 +9,8 @@ from typing import Any, cast
 from meldkit.checkpoint.json_file import read_json, shown
 from meldkit.errors import CheckpointError
 
+#: How the names of models that have a head for the next token end.
+_WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 _WORDS = {str: "text", int: "a whole number", bool: "true or false", list: "a list", dict: "a mapping"}
 #: Models of several parts, such as LXMERT, may give a number for each.
 _NUMBERS = (int, list, dict)
@@ -50,3 +52,11 @@ def _check(path: Path, section: Mapping[str, Any], prefix: str = "") -> None:
     text = section.get("text_config")
     if text is not None:
         _check(path, cast("dict[str, Any]", text), f"{prefix}text_config.")
+
+
+def writes_texts(config: Mapping[str, Any]) -> bool | None:
+    """Whether a model has a head for the next token, by the name of its architecture; None if it has none."""
+    names: object = config.get("architectures")
+    if not isinstance(names, list) or not names:
+        return None
+    return str(cast("list[object]", names)[0]).endswith(_WITH_HEAD)

@@ -38,6 +38,7 @@ class Checkpoint(Mapping[str, TensorInfo]):
         warnings: what may not be as it was meant, in words.
         absent: weight files of which only the heads are here, with their sizes in bytes; planning is all that
             this checkpoint is good for if there are any.
+        gguf: the GGUF file that holds its configuration and tokenizer too; None if files in a folder do.
     """
 
     label: str
@@ -51,6 +52,7 @@ class Checkpoint(Mapping[str, TensorInfo]):
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     absent: Mapping[Path, int] = field(default_factory=dict[Path, int])
+    gguf: Path | None = None
 
     def __getitem__(self, name: str) -> TensorInfo:
         return self.tensors[name]
@@ -60,12 +62,6 @@ class Checkpoint(Mapping[str, TensorInfo]):
 
     def __len__(self) -> int:
         return len(self.tensors)
-
-    @property
-    def gguf(self) -> Path | None:
-        """The GGUF file that this is, which holds its configuration and tokenizer too; None if it is none."""
-        file = next(iter(self.tensors.values())).file
-        return file if file.suffix == ".gguf" else None
 
     def plain(self, name: str) -> bool:
         """Whether the tensor's stored bytes are its value: no encoding, no adapter."""
@@ -138,6 +134,7 @@ def open_checkpoint(
 
         tensors, config = dequantised(label, tensors, stored_config)
     digests = [h.digest for h in headers] + [digest_of_settings(stored_config)]
+    first = next(iter(tensors.values())).file
     checkpoint = Checkpoint(
         label=label,
         folder=root,
@@ -148,6 +145,7 @@ def open_checkpoint(
         fingerprint=hashlib.sha256("".join(digests).encode()).hexdigest(),
         parts=parts(folder) if whole else (),
         notes=tuple(_left_beside(label, folder)),
+        gguf=first if first.suffix == ".gguf" else None,
     )
     if not adapter_folders:
         return checkpoint

@@ -19,7 +19,19 @@ _MODELS = ("model.safetensors", "pytorch_model.bin")
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _INDEX = ".index.json"
 #: What goes with weights: configuration, tokenizer, templates, code; and what must be passed on.
-_SIDE = (".json", ".txt", ".model", ".jinja", ".py", ".tiktoken", ".vocab", ".bpe", ".merges")
+_SIDE = (
+    ".json",
+    ".txt",
+    ".model",
+    ".jinja",
+    ".py",
+    ".tiktoken",
+    ".vocab",
+    ".bpe",
+    ".merges",
+    ".spm",
+    ".codes",
+)
 _LICENSES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 _CARD = "README.md"
 #: Lists the parts of a sentence-transformers model, with their folders.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,9 +26,17 @@ _HUB_FILE = re.compile(
     re.ASCII,
 )
 
+#: Says where a model is now that lies elsewhere than a reference says.
+Locate = Callable[[ModelRef], ModelRef]
+
 
 def open_model(
-    ref: ModelRef, *, cache: Path | None = None, alone: bool = False, headers_only: bool = False
+    ref: ModelRef,
+    *,
+    cache: Path | None = None,
+    alone: bool = False,
+    headers_only: bool = False,
+    locate: Locate | None = None,
 ) -> Checkpoint:
     """Open the model that a recipe refers to, downloading it first if it is not a local path.
 
@@ -37,12 +45,15 @@ def open_model(
         cache: where downloads are kept; None for the hub's own cache.
         alone: leave aside what lies beside a weight file.
         headers_only: of weights that are neither local nor in the cache, fetch only what planning looks at.
+        locate: where models are now; they keep the names that references give them.
 
     Raises:
         CheckpointError: there is no such path, or the hub has no such model or cannot be reached.
     """
-    search = _Search(cache, headers_only)
-    return _opened(ref, search.locate(ref.path, ref.revision), search, alone)
+    search = _Search(cache, headers_only, locate)
+    there = locate(ref) if locate else ref
+    opened = _opened(there, search.locate(there.path, there.revision), search, alone)
+    return replace(opened, label=str(ref))
 
 
 def open_as_stored(ref: ModelRef, *, cache: Path | None = None, headers_only: bool = False) -> Checkpoint:
@@ -76,7 +87,11 @@ def open_as_stored(ref: ModelRef, *, cache: Path | None = None, headers_only: bo
 
 
 def lone_adapters(
-    refs: Sequence[ModelRef], *, cache: Path | None = None, anywhere: bool = False
+    refs: Sequence[ModelRef],
+    *,
+    cache: Path | None = None,
+    anywhere: bool = False,
+    locate: Locate | None = None,
 ) -> list[Path] | None:
     """The folders of models that are adapters by themselves; None if one is something else.
 
@@ -84,10 +99,12 @@ def lone_adapters(
         refs: of the models.
         cache: where downloads are kept.
         anywhere: look on the hub for those that are not here; else they are something else.
+        locate: where models are now.
 
     Raises:
         CheckpointError: there is no such path, or the hub has no such model or cannot be reached.
     """
+    refs = list(map(locate, refs)) if locate else refs
     if any(ref.adapters or not (anywhere or _is_here(ref)) for ref in refs):
         return None
     search = _Search(cache, headers_only=False)
@@ -110,7 +127,12 @@ def _is_here(ref: ModelRef | AdapterRef) -> bool:
 
 
 def with_adapters(
-    checkpoint: Checkpoint, ref: ModelRef, *, cache: Path | None = None, headers_only: bool = False
+    checkpoint: Checkpoint,
+    ref: ModelRef,
+    *,
+    cache: Path | None = None,
+    headers_only: bool = False,
+    locate: Locate | None = None,
 ) -> Checkpoint:
     """A checkpoint that is no model by itself, with the adapters that a reference lays over it.
 
@@ -121,7 +143,8 @@ def with_adapters(
     if not ref.adapters:
         return checkpoint
     search = _Search(cache, headers_only)
-    folders = [search.locate(a.path, a.revision) for a in ref.adapters]
+    there = locate(ref) if locate else ref
+    folders = [search.locate(a.path, a.revision) for a in there.adapters]
     named = replace(checkpoint, label=str(ref), absent={**checkpoint.absent, **search.absent})
     return lay_over(named, folders, named.folder, named.config, [named.fingerprint])
 
@@ -150,9 +173,10 @@ def _is_adapter(folder: Path) -> bool:
 class _Search:
     """Looks for models and remembers what is not here yet."""
 
-    def __init__(self, cache: Path | None, headers_only: bool) -> None:
+    def __init__(self, cache: Path | None, headers_only: bool, moved: Locate | None = None) -> None:
         self._cache = cache
         self._headers_only = headers_only
+        self._moved = moved
         self.absent: dict[Path, int] = {}
         self.notes: list[str] = []
 
@@ -170,7 +194,9 @@ class _Search:
             beside = adapter / name
             if beside.exists():
                 return beside
-            return self.locate(name, revision)
+            base = ModelRef(name, revision)
+            base = self._moved(base) if self._moved else base
+            return self.locate(base.path, base.revision)
         except (OSError, ValueError, CheckpointError) as e:
             raise CheckpointError(
                 f"model '{label}': {adapter} is a LoRA adapter whose base model {shown(name)} was not found: "

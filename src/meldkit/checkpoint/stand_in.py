@@ -187,7 +187,9 @@ class _StandIn:
             path = self._snapshot / index
             says = parsed(path) if path.exists() else None
             listed = cast("dict[str, Any]", says).get("weight_map") if isinstance(says, dict) else None
-            for tensor, file in cast("dict[str, str]", listed if isinstance(listed, dict) else {}).items():
+            for tensor, file in cast("dict[str, object]", listed if isinstance(listed, dict) else {}).items():
+                if not isinstance(file, str):
+                    continue
                 lengths[file] = lengths.get(file, _REST) + len(tensor) + _ENTRY
         return lengths
 

@@ -209,6 +209,26 @@ class HeldTensor:
         out.copy_(self._flat[start:stop])
 
 
+class HeldBytes(HeldTensor):
+    """A tensor in memory as it is stored, whose bytes can be copied.
+
+    Args:
+        values: the tensor.
+        dtype: of it, safetensors spelling.
+    """
+
+    def __init__(self, values: Tensor, dtype: str) -> None:
+        # Bytes can be looked at where elements lie one after the other.
+        super().__init__(values.contiguous())
+        self.dtype = dtype
+
+    def read_bytes(self, start: int, buffer: memoryview, *, once: bool = False) -> None:
+        """Fill `buffer` with the bytes from element `start` on."""
+        del once
+        first = start * self._flat.element_size()
+        np.asarray(buffer)[:] = self._flat.view(torch.uint8).numpy()[first : first + len(buffer)]
+
+
 def read_all(files: OpenFiles, info: TensorInfo) -> Tensor:
     """A whole tensor as float32, in its shape; for small ones."""
     out = torch.empty(info.numel, dtype=torch.float32)

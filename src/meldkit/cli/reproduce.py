@@ -11,11 +11,11 @@ import click
 
 from meldkit.cli import DIFFERENT
 from meldkit.cli.arguments import Merged
-from meldkit.cli.display import count, show_progress, text_of, wrapped
+from meldkit.cli.display import count, show_progress, show_steps, text_of, wrapped
 from meldkit.errors import RecipeError
 
 if TYPE_CHECKING:
-    from meldkit.report import Reproduction
+    from meldkit.tools.reproduce import Reproduction
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -59,7 +59,7 @@ def command(
     Nothing is written. Exit status 3 says that inputs are others, or something else came out.
     Paths in the recipe are seen from the current folder, as they were when OUT was made.
     """
-    from meldkit.report import reproduce
+    from meldkit.tools.reproduce import carry_out, plan_rerun
 
     pairs: dict[str, str] = {}
     for text in moved:
@@ -67,8 +67,8 @@ def command(
         if not (old and equals and new):
             raise RecipeError(f"--model {text} names no two places", hint="write it like --model OLD=NEW")
         pairs[old] = new
-    with show_progress(enabled=not quiet) as progress:
-        result = reproduce(
+    with show_steps(enabled=not quiet) as steps:
+        rerun = plan_rerun(
             out,
             models=models,
             moved=pairs,
@@ -77,8 +77,10 @@ def command(
             threads=num_threads,
             device=device,
             cache=transformers_cache,
-            progress=progress,
+            steps=steps,
         )
+    with show_progress(enabled=not quiet) as progress:
+        result = carry_out(rerun, progress=progress)
     if as_json:
         click.echo(json.dumps(result.data(), indent=2, ensure_ascii=False))
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from meldkit.composed.adapters import plan_adapters
 from meldkit.composed.factors import Factor, decompose, difference
 from meldkit.composed.latest import Latest
-from meldkit.composed.tensors import Altered, Held, altered, held, normal
+from meldkit.composed.tensors import Altered, Held, altered, cast_to, held, normal
 from meldkit.composed.write import plan_of, plan_of_adapter
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Held",
     "Latest",
     "altered",
+    "cast_to",
     "decompose",
     "difference",
     "held",

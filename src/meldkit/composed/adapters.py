@@ -21,7 +21,7 @@ from meldkit.checkpoint import (
 from meldkit.checkpoint.adapter import PREFIX, LoneAdapter, open_alone, weights_file
 from meldkit.checkpoint.rearranged import Matrix, joined, transposed
 from meldkit.composed.factors import Factor
-from meldkit.composed.tensors import Altered, altered, zeros
+from meldkit.composed.tensors import Altered, altered, cast_to, zeros
 from meldkit.composed.write import plan_of_adapter
 from meldkit.engine import as_stage
 from meldkit.errors import FormatError, MismatchError, RecipeError
@@ -103,7 +103,7 @@ def plan_adapters(recipe: Recipe, folders: Sequence[Path], options: MergeOptions
     for name in saved:
         # As the first adapter calls it, which may have more in its name than the model.
         whole = next(adapter.saved[name].name for adapter in adapters.values() if name in adapter.saved)
-        tensors[whole] = _as(dtype, replace(made[name], name=whole))
+        tensors[whole] = cast_to(dtype, replace(made[name], name=whole))
     settings = _settings(adapters, ranks)
     how = "their sum, exactly" if wanted.exact else f"by {recipe.merge_method}, its largest singular values"
     if lossy:
@@ -263,13 +263,6 @@ def _dtype(recipe: Recipe, adapters: Mapping[ModelRef, LoneAdapter]) -> str:
     return widest[0] if len(widest) == 1 else "F32"
 
 
-def _as(dtype: str, info: TensorInfo) -> TensorInfo:
-    """The tensor with another type; its values are cast when they are written."""
-    if info.dtype == dtype:
-        return info
-    return replace(info, dtype=dtype, encoding=info.encoding or Altered(info))
-
-
 def _summed(
     module: str,
     job: TensorJob,
@@ -289,7 +282,7 @@ def _summed(
     a = joined(a_name, [Matrix(a, 0, *a.shape) for a, _ in parts], ())
     turned = [transposed(b) for _, b in parts]
     b = transposed(joined(b_name, [Matrix(b, 0, *b.shape) for b in turned], ()))
-    return _as(dtype, replace(a, name=a_name)), _as(dtype, replace(b, name=b_name))
+    return cast_to(dtype, replace(a, name=a_name)), cast_to(dtype, replace(b, name=b_name))
 
 
 def _shares(job: TensorJob) -> Sequence[float]:

@@ -11,6 +11,7 @@ import torch
 
 from meldkit.checkpoint import HeldTensor, OpenFiles, Scratch, TensorInfo, TileSource, read_all
 from meldkit.composed.latest import Latest
+from meldkit.errors import RunError
 from meldkit.shapes import Float32, Tensor
 
 #: Up to this size of the smaller side all singular values are found; beyond it, the largest ones.
@@ -89,9 +90,22 @@ def decompose(
 def difference(
     files: OpenFiles, base: TensorInfo | None, model: TensorInfo
 ) -> Float32[Tensor, "rows columns"]:
-    """What a fine-tune has changed in a matrix; the matrix itself, where there is no base."""
+    """What a fine-tune has changed in a matrix; the matrix itself, where there is no base.
+
+    Raises:
+        RunError: it is not finite.
+    """
     matrix = read_all(files, model)
-    return matrix if base is None else matrix.sub_(read_all(files, base))
+    if base is not None:
+        matrix.sub_(read_all(files, base))
+    if not matrix.isfinite().all():
+        raise RunError(
+            f"{model.name} of {model.file} "
+            + ("has" if base is None else "differs from the base's by")
+            + " NaN or Inf, of which there are no factors",
+            hint="look at the models with 'meldkit diff'; a damaged download is a common cause",
+        )
+    return matrix
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,11 @@ def altered(info: TensorInfo, changes: Altered) -> TensorInfo:
     return replace(info, encoding=replace(changes, tensor=info))
 
 
+def cast_to(dtype: str, info: TensorInfo) -> TensorInfo:
+    """The tensor with another type (safetensors spelling); its values are rounded when they are written."""
+    return info if info.dtype == dtype else replace(info, dtype=dtype, encoding=Altered(info))
+
+
 class _AlteredTensor:
     def __init__(self, changes: Altered, under: TileSource) -> None:
         self._changes = changes

@@ -55,6 +55,12 @@ def fused_sources(job: TensorJob, inputs: Inputs) -> list[TileSource]:
     return [source or inputs.open(tensor) for source, tensor in zip(raw, job.all_inputs, strict=True)]
 
 
+def made_without_torch(job: TensorJob, inputs: Inputs) -> bool:
+    """Whether a tensor in main memory is made without PyTorch, as far as what is stored tells."""
+    raw = [inputs.open_raw(tensor, None) for tensor in job.all_inputs]
+    return not takes_torch(job, [None if source is None else source.dtype for source in raw])
+
+
 def without_torch(job: TensorJob, sources: Sequence[TileSource]) -> bool:
     """Whether a tensor is made of these sources without PyTorch."""
     dtypes = [source.dtype if isinstance(source, StoredTensor) else None for source in sources]
@@ -121,7 +127,7 @@ class FusedRun(TensorRun):
         self, sources: Sequence[TileSource], job: TensorJob, *args: Any, tile: int = TILE, **options: Any
     ) -> None:
         factor = tile_factor(job, torch=not without_torch(job, sources))
-        super().__init__(job, *args, tile=factor * tile, **options)
+        super().__init__(job, *args, tile=factor * tile, sources=sources, **options)
         self._fused = sources
         method = self.job.method
         # Where what is made shows them, nobody has to look for them.

@@ -12,7 +12,14 @@ from meldkit.checkpoint import TileSource
 from meldkit.engine.buffers import TILE, Buffers, cut
 from meldkit.engine.device import ON_CPU, Device, tile_for
 from meldkit.engine.ends import Inputs, Observer, Sink
-from meldkit.engine.fused import FusedRun, fused_sources, tile_factor, tile_of, without_torch
+from meldkit.engine.fused import (
+    FusedRun,
+    fused_sources,
+    made_without_torch,
+    tile_factor,
+    tile_of,
+    without_torch,
+)
 from meldkit.engine.run import Progress, Runnable, run
 from meldkit.engine.tensor_run import TensorRun, read_tile
 from meldkit.kernels.tile import Failed
@@ -82,14 +89,16 @@ def run_jobs(
         "observe": observe,
     }
 
-    left = [(job, _fused(job, inputs, in_memory)) for job in jobs if job.name not in finished]
-    tensors = (
-        FusedRun(fused, job, inputs, sink, **options, **sizes(job))
-        if fused
-        else TensorRun(job, inputs, sink, **options, **sizes(job))
-        for job, fused in left
-    )
-    run_all(tensors, with_torch=not all(without_torch(job, fused) for job, fused in left))
+    def run_of(job: TensorJob) -> TensorRun:
+        """Opens its inputs: what is not stored as it is, such as factors, is in memory from then on."""
+        fused = _fused(job, inputs, in_memory)
+        if fused:
+            return FusedRun(fused, job, inputs, sink, **options, **sizes(job))
+        return TensorRun(job, inputs, sink, **options, **sizes(job))
+
+    left = [job for job in jobs if job.name not in finished]
+    plain = in_memory and all(made_without_torch(job, inputs) for job in left)
+    run_all(map(run_of, left), with_torch=not plain)
 
 
 def measure_model(
@@ -113,14 +122,15 @@ def measure_model(
     if statistic is None:
         return None
     lock = Lock()
-    sources = [(job, _fused(job, inputs, in_memory)) for job in merged]
-    with_torch = not all(without_torch(job, fused) for job, fused in sources)
+    with_torch = not (in_memory and all(made_without_torch(job, inputs) for job in merged))
 
-    def size_of_tile(job: TensorJob, fused: Sequence[TileSource]) -> int:
-        return size_of(job) * tile_factor(job, torch=not without_torch(job, fused))
+    def part(job: TensorJob, own: Sequence[Range], offset: int) -> _Measuring:
+        fused = _fused(job, inputs, in_memory)
+        tile = size_of(job) * tile_factor(job, torch=not without_torch(job, fused))
+        return _Measuring(job, inputs, fused, statistic, own, offset, lock, tile)
 
     while ranges := statistic.ranges():
-        run_all(_pass(sources, inputs, statistic, ranges, lock, size_of_tile), with_torch=with_torch)
+        run_all(_pass(merged, ranges, part), with_torch=with_torch)
         statistic.finish_pass()
     return statistic.result
 
@@ -131,22 +141,19 @@ def _fused(job: TensorJob, inputs: Inputs, in_memory: bool) -> list[TileSource]:
 
 
 def _pass(
-    jobs: Sequence[tuple[TensorJob, list[TileSource]]],
-    inputs: Inputs,
-    statistic: Statistic,
+    jobs: Sequence[TensorJob],
     ranges: Sequence[Range],
-    lock: Lock,
-    size_of: Callable[[TensorJob, Sequence[TileSource]], int],
+    part: Callable[[TensorJob, Sequence[Range], int], _Measuring],
 ) -> Iterator[_Measuring]:
     offset = 0
-    for job, fused in jobs:
+    for job in jobs:
         own = [
             (max(start, offset) - offset, min(stop, offset + job.numel) - offset)
             for start, stop in ranges
             if start < offset + job.numel and stop > offset
         ]
         if own:
-            yield _Measuring(job, inputs, fused, statistic, own, offset, lock, size_of(job, fused))
+            yield part(job, own, offset)
         offset += job.numel
 
 
@@ -168,7 +175,7 @@ class _Measuring:
         self.spans = deque(cut(ranges, tile))
         self._tile = tile
         self.outstanding = 0
-        self._sources = [inputs.open(i) for i in job.all_inputs]
+        self._sources = fused or [inputs.open(i) for i in job.all_inputs]
         self._fused = fused
         self._statistic = statistic
         self._offset = offset

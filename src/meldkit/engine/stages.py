@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Condition, Lock, local
 from typing import Any
+from weakref import WeakValueDictionary
 
 from meldkit.checkpoint import OpenFiles, Scratch, TensorInfo, TileSource
 from meldkit.engine.buffers import TILE, Buffers
@@ -66,6 +67,7 @@ def as_stage(label: str, plan: Plan) -> Stage:
         notes=tuple(f"'{label}': {note}" for note in plan.notes),
         warnings=tuple(f"'{label}': {warning}" for warning in plan.warnings),
         absent=plan.to_download,
+        gguf=donor.gguf,
         plan=plan,
     )
 
@@ -106,7 +108,8 @@ class _Running:
         self.buffers = _Buffers()
         self._plan = plan
         self._inputs = PlanInputs(plan, files)
-        self._tensors: dict[str, _Tensor] = {}
+        # Of those that somebody is reading: what was measured of others is not needed any more.
+        self._tensors = WeakValueDictionary[str, _Tensor]()
         self._lock = Lock()
         self._of_model: list[Any] = []
 
@@ -114,7 +117,8 @@ class _Running:
         with self._lock:
             if not self._of_model:
                 self._of_model.append(self._measure_model())
-            if job.name not in self._tensors:
+            made = self._tensors.get(job.name)
+            if made is None:
                 # Values are not rounded to the stage's type.
                 unrounded = replace(job, dtype="F32", scales=None)
                 sources = fused_sources(unrounded, self._inputs)
@@ -123,13 +127,12 @@ class _Running:
                     "of_model": self._of_model[0],
                     "allow_nonfinite": self.allow_nonfinite,
                 }
-                made = (
+                self._tensors[job.name] = made = _Tensor(
                     FusedRun(sources, unrounded, self._inputs, Nowhere(), **options)
                     if sources
                     else TensorRun(unrounded, self._inputs, Nowhere(), **options)
                 )
-                self._tensors[job.name] = _Tensor(made)
-            return self._tensors[job.name]
+            return made
 
     def _measure_model(self) -> Any:
         def run_all(tensors: Any, *, with_torch: bool = True) -> None:
@@ -190,9 +193,12 @@ class StageTensor:
     def __init__(self, stage: _Running, job: TensorJob) -> None:
         self._stage = stage
         self._job = job
+        self._tensor: _Tensor | None = None
 
     def read(self, start: int, stop: int, out: Float32[Tensor, " n"], scratch: Scratch) -> None:
         """Compute elements [start, stop), and put them into `out`."""
         del scratch
         buffers = self._stage.buffers.own
-        self._stage.tensor(self._job).measured(buffers).fill(start, stop, out, buffers)
+        if self._tensor is None:
+            self._tensor = self._stage.tensor(self._job)
+        self._tensor.measured(buffers).fill(start, stop, out, buffers)

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from meldkit.checkpoint import DTYPES, TileSource
+from meldkit.checkpoint import DTYPES, HeldBytes, StoredTensor, TileSource
 from meldkit.engine.blocks import elements_of_row, round_to, scales_of
 from meldkit.engine.buffers import SPAN, TILE, Buffers, cut
 from meldkit.engine.ends import Inputs, Observer, Sink
@@ -62,6 +62,7 @@ class TensorRun:
         of_model: what the method measured over the whole model.
         allow_nonfinite: let NaN and Inf through.
         observe: told of everything that is made.
+        sources: its inputs, the base first, if they are open.
 
     Attributes:
         job: the job.
@@ -81,6 +82,7 @@ class TensorRun:
         of_model: Any = None,
         allow_nonfinite: bool = False,
         observe: Observer | None = None,
+        sources: Sequence[TileSource] = (),
     ) -> None:
         if tile < CHUNK or tile % CHUNK:
             raise ValueError(f"tile is {tile}; it must be a multiple of {CHUNK}")
@@ -92,8 +94,12 @@ class TensorRun:
         self._observer = observe
         self._whole = Whole(len(job.inputs), job.shape, Noise(seed, job.name), of_model)
         copied = job.method is None and job.scales is None
-        self._raw = inputs.open_raw(job.inputs[0], job.dtype) if copied else None
-        self._sources = [] if self._raw else [inputs.open(i) for i in job.all_inputs]
+        self._raw: StoredTensor | HeldBytes | None = None
+        if copied:
+            self._raw = inputs.open_raw(job.inputs[0], job.dtype)
+        self._sources = [] if self._raw else list(sources) or [inputs.open(i) for i in job.all_inputs]
+        if copied and self._sources and isinstance(exact := self._sources[0], HeldBytes):
+            self._raw = exact if exact.dtype == job.dtype else None
         self._statistic: Statistic | None = None
         self._measured: Any = None
         self._lock = Lock()

@@ -14,6 +14,15 @@ int meldkit_level(void) {
 #endif
 }
 
+/* For AVX2, which cannot compress vectors; filled here, as any processor runs this when the library is loaded. */
+uint64_t fronts[256];
+
+__attribute__((constructor)) static void find_fronts(void) {
+    for (int flags = 0; flags < 256; flags++)
+        for (int l = 7; l >= 0; l--)
+            if (flags >> l & 1) fronts[flags] = fronts[flags] << 8 | (uint64_t)l;
+}
+
 /* --- types ------------------------------------------------------------------------------------------------ */
 
 int meldkit_has_half(void) { return HAS_HALF; }

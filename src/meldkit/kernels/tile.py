@@ -201,7 +201,7 @@ class Tile:
 
         See `meldkit.kernels.divergences`; they are there once the tile has been run.
         """
-        self._divergences = np.empty(-(-self.shape[1] // self.grain), np.float32)
+        self._divergences = np.full(-(-self.shape[1] // self.grain), np.nan, np.float32)
         return self._divergences
 
     def run(self, result: Row | None = None, dtype: str = "F32", out: np.ndarray | None = None) -> list[int]:

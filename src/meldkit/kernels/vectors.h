@@ -49,13 +49,7 @@ static inline floats fused(floats a, floats b, floats c) {
 
 #if LEVEL == 3
 /* Of eight flags as bits, where each flagged number comes from when all of them move to the front. */
-static uint64_t fronts[256];
-
-__attribute__((constructor)) static void find_fronts(void) {
-    for (int flags = 0; flags < 256; flags++)
-        for (int l = 7; l >= 0; l--)
-            if (flags >> l & 1) fronts[flags] = fronts[flags] << 8 | (uint64_t)l;
-}
+extern uint64_t fronts[256];
 #endif
 
 /* Writes those that are flagged to `out`, which has room for a vector, one after the other. Returns how many. */

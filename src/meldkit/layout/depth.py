@@ -57,11 +57,18 @@ def with_depth(
     """
     result = copy.deepcopy(dict(config))
     depth = stack.num_blocks
-    for path, keys in _sections(result, stack, text=text):
+    sections = _sections(result, stack, text=text)
+    for path, keys in sections:
         section = _section(result, path)
         own = [Origin(_section(o.config, path), o.depth, o.layer) for o in origins]
         settings = _settings(section, depth, own, encoder="decoder" not in words(stack.prefix))
         section |= settings | dict.fromkeys(keys, len(origins))
+    if text and config and not sections and len(origins) != depth:
+        # One that relies on a default would build a model as deep as before.
+        inner: object = result.get("text_config")
+        section = cast("dict[str, Any]", inner) if isinstance(inner, dict) else result
+        if not any(key in section for key in DEPTH_KEYS):
+            section[DEPTH_KEYS[0]] = len(origins)
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import runpy
 from collections.abc import Iterable
+from hashlib import sha256
 from pathlib import Path
 
 from meldkit.errors import RecipeError, did_you_mean
@@ -82,7 +83,9 @@ def get_method(name: str, where: str = "", *, others: Iterable[str] = ()) -> Met
         from importlib.metadata import entry_points
 
         for entry in entry_points(group=ENTRY_POINTS, name=name):
-            register(entry.load())
+            method = entry.load()
+            register(method)
+            _sources[method.name] = f"{entry.value} {entry.dist.version if entry.dist else ''}"
     try:
         return METHODS[name]
     except KeyError:
@@ -93,6 +96,12 @@ def get_method(name: str, where: str = "", *, others: Iterable[str] = ()) -> Met
 
 
 _loaded: set[Path] = set()
+_sources: dict[str, str] = {}
+
+
+def source_of(method: Method) -> str | None:
+    """What tells a method that is not ours from an earlier version of it; None for ours."""
+    return _sources.get(method.name)
 
 
 def register(method: Method) -> None:
@@ -125,7 +134,9 @@ def load_plugin(path: Path) -> None:
         raise RecipeError(f"plugin {path} cannot be loaded: {type(e).__name__}: {e}") from e
     if "METHOD" not in content:
         raise RecipeError(f"plugin {path} has no METHOD", hint="see docs/extending.md")
-    register(content["METHOD"])
+    method = content["METHOD"]
+    register(method)
+    _sources[method.name] = sha256(path.read_bytes()).hexdigest()
     _loaded.add(path.resolve())
 
 
@@ -141,4 +152,5 @@ __all__ = [
     "get_method",
     "load_plugin",
     "register",
+    "source_of",
 ]

@@ -43,9 +43,12 @@ class Divergences:
     def importance(self, x: Rows, start: int) -> Numbers:
         """|θ_1 − θ_0| times the divergence of its row, of the tile that begins at element `start`."""
         tile = start, x.shape[1], isinstance(x, Tile)
-        if tile not in self._known and isinstance(x, Tile) and in_tiles():
+        known = self._known.get(tile)
+        # Of a tile that could not be run, they are NaN still.
+        wanted = known is None or bool(np.isnan(known).any())
+        if wanted and isinstance(x, Tile) and in_tiles():
             self._known[tile] = x.divergences()
-        elif tile not in self._known:
+        elif known is None:
             base, other = kernels.numbers(x).reshape(2, -1, self._num_columns)
             self._known[tile] = _divergences(other, base)
         return kernels.importance(x, self._known[tile], self._num_columns)

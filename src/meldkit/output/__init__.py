@@ -8,7 +8,7 @@ from meldkit.output.folder import PARTIAL, OutputFolder, check_free
 from meldkit.output.inputs import check_folder
 from meldkit.output.names import CARD, RECIPE, RECORD, may_be_read
 from meldkit.output.own import check_links, check_names
-from meldkit.output.record import FORMAT, commit_of, sample_of, settings_of, surroundings
+from meldkit.output.record import FORMAT, commits_of, sample_of, settings_of, surroundings
 from meldkit.output.replace import sync_path
 from meldkit.output.space import check_space, lacking
 from meldkit.output.sums import Sum, Sums, sum_of, tensor_sum
@@ -30,7 +30,7 @@ __all__ = [
     "check_links",
     "check_names",
     "check_space",
-    "commit_of",
+    "commits_of",
     "facts",
     "lacking",
     "may_be_read",

@@ -18,7 +18,7 @@ RECORD = "meldkit.json"
 #: For people, who may edit it.
 CARD = "README.md"
 #: Kinds of files beside the weights that belong to a model: tokenizer, templates, processors, custom code.
-_KINDS = (".json", ".model", ".jinja", ".py", ".tiktoken", ".vocab", ".bpe", ".merges")
+_KINDS = (".json", ".model", ".jinja", ".py", ".tiktoken", ".vocab", ".bpe", ".merges", ".spm", ".codes")
 #: Vocabularies, too, and what their authors wrote for people.
 _CARRIED = (*_KINDS, ".txt")
 #: Who passes a model on must pass these on too.

@@ -64,7 +64,7 @@ def record(
         "format": FORMAT,
         "meldkit": version,
         "numeric_version": NUMERIC_VERSION,
-        "made_with": surroundings(devices),
+        "made_with": {**surroundings(devices), **(plan.tool.made_with if plan.tool else {})},
         "plan": plan.digest(),
         **({} if plan.tool is None else {"tool": plan.tool.name}),
         "seed": plan.seed,
@@ -118,8 +118,8 @@ def _version_of_torch() -> str:
 def _model(checkpoint: Checkpoint) -> dict[str, Any]:
     """An input: the name that the recipe gives it, and what tells it from others."""
     result: dict[str, Any] = {"model": checkpoint.label, "fingerprint": checkpoint.fingerprint}
-    if commit := commit_of(checkpoint.folder):
-        result["commit"] = commit
+    if commits := commits_of(checkpoint):
+        result["commits"] = commits
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         result["files"] = list(pool.map(_file, checkpoint.files()))
     result["settings"] = settings_of(checkpoint)
@@ -165,8 +165,15 @@ def sample_of(path: Path) -> str:
     return hasher.hexdigest()
 
 
-def commit_of(folder: Path) -> str | None:
-    """The commit of a model in the hub's cache; None if it is anywhere else."""
-    folder = folder if folder.is_dir() else folder.parent
-    found = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name)
-    return folder.name if found else None
+def commits_of(checkpoint: Checkpoint) -> dict[str, str]:
+    """Commits of the hub's repositories, by their names, that an input is made of: model and adapters."""
+    folders = [checkpoint.folder, *(adapter.folder for adapter in checkpoint.adapters)]
+    # A product of adapters has no folder.
+    folders += [path.parent for path in checkpoint.files()]
+    found: dict[str, str] = {}
+    for folder in folders:
+        kind, *name = folder.parent.parent.name.split("--", 2)
+        in_cache = folder.parent.name == "snapshots" and kind == "models" and _COMMIT.fullmatch(folder.name)
+        if in_cache:
+            found["/".join(name)] = folder.name
+    return found

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from meldkit.checkpoint import lone_adapters
+from meldkit.checkpoint import Locate, lone_adapters
 from meldkit.errors import RecipeError
 from meldkit.recipe import ADAPTER_METHODS, Recipe
 
 
-def adapter_folders(recipe: Recipe, cache: Path | None) -> list[Path] | None:
+def adapter_folders(recipe: Recipe, cache: Path | None, locate: Locate | None = None) -> list[Path] | None:
     """The folders of the adapters that a recipe merges; None if it names a model under them, or other models.
 
     Args:
         recipe: its models.
         cache: where downloads are kept; None for the hub's own cache.
+        locate: where models are now that lay elsewhere.
 
     Raises:
         RecipeError: a method of adapters, and models that are none.
@@ -24,13 +25,12 @@ def adapter_folders(recipe: Recipe, cache: Path | None) -> list[Path] | None:
     if method not in ADAPTER_METHODS and (not plain or method == "passthrough"):
         return None
     # Methods of adapters alone say what is meant; for others, nothing is downloaded to find it out.
-    folders = (
-        lone_adapters(recipe.models(), cache=cache, anywhere=method in ADAPTER_METHODS) if plain else None
-    )
+    anywhere = method in ADAPTER_METHODS
+    folders = lone_adapters(recipe.models(), cache=cache, anywhere=anywhere, locate=locate) if plain else None
     base = recipe.base_model
     if folders is None and plain and base is not None and method in ADAPTER_METHODS:
         others = [ref for ref in recipe.models() if ref != base]
-        if others and lone_adapters(others, cache=cache, anywhere=True) is not None:
+        if others and lone_adapters(others, cache=cache, anywhere=True, locate=locate) is not None:
             place = recipe.lines.get("base_model", recipe.origin)
             raise RecipeError(
                 f"{place + ': ' if place else ''}merge_method '{method}' merges adapters without the model "

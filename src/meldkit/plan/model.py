@@ -12,13 +12,13 @@ from typing import Any
 
 from meldkit.checkpoint import DTYPES, Checkpoint
 from meldkit.layout.infer import DEPTH_KEYS
-from meldkit.methods import Method, Noise, Values, Whole
+from meldkit.methods import Method, Noise, Values, Whole, source_of
 from meldkit.plan.slots import Input, Slot
 from meldkit.recipe import Recipe
 from meldkit.vocab import ChatTemplates, OutputTokenizer
 
 #: Raised whenever the same plan would give other bytes than before; older partial work is not reused.
-NUMERIC_VERSION = 5
+NUMERIC_VERSION = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +119,14 @@ class Tool:
         text: what it was asked for, as YAML.
         summary: what it does, in a sentence.
         files: more files beside the weights: names and texts.
+        made_with: what else the plan may depend on, such as versions.
     """
 
     name: str
     text: str
     summary: str
     files: Mapping[str, str] = field(default_factory=dict[str, str])
+    made_with: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +213,7 @@ class Plan:
 
     def digest(self) -> str:
         """Hex hash of all that decides the output's weights: two equal plans give equal bytes."""
-        content = {
+        content: dict[str, Any] = {
             "numeric_version": NUMERIC_VERSION,
             "seed": self.seed,
             "checkpoints": [c.fingerprint for c in self.checkpoints],
@@ -228,4 +230,7 @@ class Plan:
                 for job in self.jobs
             ],
         }
+        methods = {job.method.name: job.method for job in self.jobs if job.method is not None}
+        if sources := {name: source for name in sorted(methods) if (source := source_of(methods[name]))}:
+            content["methods"] = sources
         return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()

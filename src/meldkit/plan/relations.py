@@ -9,6 +9,7 @@ from meldkit.checkpoint import read_json
 from meldkit.errors import MeldError
 from meldkit.methods import Method
 from meldkit.plan.pieces import Model, at
+from meldkit.plan.stage import Stage
 from meldkit.recipe import ModelRef, Recipe, Slice, Source
 from meldkit.vocab import GENERATION, missing_tokens, read_templates
 
@@ -88,7 +89,10 @@ def _twice(
     seen: dict[object, Source] = {}
     for source in sorted(sources, key=lambda s: s.model != base):
         checkpoint = models[source.model].checkpoint
-        identity = (frozenset(path.resolve() for path in checkpoint.files()), source.layer_range)
+        # Several stages may read the same files.
+        stored = frozenset(path.resolve() for path in checkpoint.files())
+        what_it_is = checkpoint.fingerprint if isinstance(checkpoint, Stage) else stored
+        identity = (what_it_is, source.layer_range)
         first = seen.setdefault(identity, source)
         if first is source:
             continue
@@ -110,6 +114,11 @@ def _settings(model: Model) -> dict[str, Any]:
     scaling: object = settings.get("rope_scaling")
     if isinstance(rope, dict):
         scaling = dict(cast("dict[str, Any]", rope))
+        if scaling and all(isinstance(value, dict) for value in scaling.values()):
+            # One for each kind of layer; before, those of full attention stood where others have theirs.
+            scaling = dict(scaling.get("full_attention") or next(iter(scaling.values())))
+        if (partial := scaling.pop("partial_rotary_factor", None)) is not None:
+            settings["partial_rotary_factor"] = partial
         theta = scaling.pop("rope_theta", settings.get("rope_theta"))
         settings["rope_theta"] = theta
     if isinstance(scaling, dict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 
 from meldkit.checkpoint import Checkpoint
 from meldkit.plan.model import Plan
@@ -74,7 +75,24 @@ def _stored(checkpoints: Iterable[Checkpoint]) -> Iterator[Checkpoint]:
     for checkpoint in checkpoints:
         if isinstance(checkpoint, Stage):
             yield from _stored(checkpoint.plan.checkpoints)
+            yield from _laid_over(checkpoint)
         elif isinstance(checkpoint, Composed):
             yield from _stored(checkpoint.inputs)
         else:
             yield checkpoint
+
+
+def _laid_over(stage: Stage) -> Iterator[Checkpoint]:
+    """The adapters over a stage, as one input under the name of both."""
+    own = stage.adapters[len(stage.plan.checkpoints[stage.plan.donor].adapters) :]
+    if own:
+        stored = {f"{place}.{n}": t for place, a in enumerate(own) for n, t in a.stored.items()}
+        yield Checkpoint(
+            label=stage.label,
+            folder=own[0].folder,
+            tensors=stored,
+            config={},
+            tokenizer=None,
+            adapters=own,
+            fingerprint=sha256("".join(adapter.digest for adapter in own).encode()).hexdigest(),
+        )

@@ -69,11 +69,10 @@ def token_tables(model: Model) -> dict[str, Table]:
         MismatchError: a tensor has an entry per token along another size than its first.
     """
     config = model.checkpoint.config
-    declared = set(_sizes_in(config))
+    declared = set(_declared(model))
     lengths = {model.checkpoint[name].shape[1] for name in model.token_embeddings()}
     surely = declared - lengths - set(_other_sizes_in(config))
     sizes = set(num_tokens(model))
-    first = next(_sizes_in(config), None)
     result: dict[str, Table] = {}
     for name, place in model.layout.places.items():
         info = model.checkpoint[name]
@@ -93,19 +92,34 @@ def token_tables(model: Model) -> dict[str, Table]:
             continue
         embedding = place.role == "embedding" and len(shape) > 1 and not NOT_TOKENS.search(name)
         if named or embedding or (outside and len(shape) > 1 and shape[axis] in surely):
-            surplus = 0 if first is None else max(0, shape[axis] - first)
+            behind = (shape[axis] - size for size in declared)
+            surplus = min((n for n in behind if 0 <= n <= _MAX_SURPLUS), default=0)
             result[name] = Table(info, axis, surplus)
     return result
 
 
 def num_tokens(model: Model) -> list[int]:
     """How many entries such a tensor may have, the embedding's first."""
+    declared = _declared(model)
     embeddings = [model.checkpoint[name].shape[0] for name in model.token_embeddings()]
-    declared = list(_sizes_in(model.checkpoint.config))
     # Other embeddings, of what is hashed or of how they are turned into others, have rows of their own.
     near = [n for n in embeddings if any(0 <= n - size <= _MAX_SURPLUS for size in declared)]
     embeddings = near or embeddings
     return list(dict.fromkeys((*sorted(embeddings, reverse=True), *declared)))
+
+
+def _declared(model: Model) -> list[int]:
+    """Numbers of tokens of texts that the configuration speaks of.
+
+    Where models have tokens of sounds or pictures too, these have embeddings and numbers of their own, and
+    there are fewer of them: of texts are those that the largest such embedding has.
+    """
+    declared = list(dict.fromkeys(_sizes_in(model.checkpoint.config)))
+    embeddings = [model.checkpoint[name].shape[0] for name in model.token_embeddings()]
+    most = max(
+        (n for n in embeddings if any(0 <= n - size <= _MAX_SURPLUS for size in declared)), default=None
+    )
+    return declared if most is None else [size for size in declared if 0 <= most - size <= _MAX_SURPLUS]
 
 
 def _sizes_in(config: Mapping[str, Any]) -> Iterator[int]:

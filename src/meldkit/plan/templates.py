@@ -88,6 +88,8 @@ def settle_templates(
         )
     wanted = [end for (_, own), end in zip(found, ends, strict=True) if own is templates] or ends_of(setting)
     own_end = ends[donor.index]
+    if output is not None:
+        own_end = None if output.gguf else special_tokens(output.folder).get("eos")
     known = (tokenizer.tokens.get(end) for end in wanted if end is not None and end != own_end)
     numbers = [number for number in known if number is not None]
     return templates, tuple(dict.fromkeys(numbers))

@@ -45,7 +45,6 @@ from meldkit.report.plan import (
 )
 from meldkit.report.probe import Probe
 from meldkit.report.relatives import Relative
-from meldkit.report.reproduce import Reproduction, reproduce
 from meldkit.report.smoke import ModelRun, SmokeTest, smoke
 from meldkit.report.tokenizers import (
     PairDifference,
@@ -80,7 +79,6 @@ __all__ = [
     "Quantisation",
     "Relation",
     "Relative",
-    "Reproduction",
     "SmokeTest",
     "Spectrum",
     "StageSummary",
@@ -98,7 +96,6 @@ __all__ = [
     "grids",
     "group_tensors",
     "inspect",
-    "reproduce",
     "smoke",
     "summarise_plan",
     "varying",

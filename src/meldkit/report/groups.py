@@ -47,6 +47,8 @@ def group_tensors(plan: Plan, chosen: Iterable[int] | None = None) -> tuple[Grou
         families.setdefault((slot.place.stack, leaf), []).append(index)
     found: dict[Stack | None, list[Group]] = {None: []}
     for (stack, leaf), members in families.items():
+        # Files have block 10 before block 2.
+        members.sort(key=lambda index: plan.slots[index].place.block or 0)
         blocks = {plan.slots[index].place.block for index in members} if stack is not None else ()
         own = plan.slots[members[0]].place.leaf if len(members) == len(blocks or members[:1]) else leaf
         found.setdefault(stack, []).append(Group(_title(stack), own, tuple(members), len(blocks)))

@@ -15,6 +15,7 @@ from meldkit.checkpoint import (
     open_as_stored,
     read_json,
 )
+from meldkit.checkpoint.config import writes_texts
 from meldkit.checkpoint.stored import quantisation_method, stored_entries
 from meldkit.errors import CheckpointError
 from meldkit.layout import Layout, Part, all_parts, infer_layout, part_of
@@ -257,7 +258,7 @@ def inspect(model: str | os.PathLike[str] | ModelRef, *, cache: Path | None = No
         RecipeError: that names no model.
         CheckpointError: there is no such model, or it is damaged.
     """
-    ref = model if isinstance(model, ModelRef) else ModelRef.parse(os.fspath(model))
+    ref = ModelRef.from_value(model)
     checkpoint = open_as_stored(ref, cache=cache, headers_only=True)
     layout = infer_layout(checkpoint, checkpoint.config)
     parts = all_parts(layout)
@@ -326,6 +327,9 @@ def _head(checkpoint: Checkpoint, layout: Layout) -> str:
     tied = checkpoint.config.get("tie_word_embeddings", inner.get("tie_word_embeddings"))
     if stored:
         return "tied and stored" if tied is True else "stored"
+    if tied is None:
+        # Where nothing else is said, a model that writes texts has one.
+        tied = writes_texts(checkpoint.config)
     return "tied" if tied is True else "none"
 
 

@@ -108,8 +108,12 @@ def _problems(record: Mapping[str, Any]) -> Iterator[str]:
         yield from _missing("models", model, _MODEL)
         for file in model["files"]:
             yield from _missing(model["model"], file, _INPUT)
-        if (commit := model.get("commit")) is not None and not _COMMIT.fullmatch(str(commit)):
-            yield f"{shown(model['model'])} has the commit {shown(commit)}"
+        commits: object = model.get("commits", {})
+        if not isinstance(commits, dict):
+            yield f"{shown(model['model'])} has the commits {shown(commits)}"
+        for commit in cast("dict[str, object]", commits).values() if isinstance(commits, dict) else ():
+            if type(commit) is not str or not _COMMIT.fullmatch(commit):
+                yield f"{shown(model['model'])} has the commit {shown(commit)}"
         yield from _not_settings(model["model"], model.get("settings", []))
     options: Mapping[str, Any] = record["options"]
     for name, value in options.items():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import math
+import re
 import tempfile
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +28,8 @@ _PROMPT = 16
 _CONTINUATION = 64
 #: Words in a row that count as a repetition when they come again: seq-rep-4 of arXiv:1908.04319.
 _GRAM = 4
+#: Weight files as transformers looks for them.
+_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 _GENERATORS = ("ForCausalLM", "LMHeadModel")
 
 
@@ -88,13 +91,22 @@ def as_folder(ref: ModelRef, work: Path, options: MergeOptions) -> Generator[Pat
         return
     from meldkit.api import merge
 
-    with tempfile.TemporaryDirectory(dir=work, prefix=".meldkit-smoke-") as made:
+    try:
+        room = tempfile.TemporaryDirectory(dir=work, prefix=".meldkit-smoke-")
+    except OSError as e:
+        raise RunError(
+            f"transformers does not load '{ref}' as it is stored, and there can be no copy in {work}: "
+            f"{e.strerror}",
+            hint="the copy is taken away again; make the folder writable",
+        ) from e
+    with room as made:
         recipe = {"merge_method": "passthrough", "models": [{"model": ref.to_value()}]}
-        yield merge(recipe, Path(made) / "model", options).path
+        yield merge(recipe, Path(made) / "model", replace(options, copy_tokenizer=True)).path
 
 
 def _loads_as_it_is(checkpoint: Checkpoint) -> bool:
-    stored = all(file.suffix == ".safetensors" for file in checkpoint.files())
+    # A file of another name, transformers would not take.
+    stored = all(_WEIGHTS.fullmatch(file.name) for file in checkpoint.files())
     return stored and not checkpoint.adapters and all(map(checkpoint.plain, checkpoint))
 
 

@@ -59,7 +59,7 @@ class ModelRun:
             "perplexity": {k: v if math.isfinite(v) else None for k, v in self.perplexity.items()},
             "agreement": self.agreement,
             "repetition": self.repetition,
-            "cosine": self.cosine,
+            "cosine": self.cosine if self.cosine is None or math.isfinite(self.cosine) else None,
             "continuations": dict(self.continuations),
             "failure": self.failure or None,
         }
@@ -117,7 +117,7 @@ def smoke(
         trust_remote_code=options.trust_remote_code,
         write_model_card=False,
     )
-    refs = [_ref(given) for given in (model, *inputs)]
+    refs = [ModelRef.from_value(given) for given in (model, *inputs)]
     labels = list(map(str, refs))
 
     def run(place: int) -> Reading | str:
@@ -139,20 +139,19 @@ def smoke(
     if progress is not None:
         progress(len(refs), len(refs), "")
     own = _compared(labels[0], tested, None)
-    others = [
-        ModelRun(label, {}, None, None, None, {}, found)
-        if isinstance(found, str)
-        else _compared(label, found, tested)
-        for label, found in zip(labels[1:], readings, strict=True)
-    ]
+    others = [_other(label, found, tested) for label, found in zip(labels[1:], readings, strict=True)]
     return SmokeTest(own, tuple(others), tuple(_warnings(own, others, tested)))
 
 
-def _ref(given: str | os.PathLike[str] | ModelRef) -> ModelRef:
-    if isinstance(given, ModelRef):
-        return given
-    # A path is one as it stands; in text, signs such as + have a meaning.
-    return ModelRef.parse(given) if isinstance(given, str) else ModelRef(os.fspath(given))
+def _other(label: str, found: Reading | str, tested: Reading) -> ModelRun:
+    """An input beside the tested model, or why it is not."""
+    if not isinstance(found, str) and bool(found.embeddings) != bool(tested.embeddings):
+        found = "an encoder and a model that writes texts have no numbers in common"
+    return (
+        ModelRun(label, {}, None, None, None, {}, found)
+        if isinstance(found, str)
+        else _compared(label, found, tested)
+    )
 
 
 def _compared(label: str, reading: Reading, tested: Reading | None) -> ModelRun:

@@ -13,6 +13,7 @@ from meldkit.errors import CheckpointError, MismatchError, RecipeError
 from meldkit.methods import Value
 from meldkit.recipe import ModelRef
 from meldkit.report.diff import THRESHOLDS, ModelComparison, Relation, diff
+from meldkit.report.diff.thresholds import limit
 from meldkit.report.draft import Draft, Starts, draft_recipe
 from meldkit.report.headers import Header, read_header
 
@@ -54,9 +55,11 @@ class Facts:
         return sum(f.kind == kind for f in self.comparison.findings) if self.comparison else 0
 
     @property
-    def num_tasks(self) -> int:
-        """Pairs of task vectors."""
-        return math.comb(len(self.headers), 2)
+    def aligned(self) -> bool:
+        """Whether all task vectors are largely the same change."""
+        pairs = self.comparison.pairs if self.comparison else ()
+        cosines = [pair.total.task.cosine for pair in pairs if pair.total.task is not None]
+        return bool(cosines) and all(c is not None and c >= limit("aligned") for c in cosines)
 
     @property
     def wide(self) -> bool:
@@ -165,7 +168,7 @@ RULES = (
         "linear",
         "fine-tunes for the same task are averaged; the sum of their task vectors would go too far",
         _SOUPS,
-        lambda f: f.base is not None and f.found("aligned") == f.num_tasks,
+        lambda f: f.base is not None and f.aligned,
     ),
     Rule(
         "a base, and task vectors that undo each other",

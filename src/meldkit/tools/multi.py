@@ -12,7 +12,7 @@ from meldkit.options import MergeOptions
 from meldkit.output import RECORD, check_free, check_space, lacking
 from meldkit.plan import Plan, adapter_folders
 from meldkit.recipe import Recipe, by_name, load_recipes, order, relocated
-from meldkit.report.reproduce import is_of_plan
+from meldkit.report.changed import is_of_plan
 
 #: Who made the model that is in a folder.
 _OURS, _FOREIGN = "meldkit", "another program"

@@ -34,6 +34,9 @@ FILES = (
     "spiece",
     "sentencepiece",
     "tekken",
+    *("source.spm", "target.spm", "bpe.codes"),
+    # What models' own code reads, and that code.
+    *("qwen.tiktoken", "tiktoken", "tokenization_"),
     "chat_template",
     "additional_chat_templates",
 )

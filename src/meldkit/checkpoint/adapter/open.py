@@ -59,6 +59,7 @@ class Adapter:
     Attributes:
         folder: where it lies.
         tensors: those that it changes or adds, as they are under it.
+        stored: its own, as they lie in its file.
         config: the model's configuration under it.
         digest: hex hash of everything that decides what it does.
         notes: what it does besides changing values, in words.
@@ -66,6 +67,7 @@ class Adapter:
 
     folder: Path
     tensors: Mapping[str, TensorInfo]
+    stored: Mapping[str, TensorInfo]
     config: Mapping[str, Any]
     digest: str
     notes: tuple[str, ...]
@@ -99,7 +101,7 @@ def open_adapter(
         changed = {name: info for name, info in together.items() if weights.get(name) != info}
     says = json.dumps([settings.values, laying.model_type], sort_keys=True)
     digest = hashlib.sha256((header.digest + says).encode()).hexdigest()
-    return Adapter(folder, changed, laying.model_config, digest, tuple(laying.notes))
+    return Adapter(folder, changed, header.tensors, laying.model_config, digest, tuple(laying.notes))
 
 
 class _Laying:

@@ -32,7 +32,7 @@ from meldkit.checkpoint.pickled.unpickler import (
     UnreadableError,
     View,
 )
-from meldkit.checkpoint.tensor import Header, HeldTensor, TensorInfo, TileSource
+from meldkit.checkpoint.tensor import Header, HeldBytes, TensorInfo, TileSource
 from meldkit.errors import CheckpointError, FormatError
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -267,4 +267,4 @@ class Strided:
         raw = torch.empty(info.nbytes, dtype=torch.uint8)
         files.read_into(info.file, info.offset, raw.numpy().data)
         typed = raw.view(getattr(torch, DTYPES[info.dtype].torch))
-        return HeldTensor(typed.as_strided(info.shape, self.stride))
+        return HeldBytes(typed.as_strided(info.shape, self.stride), info.dtype)

@@ -80,9 +80,9 @@ def diff(
         RecipeError: there is nothing to compare.
         CheckpointError: there is no such model, or it is damaged.
     """
-    refs = [_ref(model) for model in models]
+    refs = [ModelRef.from_value(model) for model in models]
     if base is not None:
-        refs = [_ref(base), *(ref for ref in refs if ref != _ref(base))]
+        refs = [ModelRef.from_value(base), *(ref for ref in refs if ref != ModelRef.from_value(base))]
     if len(refs) < 2:
         raise RecipeError(
             "a single model has nothing that it could be compared with",
@@ -116,10 +116,6 @@ def diff(
         bytes_read=bytes_read,
         seconds=time.perf_counter() - started,
     )
-
-
-def _ref(model: ModelLike) -> ModelRef:
-    return model if isinstance(model, ModelRef) else ModelRef.parse(os.fspath(model))
 
 
 def _groups(found: Match, *, based: bool) -> Iterator[Group]:

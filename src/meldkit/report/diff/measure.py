@@ -137,6 +137,8 @@ class Measurement:
                 self._phase = "spectra"
                 self.spans = deque([(0, self.job.numel)])
                 return True
+        # What was measured is kept until the end; what it took is not.
+        self._sources, self._kth = [], None
         return False
 
     def process(self, start: int, stop: int, buffers: Buffers) -> None:
