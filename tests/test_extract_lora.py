@@ -461,6 +461,33 @@ def test_new_tokens_come_with_their_tokenizer(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.usefixtures("base")
+@pytest.mark.parametrize("options", [(), ("--keep", "0.9")])
+def test_damaged_models_are_named(options: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    weights = finetune("base", "tuned", low_rank(2))
+    name = "model.layers.1.mlp.up_proj.weight"
+    weights[name][3, 4] = float("nan")
+    tiny.stored(Path("tuned"), weights)
+    done = run(capsys, "extract-lora", "--model", "tuned", "--base-model", "base", "adapter", *options)
+    assert done.status == 4
+    assert f"{name} of tuned/model.safetensors differs from the base's by NaN or Inf" in done.err
+    assert not Path("adapter", "adapter_config.json").exists()
+
+
+@pytest.mark.usefixtures("base")
+def test_a_head_that_is_stored_though_it_is_the_embedding(capsys: pytest.CaptureFixture[str]) -> None:
+    """Some programs store it again."""
+    own = json.loads(Path("base/config.json").read_text())
+    Path("base/config.json").write_text(json.dumps(own | {"tie_word_embeddings": True}))
+    tiny.stored(Path("base"), {n: t for n, t in tiny.tensors(Path("base")).items() if n != "lm_head.weight"})
+    weights = finetune("base", "tuned", lambda name, w: 0.1 * torch.ones_like(w) if "embed" in name else None)
+    tiny.stored(Path("tuned"), weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()})
+    found = extract(capsys, "--embed-lora")
+    assert found["saved"] == ["model.embed_tokens"]
+    config = json.loads(Path("adapter/adapter_config.json").read_text())
+    assert (config["modules_to_save"], config["ensure_weight_tying"]) == (["model.embed_tokens"], True)
+
+
+@pytest.mark.usefixtures("base")
 def test_what_cannot_be_in_an_adapter_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
     tensors = finetune("base", "tuned", low_rank(1))
     for folder, value in (("base", 0.0), ("tuned", 1.0)):

@@ -201,6 +201,12 @@ def test_legacy(capsys: pytest.CaptureFixture[str]) -> None:
         (("prune", "a", "out", "--drop", "x"), 2, "'x' names no layers"),
         (("prune", "a", "out"), 2, "--drop"),
         (("expand", "a", "out"), 2, "nothing says what to repeat"),
+        (("expand", "odd", "out", "--every", "2"), 3, "nothing is known of 'odd' by which repeated layers"),
+        (
+            ("convert-config", "scale.yml"),
+            2,
+            "entry 0 of 'layer_slices' needs a 'model', and 'start' and 'end'",
+        ),
         (("expand", "a", "out", "--layers", "0:9"), 2, "layers 0:9 are not layers of 'a'"),
         (("convert-config",), 2, "there is nothing to convert"),
         (("convert-config", "recipe.yml"), 2, "recipe.yml is no bakllama file"),
@@ -213,6 +219,10 @@ def test_refused(
 ) -> None:
     tiny.llama(Path("short"), 2, layers=2)
     Path("recipe.yml").write_text("merge_method: linear\nmodels: [{model: a}]\n")
+    Path("scale.yml").write_text("layer_slices: [{model: a, start: 0, end: 2, scale: [1]}]\n")
+    tiny.stored(
+        Path("odd"), {f"blocks.{i}.mixer.weight": torch.ones(4, 4) for i in range(4)}, {"model_type": "odd"}
+    )
     done = run(capsys, *arguments)
     assert message in done.err
     assert done.status == status

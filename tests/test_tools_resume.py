@@ -1,10 +1,14 @@
-"""What the tools make is written like a merge: stopped anywhere, it goes on, and ends in the same bytes."""
+"""What the tools make is written like a merge: stopped anywhere, it goes on, and ends in the same bytes.
+
+It can be run again from its record, too.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +18,15 @@ import torch
 import tiny
 import word_tokenizers as words
 from meldkit import merge, plan
-from meldkit.errors import RunError
+from meldkit.errors import MeldError, RunError
 from meldkit.options import MergeOptions
-from meldkit.output import PARTIAL
+from meldkit.output import PARTIAL, RECIPE, RECORD
 from meldkit.plan import Plan
 from meldkit.tools.lora.extract import plan_extraction
 from meldkit.tools.lora.wanted import Extraction
 from meldkit.tools.moe.config import load_mixture
 from meldkit.tools.moe.make import plan_mixture
+from meldkit.tools.reproduce import reproduce
 from meldkit.tools.transplant.plan import plan_transplant
 from meldkit.tools.transplant.wanted import Transplant
 from test_resume import failing, weights
@@ -43,6 +48,15 @@ def stages() -> Plan:
     return plan({"merge_method": "linear", "models": models, "parameters": {"weight": 0.5}}, ONE)
 
 
+def adapter_over_a_stage() -> Plan:
+    Path("recipe.yml").write_text(
+        "name: inner\nmerge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5}\n"
+        "---\n"
+        "merge_method: linear\nmodels: [{model: inner+x}, {model: b}]\nparameters: {weight: 0.5}\n"
+    )
+    return plan("recipe.yml", ONE)
+
+
 def adapters() -> Plan:
     models = [{"model": name, "parameters": {"weight": 0.5}} for name in ("x", "y")]
     return plan({"merge_method": "svd", "parameters": {"rank": 3}, "models": models}, ONE)
@@ -53,8 +67,13 @@ MADE: dict[str, Callable[[], Plan]] = {
     "extract-lora": lambda: plan_extraction(Extraction.of("a", "base", max_rank=4), ONE).plan,
     "tokensurgeon": lambda: plan_transplant(Transplant.of("base", "donor", k=3), ONE).plan,
     "stages": stages,
+    "adapter over a stage": adapter_over_a_stage,
     "adapters": adapters,
 }
+
+
+#: What some of them are made of.
+INPUTS = ("base", "a", "b", "x", "y", "donor")
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +115,41 @@ def test_any_number_of_threads_gives_the_same(tool: str) -> None:
     assert one.keys() == five.keys()
     for name in one:
         assert torch.equal(one[name], five[name]), name
+
+
+@pytest.mark.parametrize("tool", MADE)
+def test_is_run_again_from_its_record(tool: str) -> None:
+    """Where the models are somewhere else, too; and not where they are others."""
+    merge(MADE[tool](), "out", ONE)
+    assert reproduce("out").same
+    for name in INPUTS:
+        Path("elsewhere").mkdir(exist_ok=True)
+        Path(name).rename(Path("elsewhere", name))
+    found = reproduce("out", models=[Path("elsewhere")])
+    assert (found.inputs, found.differences, found.same) == ((), (), True)
+    assert found.num_tensors == len(tiny_tensors("out"))
+    for path in Path("elsewhere").glob("*/*.safetensors"):
+        data = bytearray(path.read_bytes())
+        data[-2] ^= 1
+        path.write_bytes(data)
+    other = reproduce("out", models=[Path("elsewhere")])
+    assert (other.num_tensors, other.same) == (0, False)
+    assert all("other bytes in" in line for line in other.inputs)
+
+
+@pytest.mark.parametrize("tool", MADE)
+@pytest.mark.parametrize(
+    "text", ["", "[]", "model: 3", "{model: a, base: [], k: x, experts: {}}", "a: 1", "\0"]
+)
+def test_text_of_a_stranger(tool: str, text: str) -> None:
+    """What a record says was wanted may be anything."""
+    merge(MADE[tool](), "out", ONE)
+    Path("out", RECIPE).write_text(text)
+    record = json.loads(Path("out", RECORD).read_text())
+    record["files"][RECIPE]["sha256"] = sha256(text.encode()).hexdigest()
+    Path("out", RECORD).write_text(json.dumps(record))
+    with pytest.raises(MeldError):
+        reproduce("out")
 
 
 def tiny_tensors(folder: str) -> dict[str, torch.Tensor]:

@@ -23,7 +23,10 @@ _MOST_COPIES = 100
 #: A recipe as data, such as YAML gives it.
 Data = dict[str, Any]
 #: Matrices that write into the residual stream: a block in which they are 0 changes nothing.
-_WRITERS = ("o_proj", "out_proj", "c_proj", "down_proj", "w2", "dense_4h_to_h", "fc2", "attention.dense")
+_WRITERS = (
+    *("o_proj", "out_proj", "c_proj", "down_proj", "w2", "dense_4h_to_h", "fc2", "attention.dense"),
+    *("self_attn.dense", "attention.wo", "output_linear"),
+)
 
 
 def depth(model: str) -> int:
@@ -143,10 +146,16 @@ def deepened(
 
     Raises:
         RecipeError: it has no such layers.
+        MismatchError: idle layers are wanted, and nothing is known that would make them so.
     """
     opened = _opened(model)
     count = _depth(opened)
     writers = [writer for writer in _WRITERS if any(filter_matches(writer, name) for name in opened)]
+    if idle and not writers:
+        raise MismatchError(
+            f"nothing is known of '{model}' by which repeated layers would change nothing",
+            hint="--as-they-are repeats them with their weights",
+        )
     if every > count:
         raise RecipeError(f"every {every} layers is never", hint=f"'{model}' has {count}")
     if every:
@@ -231,15 +240,16 @@ def from_bakllama(path: Path) -> tuple[Data, list[str]]:
     for number, entry in enumerate(cast("list[Any]", slices)):
         try:
             model, start, end = str(entry["model"]), int(entry["start"]), int(entry["end"])
-            scale = entry.get("scale")
+            scale = None if entry.get("scale") is None else float(entry["scale"])
         except (KeyError, TypeError, ValueError, AttributeError):
             raise RecipeError(
-                f"{path}: entry {number} of 'layer_slices' needs 'model', 'start' and 'end'",
+                f"{path}: entry {number} of 'layer_slices' needs a 'model', and 'start' and 'end'; these and "
+                "'scale' are numbers",
                 hint="such as {model: org/name, start: 0, end: 24}",
             ) from None
         source: Data = {"model": model, "layer_range": [start, end]}
         if scale is not None:
-            source["parameters"] = {"scale": [{"filter": "down_proj", "value": float(scale)}, {"value": 1.0}]}
+            source["parameters"] = {"scale": [{"filter": "down_proj", "value": scale}, {"value": 1.0}]}
         found.append({"sources": [source]})
     ends = {
         "embedding_source": found[0]["sources"][0]["model"],

@@ -9,19 +9,22 @@ from typing import Any
 
 from meldkit.checkpoint import (
     Checkpoint,
+    Locate,
     OpenFiles,
     TensorInfo,
     open_files,
     open_model,
 )
 from meldkit.checkpoint.adapter import PREFIX
+from meldkit.checkpoint.adapter.vocabulary import EMBEDDING
+from meldkit.checkpoint.config import writes_texts
 from meldkit.composed import Factor, decompose, difference, plan_of_adapter
 from meldkit.errors import MismatchError
 from meldkit.options import MergeOptions
 from meldkit.plan import Plan, Tool
 from meldkit.tools.lora.changes import equal, loose_changes
-from meldkit.tools.lora.experts import in_first, stacked_factors, wrappers
-from meldkit.tools.lora.modules import CONV1D, Module, group_of, modules_of
+from meldkit.tools.lora.experts import in_first, matrix_of, stacked_factors, wrappers
+from meldkit.tools.lora.modules import CONV1D, Module, experts_of, group_of, modules_of
 from meldkit.tools.lora.wanted import Extraction, check, unmatched
 
 #: As safetensors calls types.
@@ -59,7 +62,11 @@ class PlannedAdapter:
 
 
 def plan_extraction(
-    wanted: Extraction, options: MergeOptions | None = None, *, progress: Progress | None = None
+    wanted: Extraction,
+    options: MergeOptions | None = None,
+    *,
+    progress: Progress | None = None,
+    locate: Locate | None = None,
 ) -> PlannedAdapter:
     """Decide which modules become factors, and of which rank; the factors are computed when they are written.
 
@@ -67,6 +74,7 @@ def plan_extraction(
         wanted: what to extract.
         options: as for `merge`.
         progress: called with how many modules were compared and ranked, of how many, and which is next.
+        locate: where the models are now, if they lay elsewhere.
 
     Raises:
         RecipeError: the numbers make no sense.
@@ -75,10 +83,11 @@ def plan_extraction(
     options = options or MergeOptions()
     check(wanted)
     cache = Path(options.transformers_cache) if options.transformers_cache else None
-    base, model = (open_model(ref, cache=cache) for ref in (wanted.base, wanted.model))
+    base, model = (open_model(ref, cache=cache, locate=locate) for ref in (wanted.base, wanted.model))
     tied = _is_tied(model)
     _check_kinds(base, model, options)
-    every = list(modules_of(base, model))
+    # A head that is stored though it is the embedding says nothing of its own.
+    every = [module for module in modules_of(base, model) if not (tied and module.kind == "head")]
     modules = [module for module in every if wanted.chooses(module.name)]
     tensors: dict[str, TensorInfo] = {}
     ranks: dict[str, int] = {}
@@ -110,6 +119,7 @@ def plan_extraction(
                 continue
             ranks[module.name] = _rank(files, wanted, module)
             factored.append(module)
+        ranks = _of_layers(ranks)
         stacks = {module.name for module in factored if module.kind == "experts"}
         for module in factored:
             rank = ranks[module.name]
@@ -137,7 +147,7 @@ def plan_extraction(
     settings = _settings(wanted, ranks, stacks, list(names), base, model, biased=bool(biases))
     if tied:
         for module in saved:
-            if module.kind == "embedding":
+            if EMBEDDING.fullmatch(f"{module.name}.weight"):
                 # The head is the embedding still, and PEFT looks for both.
                 settings["ensure_weight_tying"] = True
                 tensors[_HEAD] = replace(module.model, name=_HEAD)
@@ -196,8 +206,11 @@ def _loading(base: Checkpoint, saved: Sequence[Module], ranks: Mapping[str, int]
 
 def _is_tied(model: Checkpoint) -> bool:
     """Whether a model's head is its embedding."""
+    says = model.config.get("tie_word_embeddings")
+    if says is not None:
+        return bool(says)
     heads = any(name.endswith(("lm_head.weight", "embed_out.weight")) for name in model)
-    return bool(model.config.get("tie_word_embeddings", True)) and not heads
+    return writes_texts(model.config) is not False and not heads
 
 
 def _own_tokenizer(model: Checkpoint, saved: Sequence[Module]) -> Path | None:
@@ -231,18 +244,30 @@ def _same(files: OpenFiles, module: Module) -> bool:
 
 
 def _rank(files: OpenFiles, wanted: Extraction, module: Module) -> int:
+    """How many singular values a change needs; experts in one tensor, as many as the one that needs most."""
     assert module.base is not None
     most = min(wanted.max_rank, *module.model.shape[-2:])
-    one_rank = module.kind == "experts" or group_of(module.name) != module.name
-    if one_rank or (wanted.keep is None and not wanted.epsilon):
-        return most  # all experts of a layer have one rank
-    delta = difference(files, module.base, module.model)
-    made = decompose(delta.T if module.turned else delta, most, exact=wanted.exact)
-    if wanted.keep is not None:
-        most = min(most, made.rank_for(wanted.keep))
-    if wanted.epsilon:
-        most = min(most, int((made.s > wanted.epsilon).sum()))
-    return max(most, 1)
+    if wanted.keep is None and not wanted.epsilon:
+        return most
+    pairs = [(module.base, module.model)]
+    if module.kind == "experts":
+        count = module.model.shape[0]
+        pairs = [(matrix_of(module.base, i), matrix_of(module.model, i)) for i in range(count)]
+    needed = 1
+    for base, model in pairs:
+        delta = difference(files, base, model)
+        made = decompose(delta.T if module.turned else delta, most, exact=wanted.exact)
+        rank = most if wanted.keep is None else min(most, made.rank_for(wanted.keep))
+        needed = max(needed, min(rank, int((made.s > wanted.epsilon).sum())) if wanted.epsilon else rank)
+    return needed
+
+
+def _of_layers(ranks: Mapping[str, int]) -> dict[str, int]:
+    """The same, with one rank for all experts of a layer that are stored one by one: PEFT joins them."""
+    largest: dict[str, int] = {}
+    for name, rank in ranks.items():
+        largest[experts_of(name)] = max(rank, largest.get(experts_of(name), 0))
+    return {name: largest[experts_of(name)] for name in ranks}
 
 
 def _factors(wanted: Extraction, module: Module, rank: int) -> Iterator[TensorInfo]:

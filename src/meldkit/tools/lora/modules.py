@@ -84,6 +84,12 @@ def _kind(name: str, info: TensorInfo, role: str) -> str:
     return {"embedding": "embedding", "lm_head": "head"}.get(role, "linear")
 
 
+def experts_of(name: str) -> str:
+    """A module's name; of an expert, what it has in common with all others of its layer."""
+    match = _EXPERT.search(name)
+    return name[: match.start()] if match else name
+
+
 def group_of(name: str) -> str:
     """A module's name; of an expert, without its number."""
     return _EXPERT.sub(".experts.*.", name)

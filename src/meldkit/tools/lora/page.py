@@ -28,7 +28,12 @@ def adapter_page(planned: PlannedAdapter, errors: Sequence[ModuleError]) -> Page
     assert plan.tool is not None
     known = infer_layout(model, model.config).places
     places = [known[e.name if e.name in known else f"{e.name}.weight"] for e in errors]
-    grids = grids_of((p.stack.prefix if p.stack else None, p.block, p.leaf) for p in places)
+    grids = grids_of(
+        (p.stack.prefix, p.stack.first + p.block, p.leaf)
+        if p.stack is not None and p.block is not None
+        else (None, None, p.leaf)
+        for p in places
+    )
     maps: list[Block] = []
     for title, words, values, unit in (
         (

@@ -6,14 +6,14 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from meldkit.checkpoint import Checkpoint, TensorInfo, open_files, read_all
 from meldkit.checkpoint.experts import ExpertLayer, as_stored_by
 from meldkit.composed import held
-from meldkit.errors import NotSupportedError
+from meldkit.errors import MismatchError, NotSupportedError
 from meldkit.plan import Composed
 from meldkit.tools.moe.config import Mixture
 from meldkit.tools.moe.dense import Dense, is_feed_forward
@@ -65,6 +65,7 @@ def compose(parts: Parts, gates: np.ndarray, label: str) -> Composed:
         notes=base.notes,
         warnings=parts.warnings,
         inputs=parts.models,
+        gguf=base.gguf,
     )
 
 
@@ -153,9 +154,9 @@ def _of_dense(
 
 def _configured(dense: Mapping[str, Any], family: Family, mixture: Mixture, per_token: int) -> dict[str, Any]:
     own = family.settings(dense, len(mixture.experts), per_token, len(mixture.shared))
-    config = {**dense, **own, "model_type": family.model_type, "architectures": [family.architecture]}
-    config.pop("_name_or_path", None)
-    return config
+    # The code that it names makes the dense model.
+    kept = {key: value for key, value in dense.items() if key not in ("_name_or_path", "auto_map")}
+    return {**kept, **own, "model_type": family.model_type, "architectures": [family.architecture]}
 
 
 def _fused(tensors: Mapping[str, TensorInfo], blocks: Sequence[str], parts: Parts) -> dict[str, TensorInfo]:
@@ -204,14 +205,26 @@ def _of_mixtures(
                 tensors[name] = held(name, routers[block], info.dtype, first)
             elif _CORRECTION.fullmatch(name):
                 tensors[name] = held(name, _corrections(parts, info), info.dtype, first)
-    config = dict(base.config)
-    for key in _COUNTS:
-        if key in config:
-            config[key] = count
-    for key in PER_TOKEN:
-        if key in config:
-            config[key] = parts.per_token
-    return dict(as_stored_by(tensors, base.tensors)), config
+    return dict(as_stored_by(tensors, base.tensors)), _counted(base.config, count, parts)
+
+
+def _counted(config: Mapping[str, Any], count: int, parts: Parts) -> dict[str, Any]:
+    """The configuration of a mixture of so many experts.
+
+    Raises:
+        MismatchError: they cannot be divided into the groups that tokens choose among.
+    """
+    groups = config.get("n_group")
+    if isinstance(groups, int) and groups > 1 and (count % groups or count < 2 * groups):
+        raise MismatchError(
+            f"{count} experts do not make the {groups} equal groups of '{parts.mixture.base}' (n_group)",
+            hint=f"there are to be 2, 3 or more for each group, such as {max(2, count // groups) * groups}",
+        )
+    changed: dict[str, Any] = {key: count for key in _COUNTS if key in config}
+    changed |= {key: parts.per_token for key in PER_TOKEN if key in config}
+    if isinstance(text := config.get("text_config"), Mapping):
+        changed["text_config"] = _counted(cast("Mapping[str, Any]", text), count, parts)
+    return {**config, **changed}
 
 
 def _expert_names(base: Checkpoint, layer: ExpertLayer) -> Iterator[TensorInfo]:

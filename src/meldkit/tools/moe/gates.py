@@ -47,7 +47,7 @@ def make_gates(parts: Parts, read: Reader, seed: int = 0) -> Gates:
 
     Args:
         parts: of the mixture.
-        read: from prompts and one of the modes in `PROMPTED` to their features.
+        read: from prompts and one of the modes in `PROMPTED` to their features, of every layer of the base.
         seed: of random ones.
 
     Raises:
@@ -68,7 +68,16 @@ def make_gates(parts: Parts, read: Reader, seed: int = 0) -> Gates:
                 hint="say what should reach it, or choose gate_mode: random",
             )
     prompts = dict.fromkeys(text for expert in experts for text in (*expert.positive, *expert.negative))
-    features = read(list(prompts), mode)
+    numbers = list(parts.numbers)
+    # Of a mixture, some layers may be dense.
+    read_rows = read(list(prompts), mode)
+    if (least := min(map(len, read_rows.values()))) <= numbers[-1]:
+        raise NotSupportedError(
+            f"layer {numbers[-1]} of the base '{parts.mixture.base}' has experts, and is none of the {least} "
+            "that it reads texts with",
+            hint="it is for guessing further tokens; choose gate_mode: cheap_embed, or a base without it",
+        )
+    features = {text: rows[numbers] for text, rows in read_rows.items()}
     values = np.stack([_gate(expert, features, mode) for expert in experts], axis=1)
     if not np.isfinite(values).all():
         raise RunError(
@@ -116,7 +125,7 @@ def read_embeddings(
 
     Args:
         base: whose embeddings.
-        layers: of the mixture.
+        layers: of the base.
         tokens: from a prompt to its tokens' numbers.
     """
     name = next((name for name in base if name.endswith(("embed_tokens.weight", "wte.weight"))), None)
@@ -241,7 +250,7 @@ def gate_warnings(parts: Parts, gates: Gates) -> list[str]:
         conditions = np.array([np.linalg.cond(layer.astype(np.float64)) for layer in values])
     if (bad := np.flatnonzero(~(conditions <= _DEGENERATE))).size:
         found.append(
-            f"the gates of {_layers(bad.tolist(), len(values))} are hard to tell apart (condition number up "
+            f"the gates of {_layers(bad.tolist(), parts)} are hard to tell apart (condition number up "
             f"to {conditions.max():.3g}, over {_DEGENERATE:g}); some experts will be used little. Give "
             "prompts that differ more, or negative_prompts"
         )
@@ -251,14 +260,15 @@ def gate_warnings(parts: Parts, gates: Gates) -> list[str]:
             near = np.flatnonzero(cosines[:, i, j] > _NEAR)
             if near.size:
                 found.append(
-                    f"experts {j} and {i} have nearly the same gate in {_layers(near.tolist(), len(values))} "
+                    f"experts {j} and {i} have nearly the same gate in {_layers(near.tolist(), parts)} "
                     f"(cosine up to {cosines[near, i, j].max():.4f})"
                 )
     return found
 
 
-def _layers(numbers: Sequence[int], total: int) -> str:
-    if len(numbers) == total:
+def _layers(places: Sequence[int], parts: Parts) -> str:
+    numbers = [parts.numbers[place] for place in places]
+    if len(numbers) == len(parts.numbers):
         return "all layers"
     shown = ", ".join(map(str, numbers[:6])) + ", …" * (len(numbers) > 6)
     return f"layer{'s' * (len(numbers) > 1)} {shown}"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from meldkit.api import devices_of
-from meldkit.checkpoint import open_model
+from meldkit.checkpoint import Locate, open_model
 from meldkit.checkpoint.experts import expert_layers
 from meldkit.composed import plan_of
 from meldkit.errors import NotSupportedError, RecipeError
@@ -44,11 +44,13 @@ class PlannedMixture:
     Attributes:
         plan: that writes it.
         experts: what each is, in their order.
+        layers: numbers of those that have experts.
         routings: where prompts go, by what the gates were made from; none where these are random.
     """
 
     plan: Plan
     experts: tuple[str, ...]
+    layers: tuple[int, ...]
     routings: tuple[Routing, ...]
 
 
@@ -59,6 +61,7 @@ def plan_mixture(
     *,
     work: Path | None = None,
     progress: Progress | None = None,
+    locate: Locate | None = None,
 ) -> PlannedMixture:
     """Open the models of a mixture, make its gates, and plan what is to be written.
 
@@ -71,21 +74,27 @@ def plan_mixture(
         options: as for `merge`; the base is run on `options.wanted_device()`.
         work: where there is room for a copy of a base that transformers cannot load as it is.
         progress: called while prompts are read.
+        locate: where the models are now, if they lay elsewhere.
 
     Raises:
         MeldError: see `meldkit.errors`.
     """
     options = options or MergeOptions()
     cache = Path(options.transformers_cache) if options.transformers_cache else None
-    parts = gather(mixture, lambda ref: open_model(ref, cache=cache))
-    gates = _gates(parts, options, work or Path.cwd(), progress)
+    seed = options.random_seed or 0
+    parts = gather(mixture, lambda ref: open_model(ref, cache=cache, locate=locate), seed)
+    base = locate(mixture.base) if locate else mixture.base
+    gates, made_with = _gates(parts, base, options, work or Path.cwd(), progress)
     made = compose(parts, gates.values, "mixture")
-    made = replace(made, warnings=(*made.warnings, *gate_warnings(parts, gates)))
+    warnings = (*made.warnings, *gate_warnings(parts, gates), *_rounded(made_with, options))
+    made = replace(made, warnings=warnings)
     kind = parts.family.name if parts.family else str(parts.checkpoint.config.get("model_type"))
     mixed = parts.mixture
     summary = f"{len(mixed.experts)} experts, {parts.per_token} per token, as {kind} from {mixed.base}"
-    plan = plan_of(made, Tool("moe", text, summary), options, dtype=mixture.dtype)
-    return PlannedMixture(plan, tuple(map(str, mixed.experts)), tuple(routings(parts, gates)))
+    tool = Tool("moe", text, summary, made_with=made_with)
+    plan = plan_of(made, tool, options, dtype=mixture.dtype)
+    experts = tuple(map(str, mixed.experts))
+    return PlannedMixture(plan, experts, parts.numbers, tuple(routings(parts, gates)))
 
 
 def upcycle(
@@ -114,26 +123,45 @@ def upcycle(
     return upcycled(path, num_experts, per_token, noise, shared=shared)
 
 
-def _gates(parts: Parts, options: MergeOptions, work: Path, progress: Progress | None) -> Gates:
-    mode, ref = parts.mixture.gate_mode, parts.mixture.base
+def _gates(
+    parts: Parts, ref: ModelRef, options: MergeOptions, work: Path, progress: Progress | None
+) -> tuple[Gates, dict[str, str]]:
+    """The gates, and what they may depend on besides the models."""
+    mode = parts.mixture.gate_mode
     seed = options.random_seed or 0
     if mode not in PROMPTED or not parts.needs_gates:
-        return make_gates(parts, _unread, seed)
+        return make_gates(parts, _unread, seed), {}
     # What has no prompts is complained of before a model is loaded.
     make_gates(parts, _nothing_yet(parts), seed)
     base = parts.checkpoint
     device = devices_of(options)[0].name
     trusted = options.trust_remote_code
+    made_with: dict[str, str] = {}
     with silence(), as_folder(ref, work, options) as folder:
         tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
         if mode == "cheap_embed":
-            reader = read_embeddings(base, len(parts.experts), lambda text: tokens_of(tokenizer, text))
+            layers = parts.numbers[-1] + 1
+            reader = read_embeddings(base, layers, lambda text: tokens_of(tokenizer, text))
         else:
+            import transformers
+
             dtype = computing_dtype(base, device)
+            made_with = {
+                "transformers": transformers.__version__,
+                "hidden_states": str(dtype).removeprefix("torch."),
+            }
             reader = read_states(
                 load_base(folder, dtype, device, trust_remote_code=trusted), tokenizer, progress
             )
-        return make_gates(parts, reader, seed)
+        return make_gates(parts, reader, seed), made_with
+
+
+def _rounded(made_with: Mapping[str, str], options: MergeOptions) -> Iterator[str]:
+    if made_with.get("hidden_states") == "bfloat16" and devices_of(options)[0].in_memory:
+        yield (
+            "hidden states were computed in bfloat16, as there is not enough memory for float32: where there "
+            "is, gates come out a little otherwise"
+        )
 
 
 def _unread(prompts: Sequence[str], mode: str) -> Features:
@@ -144,5 +172,5 @@ def _nothing_yet(parts: Parts) -> Reader:
     import numpy as np
 
     size = next(iter(parts.experts.values()))[0]["up"].shape[1]
-    one = np.ones((len(parts.experts), size), np.float32)
+    one = np.ones((parts.numbers[-1] + 1, size), np.float32)
     return lambda prompts, _: dict.fromkeys(prompts, one)

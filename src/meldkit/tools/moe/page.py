@@ -24,7 +24,7 @@ def mixture_page(planned: PlannedMixture) -> Page:
             [[r.prompt, r.expert, *(f"{100 * share:.0f} %" for share in r.shares)] for r in routings],
             title="In what share of the layers each expert is among those that a prompt takes",
         )
-        blocks = [_first_choices(routings), shares]
+        blocks = [_first_choices(routings, planned.layers), shares]
     made_of = Table(["expert", "made of"], list(enumerate(planned.experts)))
     warnings: list[Block] = [Items(plan.warnings, warning=True)] if plan.warnings else []
     return Page(
@@ -34,21 +34,21 @@ def mixture_page(planned: PlannedMixture) -> Page:
     )
 
 
-def _first_choices(routings: Sequence[Routing]) -> Figure:
+def _first_choices(routings: Sequence[Routing], numbers: Sequence[int]) -> Figure:
     """Which expert each layer likes best, one row per prompt."""
     # Prompts may be the same; rows must not.
     labels = [f"{place}: {routing.prompt}" for place, routing in enumerate(routings)]
-    layers = len(routings[0].first)
     trace: dict[str, Any] = {
         "type": "heatmap",
         "y": [plotly_text(label) for label in labels],
+        "x": list(numbers),
         "z": [list(routing.first) for routing in routings],
         "xgap": 1,
         "ygap": 1,
         "showscale": False,
         "hovertemplate": "layer %{x}: expert %{z}<extra>%{y}</extra>",
     }
-    if layers <= _NUMBERED:
+    if len(numbers) <= _NUMBERED:
         trace["texttemplate"] = "%{z}"
     axis = {"showgrid": False, "automargin": True}
     layout = {
@@ -63,6 +63,6 @@ def _first_choices(routings: Sequence[Routing]) -> Figure:
         [trace],
         layout,
         ["sequential"],
-        Table(["prompt", "of expert", *map(str, range(layers))], rows),
+        Table(["prompt", "of expert", *map(str, numbers)], rows),
         _ROW * len(routings) + _AROUND,
     )

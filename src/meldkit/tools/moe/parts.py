@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from meldkit.checkpoint import Checkpoint, TensorInfo
 from meldkit.checkpoint.experts import ExpertLayer, expert_layers
-from meldkit.composed import Altered, altered
+from meldkit.composed import Altered, altered, cast_to
 from meldkit.errors import MismatchError, NotSupportedError, RecipeError, did_you_mean
 from meldkit.recipe import ModelRef
 from meldkit.tools.moe.config import PROMPTED, Expert, Mixture
@@ -30,7 +31,8 @@ class Parts:
         base: gives all but the experts.
         family: what a dense base becomes; None where the base is a mixture, which keeps its kind.
         models: all that take part, the base first.
-        experts: by what the names of a layer begin with, the matrices of each expert.
+        experts: by what the names of a layer begin with, the matrices of each expert; from the first layer to
+            the last.
         shared: the same of shared experts.
         layers: of a base that is a mixture, its own experts.
         per_token: experts that a token takes.
@@ -59,13 +61,23 @@ class Parts:
         gated = self.family is not None and bool(self.family.shared_gate)
         return own + (self.mixture.shared if gated else ())
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Of the layers that have experts, which layers of the model they are."""
+        return tuple(_numbers(block)[-1] for block in self.experts)
+
     def has_gate(self, expert: Expert) -> bool:
         """Whether an expert is one of the base's own, with a gate that it keeps."""
         return self.family is None and expert.model == self.mixture.base and not expert.positive
 
 
-def gather(mixture: Mixture, open_model: Callable[[ModelRef], Checkpoint]) -> Parts:
+def gather(mixture: Mixture, open_model: Callable[[ModelRef], Checkpoint], seed: int = 0) -> Parts:
     """Open the models of a mixture, and see whether they fit together.
+
+    Args:
+        mixture: what is to be made.
+        open_model: opens what a reference names.
+        seed: of noise.
 
     Raises:
         RecipeError: no mixture can be made like this.
@@ -100,7 +112,8 @@ def gather(mixture: Mixture, open_model: Callable[[ModelRef], Checkpoint]) -> Pa
             f"the base '{mixture.base}' is a mixture itself, whose shared experts stay as they are",
             hint="leave out shared_experts",
         )
-    blocks = list(own) if isinstance(base, Checkpoint) else list(base.layers)
+    # Files have layer 10 before layer 2.
+    blocks = sorted(own if isinstance(base, Checkpoint) else base.layers, key=_numbers)
     routed, shared = ([matrices(e) for e in found] for found in (mixture.experts, mixture.shared))
     named = [*zip(mixture.experts, routed, strict=True), *zip(mixture.shared, shared, strict=True)]
     _check_shapes(mixture, base, own, named)
@@ -108,7 +121,8 @@ def gather(mixture: Mixture, open_model: Callable[[ModelRef], Checkpoint]) -> Pa
     _check_activations(mixture, base.config, configs)
     per_token = mixture.experts_per_token
     if per_token is None:
-        usual: Mapping[str, Any] = opened[mixture.base].config if family is None else {}
+        own_config: dict[str, Any] = dict(opened[mixture.base].config) if family is None else {}
+        usual = own_config | dict(own_config.get("text_config") or {})
         per_token = next((n for key in PER_TOKEN if isinstance(n := usual.get(key), int)), _USUAL)
         per_token = min(per_token, len(mixture.experts)) if family is None else per_token
     if per_token > len(mixture.experts):
@@ -117,27 +131,40 @@ def gather(mixture: Mixture, open_model: Callable[[ModelRef], Checkpoint]) -> Pa
             f"experts_per_token is {per_token}, but there {there}",
             hint="a token cannot take more experts than there are",
         )
+    given = base.layers if isinstance(base, Dense) else {b: layer.experts[0] for b, layer in own.items()}
+    dtypes = {block: {role: info.dtype for role, info in given[block].items()} for block in blocks}
     return Parts(
         mixture=mixture,
         base=base,
         family=family,
         models=tuple(opened.values()),
-        experts=_by_layer("experts", blocks, mixture.experts, routed),
-        shared=_by_layer("shared_experts", blocks, mixture.shared, shared),
+        experts=_by_layer(f"{seed}\0experts", blocks, mixture.experts, routed, dtypes),
+        shared=_by_layer(f"{seed}\0shared_experts", blocks, mixture.shared, shared, dtypes),
         layers=own,
         per_token=per_token,
         warnings=tuple(_warnings(mixture)),
     )
 
 
+def _numbers(block: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", block)))
+
+
 def _by_layer(
-    kind: str, blocks: Sequence[str], experts: Sequence[Expert], matrices: Sequence[Mapping[str, Matrices]]
+    kind: str,
+    blocks: Sequence[str],
+    experts: Sequence[Expert],
+    matrices: Sequence[Mapping[str, Matrices]],
+    dtypes: Mapping[str, Mapping[str, str]],
 ) -> dict[str, list[Matrices]]:
-    """Of each layer, the matrices of each expert with what is changed in them."""
+    """Of each layer, the matrices of each expert with what is changed in them, in the base's types."""
     return {
         block: [
             # By their places: of where they stand in a file, the record of the output says nothing.
-            _changed(expert, f"{kind}[{number}]\0{block}", own[block])
+            {
+                role: cast_to(dtypes[block][role], info)
+                for role, info in _changed(expert, f"{kind}[{number}]\0{block}", own[block]).items()
+            }
             for number, (expert, own) in enumerate(zip(experts, matrices, strict=True))
         ]
         for block in blocks
@@ -223,8 +250,10 @@ def _why_not(family: Family, mixture: Mixture, opened: Mapping[ModelRef, Checkpo
             known = ", ".join(sorted(family.sources))
             return f"not from models of type '{kind}', as '{checkpoint.label}' is, but {known}"
     kind = str(base.get("model_type"))
-    if base.get("attention_bias") and not family.biases and kind in ("llama", "mistral"):
+    if base.get("attention_bias") and not family.biases and kind in ("llama", "mistral", "qwen3"):
         return "it has no biases in attention, as the base has"
+    if any(name.endswith("self_attn.o_proj.bias") for name in opened[mixture.base]):
+        return "its o_proj has no bias, as that of the base has"
     fewest, most = family.num_shared
     count = len(mixture.shared)
     if not fewest <= count <= most:
@@ -259,6 +288,12 @@ def _check_shapes(
                 hint="experts are models of the same depth and names as the base",
             )
         for block, roles in layers.items():
+            if more := [role for role in matrices[block] if role not in roles]:
+                raise MismatchError(
+                    f"expert '{expert}' has a {more[0]} projection in {block.rstrip('.')}, the base "
+                    f"'{mixture.base}' has none",
+                    hint="experts are models of the same kind as the base",
+                )
             for role, info in roles.items():
                 if role not in matrices[block] or matrices[block][role].shape != info.shape:
                     shape = list(matrices[block][role].shape) if role in matrices[block] else "missing"

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from meldkit.checkpoint import open_files, read_json
+from meldkit.checkpoint import Locate, open_files, read_json
 from meldkit.composed import plan_of
 from meldkit.options import MergeOptions
 from meldkit.plan import Composed, OtherVocabulary, Plan, Tool
@@ -34,7 +34,11 @@ class PlannedTransplant:
 
 
 def plan_transplant(
-    wanted: Transplant, options: MergeOptions | None = None, *, progress: Progress | None = None
+    wanted: Transplant,
+    options: MergeOptions | None = None,
+    *,
+    progress: Progress | None = None,
+    locate: Locate | None = None,
 ) -> PlannedTransplant:
     """Find out how the rows of the donor's tokens are made; they are, when they are written.
 
@@ -42,6 +46,7 @@ def plan_transplant(
         wanted: what is to be done.
         options: as for `merge`; what is large is computed on `options.wanted_device()`.
         progress: called while rows are approximated.
+        locate: where the models are now, if they lay elsewhere.
 
     Raises:
         RecipeError: numbers that make no sense.
@@ -52,7 +57,7 @@ def plan_transplant(
     check(wanted)
     options.shard_bytes()  # raises if it makes no sense, before the work
     cache = Path(options.transformers_cache) if options.transformers_cache else None
-    model, donor = (open_side(ref, cache, options) for ref in (wanted.model, wanted.donor))
+    model, donor = (open_side(ref, cache, options, locate) for ref in (wanted.model, wanted.donor))
     lint = [warning for side in (model, donor) for warning in lint_rows(side.model, side.tokenizer)]
     with open_files() as files:
         surgery = Surgery(wanted, options, model, donor, files, progress)
@@ -72,6 +77,7 @@ def plan_transplant(
         notes=model.checkpoint.notes,
         warnings=(*idle(wanted), *model.checkpoint.warnings, *lint, *surgery.warnings),
         inputs=(model.checkpoint, donor.checkpoint),
+        gguf=model.checkpoint.gguf,
         vocabulary=OtherVocabulary(output, tuple(num_tokens(model.model)), size),
     )
     summary = (

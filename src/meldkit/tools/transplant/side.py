@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from meldkit.checkpoint import Checkpoint, open_model
+from meldkit.checkpoint import Checkpoint, Locate, open_model
 from meldkit.errors import MismatchError
 from meldkit.layout import infer_layout
 from meldkit.options import MergeOptions
@@ -74,14 +74,14 @@ class Side:
         return Heads(int(count), float(config.get("rope_theta") or rope.get("rope_theta") or 10000.0))
 
 
-def open_side(ref: ModelRef, cache: Path | None, options: MergeOptions) -> Side:
-    """Open a model.
+def open_side(ref: ModelRef, cache: Path | None, options: MergeOptions, locate: Locate | None) -> Side:
+    """Open a model, which may have been moved.
 
     Raises:
         MismatchError: it has no tokenizer or no embedding.
         MeldError: as for `open_model`.
     """
-    checkpoint = open_model(ref, cache=cache)
+    checkpoint = open_model(ref, cache=cache, locate=locate)
     tokenizer = read_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
     if tokenizer is None:
         raise MismatchError(
