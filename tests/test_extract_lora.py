@@ -473,6 +473,33 @@ def test_damaged_models_are_named(options: tuple[str, ...], capsys: pytest.Captu
     assert not Path("adapter", "adapter_config.json").exists()
 
 
+# PEFT makes such entries itself where it joins experts, and then warns of them.
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning")
+def test_routers_of_mixtral(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files call them otherwise than the modules that PEFT replaces."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "num_local_experts": 2}
+    LIBRARY.MixtralForCausalLM(LIBRARY.MixtralConfig(**sizes, **heads)).save_pretrained("base")
+    generator = torch.Generator().manual_seed(1)
+    tuned = finetune("base", "tuned", lambda _, w: 0.1 * torch.randn(w.shape, generator=generator))
+    found = extract(capsys, "--max-rank", "32")
+    assert found["modules"]
+    torch.testing.assert_close(
+        logits(with_peft("base", "adapter")),
+        logits(LIBRARY.AutoModelForCausalLM.from_pretrained("tuned")),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+    recipe = {"merge_method": "passthrough", "models": [{"model": "base+adapter"}]}
+    merge(recipe, "again", MergeOptions(write_model_card=False))
+    name = next(name for name in tuned if name.endswith("gate.weight"))
+    assert torch.equal(tiny.tensors(Path("again"))[name], tuned[name])
+
+
 @pytest.mark.usefixtures("base")
 def test_a_head_that_is_stored_though_it_is_the_embedding(capsys: pytest.CaptureFixture[str]) -> None:
     """Some programs store it again."""

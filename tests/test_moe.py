@@ -511,6 +511,12 @@ def test_result_is_verified_and_says_how_it_was_made(
     assert (again.status, again.err) == (0, "")
     record = json.loads(Path("out/meldkit.json").read_text())
     assert [model["model"] for model in record["models"]] == ["base", "a", "b"]
+    Path("base/tokenizer.json").write_text("{}")
+    damaged = run(capsys, "reproduce", "out")
+    assert damaged.status == 4
+    assert "settings of 'base' are not what they were: tokenizer.json is another" in " ".join(
+        damaged.err.split()
+    )
 
 
 BAD: dict[str, tuple[dict[str, Any], type[MeldError], str]] = {

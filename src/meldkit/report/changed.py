@@ -53,7 +53,7 @@ def changed_inputs(record: Mapping[str, Any], chosen: Plan) -> Iterator[str]:
             if before[name] != after[name]:
                 of = f" of {name}" * (name != checkpoint.label)
                 parts.append(f"is of commit {after[name][:12]}{of}, it was of {before[name][:12]}")
-        if settings := _other_settings(model, checkpoint):
+        if settings := other_settings(model, checkpoint):
             parts.append(f"has other settings: {settings}")
         yield f"'{checkpoint.label}' " + ("; ".join(parts) or "has other tensors, shapes or types")
     names = {checkpoint.label for checkpoint in stored_inputs(chosen)}
@@ -67,11 +67,11 @@ def changed_settings(record: Mapping[str, Any], chosen: Plan) -> Iterator[str]:
         model = recorded.get(checkpoint.label, {})
         # Else they are named with what else is other.
         same = model.get("fingerprint") == checkpoint.fingerprint
-        if same and (settings := _other_settings(model, checkpoint)):
+        if same and (settings := other_settings(model, checkpoint)):
             yield f"'{checkpoint.label}': {settings}"
 
 
-def _other_settings(model: Mapping[str, Any], checkpoint: Checkpoint) -> str:
+def other_settings(model: Mapping[str, Any], checkpoint: Checkpoint) -> str:
     """Which files beside the weights of an input are not as they were, in words; "" if all are.
 
     Of a commit of the hub they are, but there may be more or less of them in its cache.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from meldkit import __version__
 from meldkit.api import devices_of, tensor_sums
-from meldkit.errors import CheckpointError, MismatchError, RecipeError
+from meldkit.checkpoint import open_model
+from meldkit.errors import CheckpointError, MeldError, MismatchError, RecipeError, RunError
 from meldkit.options import MergeOptions
 from meldkit.output import RECIPE, RECORD, surroundings, write_side_files
 from meldkit.paths import output_path
 from meldkit.plan import NUMERIC_VERSION, Plan
+from meldkit.recipe import ModelRef
 from meldkit.regular import sha256_of
-from meldkit.report.changed import changed_inputs, changed_settings, unreadable
+from meldkit.report.changed import changed_inputs, changed_settings, other_settings, unreadable
 from meldkit.report.record import read_record
 from meldkit.report.verify import Damage
 from meldkit.tools.located import Located
@@ -178,6 +181,10 @@ def plan_rerun(
     except CheckpointError as e:
         hint = "; ".join([*([e.hint] * bool(e.hint)), "--models and --model say where models are now"])
         raise CheckpointError(e.message, hint=hint) from e
+    except RunError as e:
+        # Planning runs a model for some, and may fail by what is not as it was.
+        changes = list(_other_settings(wanted.refs, located, record, options))
+        raise RunError(e.message, hint="; ".join([*([e.hint] * bool(e.hint)), *changes])) from e
     around = (
         *_surroundings(record, chosen, plugin, devices_of(options)),
         *(f"settings of {line}" for line in changed_settings(record, chosen)),
@@ -199,6 +206,19 @@ def carry_out(rerun: Rerun, *, progress: Callable[[Status], None] | None = None)
         *_files(rerun.record, rerun.plan, rerun.options),
     ]
     return Reproduction(rerun.path, (), rerun.surroundings, tuple(differences), len(sums))
+
+
+def _other_settings(
+    refs: Sequence[ModelRef], located: Located, record: Mapping[str, Any], options: MergeOptions
+) -> Iterator[str]:
+    """Which settings of which models are not those of the record, before there is a plan."""
+    cache = Path(options.transformers_cache) if options.transformers_cache else None
+    recorded = {str(model["model"]): model for model in record["models"]}
+    for ref in refs:
+        with suppress(MeldError):
+            model = open_model(ref, cache=cache, locate=located)
+            if changes := other_settings(recorded.get(model.label, {}), model):
+                yield f"settings of '{ref}' are not what they were: {changes}"
 
 
 def _options(

@@ -136,7 +136,7 @@ def plan_extraction(
         ends = any(f".{module.name}".endswith(f".{name}") for name in names)
         if ends and module.name not in ranks:
             for part in ("weight", "bias"):
-                stored, name = f"{module.name}.{part}", f"{PREFIX}{module.name}.{part}"
+                stored, name = f"{module.name}.{part}", f"{PREFIX}{_loaded(module.name, base)}.{part}"
                 if stored in model:
                     tensors[name] = replace(model[stored], name=name)
     if not tensors:
@@ -144,7 +144,8 @@ def plan_extraction(
             f"'{wanted.model}' does not differ from '{wanted.base}' in any module that is looked at",
             hint="is the base the fine-tune itself? --include-regex and --exclude-regex choose modules",
         )
-    settings = _settings(wanted, ranks, stacks, list(names), base, model, biased=bool(biases))
+    whole = [_loaded(name, base) for name in names]
+    settings = _settings(wanted, ranks, stacks, whole, base, model, biased=bool(biases))
     if tied:
         for module in saved:
             if EMBEDDING.fullmatch(f"{module.name}.weight"):
@@ -155,7 +156,7 @@ def plan_extraction(
         warnings.append(
             "the embedding is stored whole: it is the head, too, and PEFT would merge its factors twice"
         )
-    warnings += _loading(base, saved, ranks)
+    warnings += _loading(saved, ranks)
     summary = f"{len(ranks)} modules of rank up to {settings['r']}, from {wanted.model} − {wanted.base}"
     tool = Tool("extract-lora", wanted.text(), summary)
     plan = plan_of_adapter(
@@ -184,7 +185,7 @@ def _check_kinds(base: Checkpoint, model: Checkpoint, options: MergeOptions) -> 
         )
 
 
-def _loading(base: Checkpoint, saved: Sequence[Module], ranks: Mapping[str, int]) -> Iterator[str]:
+def _loading(saved: Sequence[Module], ranks: Mapping[str, int]) -> Iterator[str]:
     """What to know before PEFT loads an adapter; this program reads it as it is."""
     if not ranks:
         yield "no matrix is factored, and PEFT loads no adapter that only replaces modules"
@@ -195,13 +196,15 @@ def _loading(base: Checkpoint, saved: Sequence[Module], ranks: Mapping[str, int]
                 f"{module.name} has {rows:,} rows, {before:,} in the base: call "
                 f"model.resize_token_embeddings({rows}) before PEFT loads the adapter"
             )
-    # Files of mixtures have names that transformers changes while it loads them.
-    renamed = next((m.name for m in saved if ".block_sparse_moe." in f".{m.name}."), None)
-    if renamed is not None and base.config.get("model_type") == "mixtral":
-        yield (
-            f"{renamed} is stored whole under its name in the files, and transformers gives it another one: "
-            "PEFT does not load it; --exclude-regex 'gate$' leaves such modules out"
-        )
+
+
+def _loaded(module: str, base: Checkpoint) -> str:
+    """What transformers calls a module that is stored whole, where files call it otherwise.
+
+    Of modules with factors PEFT knows the names in files, too.
+    """
+    mixtral = base.config.get("model_type") == "mixtral"
+    return module.replace(".block_sparse_moe.gate", ".mlp.gate") if mixtral else module
 
 
 def _is_tied(model: Checkpoint) -> bool:
