@@ -53,6 +53,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ties, rescaled": ("ties", {"rescale": True}),
     "ties of the model": ("ties", {"trim_scope": "model"}),
 }
+#: Other than usual parameters are tried with the slow tests.
+USUAL_FIRST = [pytest.param(name, marks=[] if name in METHODS else [pytest.mark.slow]) for name in VARIANTS]
 #: Those whose result comes from operations on elements, exact selections and counts: no sum decides a bit.
 EXACT = {
     *(
@@ -136,7 +138,7 @@ if REAL:
         torch.testing.assert_close(dict(got), dict(want), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", USUAL_FIRST)
 def test_tiles_workers_and_devices_change_no_byte(
     variant: str, models: Path, tmp_path: Path, fake: FakeBackend
 ) -> None:
@@ -155,7 +157,7 @@ def test_several_devices_share_the_work(models: Path, tmp_path: Path, fake: Fake
     assert fake.computed == {"cuda:2"}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", USUAL_FIRST)
 def test_without_float64(variant: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a device has none, sums are measured on the CPU."""
     backend = known(monkeypatch, FakeBackend("mps"))
