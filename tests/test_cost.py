@@ -256,7 +256,10 @@ def test_json_has_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert data["output"]["vocabulary"] == 6
     assert data["output"]["files"][0]["name"] == "model.safetensors"
     assert data["cost"]["threads"] == 3
-    assert data["cost"]["probe"]["computing"] >= 0
+    probe = data["cost"]["probe"]
+    assert all(probe[name] > 0 for name in ("reading", "rereading", "first", "seconds"))
+    # What is left of a run without its reading, which may be nothing on a busy machine.
+    assert probe["computing"] >= 0
     assert data["cost"]["peak_memory"] > 10**8
     made = plan("recipe.yml")
     assert data["digest"] == made.digest()

@@ -20,17 +20,8 @@ _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _INDEX = ".index.json"
 #: What goes with weights: configuration, tokenizer, templates, code; and what must be passed on.
 _SIDE = (
-    ".json",
-    ".txt",
-    ".model",
-    ".jinja",
-    ".py",
-    ".tiktoken",
-    ".vocab",
-    ".bpe",
-    ".merges",
-    ".spm",
-    ".codes",
+    *(".json", ".txt", ".model", ".jinja", ".py"),
+    *(".tiktoken", ".vocab", ".bpe", ".merges", ".spm", ".codes"),
 )
 _LICENSES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 _CARD = "README.md"

@@ -56,7 +56,7 @@ def command(
 ) -> None:
     """Run the merge that made OUT again, and compare every byte with what was recorded.
 
-    Nothing is written. Exit status 3 says that inputs are others, or something else came out.
+    Nothing of it is kept. Exit status 3 says that inputs are others, or something else came out.
     Paths in the recipe are seen from the current folder, as they were when OUT was made.
     """
     from meldkit.tools.reproduce import carry_out, plan_rerun

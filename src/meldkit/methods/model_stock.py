@@ -51,7 +51,8 @@ def model_stock(
 
     Paper: Model Stock, https://arxiv.org/abs/2403.19522. Angles are those of whole tensors, with
     `filter_wise` of rows. mergekit does not clamp t, which then leads away from the average for c < 0 and
-    diverges towards c = −1/(N − 1); `compat: mergekit` does the same.
+    diverges towards c = −1/(N − 1); `compat: mergekit` does the same. Products of lengths are taken to be at
+    least 1e-6, as in mergekit: of smaller changes, cosines are too small.
     """
     m = len(x)
     if not filter_wise:

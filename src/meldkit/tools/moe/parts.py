@@ -131,8 +131,7 @@ def gather(mixture: Mixture, open_model: Callable[[ModelRef], Checkpoint], seed:
             f"experts_per_token is {per_token}, but there {there}",
             hint="a token cannot take more experts than there are",
         )
-    given = base.layers if isinstance(base, Dense) else {b: layer.experts[0] for b, layer in own.items()}
-    dtypes = {block: {role: info.dtype for role, info in given[block].items()} for block in blocks}
+    dtypes = {b: {role: info.dtype for role, info in m.items()} for b, m in _layers_of(base, own).items()}
     return Parts(
         mixture=mixture,
         base=base,
@@ -144,6 +143,11 @@ def gather(mixture: Mixture, open_model: Callable[[ModelRef], Checkpoint], seed:
         per_token=per_token,
         warnings=tuple(_warnings(mixture)),
     )
+
+
+def _layers_of(base: Dense | Checkpoint, own: Mapping[str, ExpertLayer]) -> Mapping[str, Matrices]:
+    """By layer, what experts are to be like: the base's feed-forward part, or its first expert."""
+    return base.layers if isinstance(base, Dense) else {b: layer.experts[0] for b, layer in own.items()}
 
 
 def _numbers(block: str) -> tuple[int, ...]:
@@ -274,7 +278,7 @@ def _check_shapes(
     found: Sequence[tuple[Expert, Mapping[str, Matrices]]],
 ) -> None:
     """Every expert has the base's layers, and matrices of the same shapes."""
-    layers = base.layers if isinstance(base, Dense) else {b: layer.experts[0] for b, layer in own.items()}
+    layers = _layers_of(base, own)
     for expert, matrices in found:
         if lacking := [block for block in layers if block not in matrices]:
             raise MismatchError(
