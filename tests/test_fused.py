@@ -302,31 +302,37 @@ def test_numbers_may_lie_anywhere_in_a_file(dtype: str, tmp_path: Path) -> None:
                 np.testing.assert_array_equal(out, expected)
 
 
-#: Works on a tile of a file again and again, while another thread cuts the file off and fills it again.
+#: Works on a tile of a file again and again, while another thread cuts the file off and fills it again:
+#: for a second at least, and until both a whole and a cut file were met.
 _CUT_OFF = """
 import os, sys, threading, time
 import numpy as np
 from meldkit.kernels.tile import Failed, Tile, in_file
 
 descriptor, n = os.open(sys.argv[1], os.O_RDWR), 1 << 20
-content, out, end = bytes(2 * n), np.empty(n, np.float32), time.monotonic() + 1.5
+content, out, begin = bytes(2 * n), np.empty(n, np.float32), time.monotonic()
+over = threading.Event()
 
 def cut() -> None:
-    while time.monotonic() < end:
+    pause = 0.001
+    while not over.is_set():
         os.ftruncate(descriptor, 0)
+        time.sleep(pause)
         os.pwrite(descriptor, content, 0)
-        time.sleep(0.001)
+        time.sleep(pause)
+        pause = 0.001 if pause > 0.1 else 2 * pause  # Some pause is long enough, however slow the machine.
 
 thread = threading.Thread(target=cut)
 thread.start()
 made = failed = 0
-while thread.is_alive():
+while (spent := time.monotonic() - begin) < 60 and (spent < 1 or not (made and failed)):
     tile = Tile([in_file(descriptor, 0, "BF16")], n, grain=n)
     try:
         tile.run(tile[0], "F32", out)
         made += 1
     except Failed:
         failed += 1
+over.set()
 print(made > 0 and failed > 0)
 """
 
