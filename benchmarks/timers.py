@@ -105,7 +105,7 @@ def install(timers: Timers, marks: Marks) -> None:
     from meldkit.output import OutputFolder, Sums
 
     timed, run = timers.around, import_module("meldkit.engine.run")  # a function has the same name
-    for name in ("read_into", "read_once", "read_floats", "read_bfloat16", "read_runs"):
+    for name in ("read_into", "read_floats", "read_bfloat16", "read_runs"):
         patch(OpenFiles, name, timed, "read")
     patch(tensor_run, "subtract_base", timed, "maths")
     for name in ("_merge", "_measure_tile", "advance"):

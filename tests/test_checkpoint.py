@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import mmap
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -28,7 +25,6 @@ from meldkit.checkpoint import (
     read_header,
     read_json,
 )
-from meldkit.checkpoint.files import _open_direct
 from meldkit.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
@@ -564,67 +560,3 @@ def test_links_in_a_circle_are_for_whoever_needs_them(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").symlink_to("model.safetensors")
     assert "model.safetensors" in refusal(folder)
-
-
-@pytest.mark.parametrize("cached", [True, False])
-@pytest.mark.parametrize(
-    ("offset", "length"), [(0, 1), (5, 4096), (4096, 8192), (4095, 40_000), (60_001, 4_535)]
-)
-def test_bytes_that_are_read_once_are_those_of_the_file(
-    cached: bool, offset: int, length: int, tmp_path: Path
-) -> None:
-    data = np.random.default_rng(0).bytes(64_536)
-    path = tmp_path / "data"
-    path.write_bytes(data)
-    with path.open("rb") as f:
-        os.fsync(f.fileno())
-        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_WILLNEED if cached else os.POSIX_FADV_DONTNEED)
-    buffer = bytearray(length)
-    with open_files() as files:
-        files.read_once(path, offset, memoryview(buffer))
-        assert files.bytes_read == length
-        assert buffer == data[offset : offset + length]
-        with pytest.raises(CheckpointError, match=r"data ends at byte 64,536, 1 bytes too early"):
-            files.read_once(path, 64_536 - length + 1, memoryview(buffer))
-
-
-def test_what_is_read_once_does_not_fill_the_page_cache(tmp_path: Path) -> None:
-    path = tmp_path / "data"
-    path.write_bytes(bytes(4_000_000))
-    with path.open("rb") as f, open_files() as files:
-        os.fsync(f.fileno())
-        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        files.read_once(path, 1_000_001, memoryview(bytearray(2_000_000)))
-        # Only disks are read so.
-        assert cached_pages(path) == 0 or _open_direct(path) is None
-        files.read_into(path, 1_000_001, memoryview(bytearray(2_000_000)))
-        assert cached_pages(path) > 400
-
-
-def test_what_is_read_once_may_lose_its_name(tmp_path: Path) -> None:
-    path, data = tmp_path / "data", np.random.default_rng(0).bytes(10_000)
-    path.write_bytes(data)
-    buffer = bytearray(5000)
-    with path.open("rb") as f, open_files() as files:
-        files.read_into(path, 0, memoryview(bytearray(1)))
-        os.fsync(f.fileno())
-        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        path.unlink()
-        files.read_once(path, 3000, memoryview(buffer))
-    assert buffer == data[3000:8000]
-
-
-def cached_pages(path: Path) -> int:
-    """How many pages of a file are in the page cache."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    size = path.stat().st_size
-    pages = (ctypes.c_ubyte * (-(-size // mmap.PAGESIZE)))()
-    with (
-        path.open("rb") as f,
-        mmap.mmap(f.fileno(), size, prot=mmap.PROT_READ, flags=mmap.MAP_PRIVATE) as mapped,
-    ):
-        view = np.frombuffer(mapped, np.uint8)
-        address = ctypes.c_void_p(view.ctypes.data)
-        assert libc.mincore(address, ctypes.c_size_t(size), pages) == 0
-        del view
-    return sum(page & 1 for page in pages)

@@ -254,20 +254,6 @@ def test_other_types_are_rounded_by_pytorch(dtype: str, inputs: Stored) -> None:
     assert not fused_sources(replace(job_of("copied", "F32 1000", "F32", 1000), dtype=dtype), inputs)
 
 
-@pytest.mark.parametrize("case", ["linear", "ties"])
-def test_what_is_not_in_the_page_cache_is_read_past_it(
-    case: str, inputs: Stored, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = job_of(case, f"BF16 {SIZES[-1]}", "BF16", SIZES[-1])
-    cached, past = Memory(), Memory()
-    run([FusedRun(fused_sources(job, inputs), job, inputs, cached, tile=CHUNK)])
-    read = inputs.files.bytes_read
-    monkeypatch.setattr(StoredTensor, "cached", lambda *_: False)
-    run([FusedRun(fused_sources(job, inputs), job, inputs, past, tile=CHUNK)])
-    assert past.bytes == cached.bytes
-    assert inputs.files.bytes_read == 2 * read
-
-
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("case", CASES)
 def test_loops_for_any_processor_make_the_same_bytes(

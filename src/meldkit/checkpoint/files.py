@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import os
-from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Event, Lock, Thread, local
+from threading import Event, Lock, Thread
 from typing import Any, TypeVar
 
 import numpy as np
 
+from meldkit.checkpoint.ahead import CAN_TELL, PIECE, Ahead, main_memory
 from meldkit.checkpoint.dtypes import DTYPES
 from meldkit.errors import CheckpointError, RunError
 from meldkit.kernels import stored
@@ -20,9 +20,8 @@ from meldkit.shapes import Float32, Tensor
 
 T = TypeVar("T")
 
-#: Bytes that the system is told of at a time, before they are asked for.
-_AHEAD = 4 * 2**20
-_DIRECT: int = getattr(os, "O_DIRECT", 0)
+#: Part of the main memory that inputs may take of the page cache; of larger ones it keeps nothing.
+_SHARE = 0.5
 
 
 class OpenFiles:
@@ -33,10 +32,11 @@ class OpenFiles:
 
     def __init__(self) -> None:
         self._descriptors: dict[Path, int] = {}
-        self._direct: dict[Path, int | None] = {}
+        self._aheads: dict[Path, Ahead] = {}
+        self._forgets = False
         self._lock = Lock()
         self._begun = Event()
-        self._ahead: Thread | None = None
+        self._advising: Thread | None = None
         self._kept: dict[Hashable, Any] = {}
         self.bytes_read = 0
 
@@ -50,22 +50,33 @@ class OpenFiles:
     def read_ahead(self, paths: Iterable[Path]) -> None:
         """Have the system read files, a piece of each in turn, until somebody asks for bytes of them.
 
-        Whoever calls this has something else to wait for before that, such as the import of torch.
+        Whoever calls this has something else to wait for before that, such as the import of torch, and will
+        read these files and no others. If they are large beside the main memory, what was brought into the
+        page cache for that does not stay there.
         """
-        if self._ahead is None and hasattr(os, "posix_fadvise"):
-            self._ahead = Thread(target=self._advise, args=(list(paths),), name="ahead", daemon=True)
-            self._ahead.start()
-
-    def _advise(self, paths: Sequence[Path]) -> None:
         # What cannot be read is said by whoever reads it.
         with suppress(OSError):
-            sizes = {self._descriptor(path): path.stat().st_size for path in paths}
-            for offset in range(0, max(sizes.values(), default=0), _AHEAD):
-                for fd, size in sizes.items():
+            sizes = {path: path.stat().st_size for path in paths}
+            self._forgets = sum(sizes.values()) > _SHARE * main_memory()
+            if CAN_TELL and self._advising is None and sizes:
+                self._advising = Thread(target=self._advise, args=(sizes,), name="ahead", daemon=True)
+                self._advising.start()
+
+    def _advise(self, sizes: Mapping[Path, int]) -> None:
+        with suppress(OSError, CheckpointError):
+            for offset in range(0, max(sizes.values()), PIECE):
+                for path, size in sizes.items():
                     if self._begun.is_set():
                         return
-                    if offset < size:
-                        os.posix_fadvise(fd, offset, _AHEAD, os.POSIX_FADV_WILLNEED)
+                    self.ahead(path).bring(offset, min(offset + PIECE, size), lambda _: self._begun.is_set())
+
+    def ahead(self, path: Path) -> Ahead:
+        """Of a file, for those who go through it together."""
+        descriptor = self.descriptor(path)
+        with self._lock:
+            if path not in self._aheads:
+                self._aheads[path] = Ahead(descriptor, forgets=self._forgets)
+            return self._aheads[path]
 
     def read_into(self, path: Path, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with the bytes of `path` from `offset` on.
@@ -79,43 +90,6 @@ class OpenFiles:
             while done < len(buffer) and (got := os.preadv(fd, [buffer[done:]], offset + done)):
                 done += got
         self.account(path, offset, done, len(buffer))
-
-    def read_once(self, path: Path, offset: int, buffer: memoryview) -> None:
-        """As `read_into`, for bytes that nobody will read again.
-
-        What is not in the system's page cache is read past it where that can be done, so that what others
-        will want is not pushed out.
-        """
-        with self._failures(path, offset):
-            cached = stored.cached(self._descriptor(path), offset, len(buffer))
-        if cached or not self._read_past_cache(path, offset, buffer):
-            self.read_into(path, offset, buffer)
-        else:
-            self.account(path, offset, len(buffer), len(buffer))
-
-    def _read_past_cache(self, path: Path, offset: int, buffer: memoryview) -> bool:
-        """Whole pages to page-aligned memory, as such reads must be; whether that could be done."""
-        descriptor = self._direct_descriptor(path)
-        if descriptor is None:
-            return False
-        skip = offset % mmap.PAGESIZE
-        wanted = skip + len(buffer)
-        room = _aligned.take(-(-wanted // mmap.PAGESIZE) * mmap.PAGESIZE)
-        with suppress(OSError):  # the file system will not; or shows again in what follows
-            if os.preadv(descriptor, [room], offset - skip) >= wanted:
-                buffer[:] = room[skip:wanted]
-                return True
-        return False
-
-    def _direct_descriptor(self, path: Path) -> int | None:
-        """The file opened for reading past the page cache; None where that is not known to be good.
-
-        Disks gain by it. What network file systems make of it is another matter.
-        """
-        with self._lock:
-            if path not in self._direct:
-                self._direct[path] = _open_direct(path)
-            return self._direct[path]
 
     def read_bfloat16(self, path: Path, offset: int, out: Float32[Tensor, " n"]) -> None:
         """Fill `out` with the bfloat16 numbers that lie in `path` from `offset` on.
@@ -193,42 +167,15 @@ class OpenFiles:
     def close(self) -> None:
         """Close every descriptor."""
         self._begun.set()
-        if self._ahead is not None:
-            self._ahead.join()
+        if self._advising is not None:
+            self._advising.join()
         with self._lock:
+            for ahead in self._aheads.values():
+                ahead.close()
+            self._aheads.clear()
             for fd in self._descriptors.values():
                 os.close(fd)
             self._descriptors.clear()
-            for fd in self._direct.values():
-                if fd is not None:
-                    os.close(fd)
-            self._direct.clear()
-
-
-def _open_direct(path: Path) -> int | None:
-    try:
-        device = path.stat().st_dev
-        if not _DIRECT or not Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").exists():
-            return None
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | _DIRECT)
-    except OSError:
-        return None  # what is wrong with the file shows when it is read the usual way
-
-
-class _Aligned(local):
-    """A thread's memory for such reads."""
-
-    def __init__(self) -> None:
-        self._room = mmap.mmap(-1, mmap.PAGESIZE)
-
-    def take(self, nbytes: int) -> memoryview:
-        """Some that begins at a page."""
-        if len(self._room) < nbytes:
-            self._room = mmap.mmap(-1, nbytes)
-        return memoryview(self._room)[:nbytes]
-
-
-_aligned = _Aligned()
 
 
 @contextmanager

@@ -13,7 +13,6 @@ import torch
 
 from meldkit.checkpoint.dtypes import DTYPES
 from meldkit.checkpoint.files import OpenFiles
-from meldkit.kernels import stored
 from meldkit.shapes import Float32, Tensor
 
 
@@ -161,9 +160,13 @@ class StoredTensor:
         """Where element `start` lies: a descriptor, and the byte in its file."""
         return self._files.descriptor(self._info.file), self._info.offset + start * self._itemsize
 
-    def cached(self, start: int, nbytes: int) -> bool:
-        """Whether bytes from element `start` on are in the system's page cache; also if that is not known."""
-        return stored.cached(*self.place(start), nbytes)
+    def will_read(self, start: int, stop: int) -> None:
+        """Somebody who goes through the tensor is about to read elements [start, stop)."""
+        self._files.ahead(self._info.file).read(self.place(start)[1], (stop - start) * self._itemsize)
+
+    def let_go(self, start: int, stop: int) -> None:
+        """Nobody will read elements [start, stop) again."""
+        self._files.ahead(self._info.file).let_go(self.place(start)[1], (stop - start) * self._itemsize)
 
     def was_read(self, start: int, n: int) -> None:
         """Somebody has read n elements from their place."""
@@ -184,17 +187,14 @@ class StoredTensor:
         if not exact:
             out.copy_(raw.view(self._torch_dtype))
 
-    def read_bytes(self, start: int, buffer: memoryview, *, once: bool = False) -> None:
+    def read_bytes(self, start: int, buffer: memoryview) -> None:
         """Fill `buffer` with the stored bytes from element `start` on.
 
         Args:
             start: the first element.
             buffer: room for bytes.
-            once: nobody will read them again.
         """
-        offset = self._info.offset + start * self._itemsize
-        read = self._files.read_once if once else self._files.read_into
-        read(self._info.file, offset, buffer)
+        self._files.read_into(self._info.file, self._info.offset + start * self._itemsize, buffer)
 
 
 class HeldTensor:
@@ -222,9 +222,8 @@ class HeldBytes(HeldTensor):
         super().__init__(values.contiguous())
         self.dtype = dtype
 
-    def read_bytes(self, start: int, buffer: memoryview, *, once: bool = False) -> None:
+    def read_bytes(self, start: int, buffer: memoryview) -> None:
         """Fill `buffer` with the bytes from element `start` on."""
-        del once
         first = start * self._flat.element_size()
         np.asarray(buffer)[:] = self._flat.view(torch.uint8).numpy()[first : first + len(buffer)]
 

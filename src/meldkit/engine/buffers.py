@@ -38,7 +38,6 @@ class Buffers:
     ) -> None:
         self._values = Scratch()
         self._held = Scratch()
-        self._sources: list[Scratch] = []
         self._scales = Scratch()
         self.scratch = Scratch()
         self._writer = writer
@@ -50,12 +49,6 @@ class Buffers:
         stride = stride_of(n)
         room = self._values.array(num_rows * stride * 4).view(np.float32)
         return torch.from_numpy(room.reshape(num_rows, stride)[:, :n])
-
-    def source(self, index: int, nbytes: int) -> np.ndarray:
-        """Room for bytes of one of a job's inputs, uint8."""
-        while len(self._sources) <= index:
-            self._sources.append(Scratch())
-        return self._sources[index].array(nbytes)
 
     @property
     def measuring(self) -> Buffers:

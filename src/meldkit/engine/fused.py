@@ -89,11 +89,10 @@ def tile_of(
     *,
     grain: int,
     check: bool,
-    once: bool = False,
 ) -> Tile:
     """Elements [start, stop) of a job's inputs, as task vectors if it has a base.
 
-    What lies in files and in the page cache is read when it is needed, all else at once.
+    What lies in files as the loops know it is read when they need it, all else at once.
     """
     n = stop - start
     places: list[Source] = []
@@ -103,10 +102,6 @@ def tile_of(
             rows = buffers.rows(len(sources), n) if rows is None else rows
             source.read(start, stop, rows[i], buffers.scratch)
             places.append(in_memory(rows[i].numpy(), "F32"))
-        elif once and not source.cached(start, n * DTYPES[source.dtype].itemsize):
-            room = buffers.source(i, n * DTYPES[source.dtype].itemsize)
-            source.read_bytes(start, room.data, once=True)
-            places.append(in_memory(room, source.dtype))
         else:
             places.append(in_file(*source.place(start), source.dtype))
             source.was_read(start, n)
@@ -157,7 +152,7 @@ class FusedRun(TensorRun):
     def _make(self, start: int, stop: int, dtype: str, out: np.ndarray, buffers: Buffers) -> bool:
         """Put elements [start, stop) of the output, in a type, into `out`; whether all are finite."""
         job, check = self.job, self._looks and self._statistic is None
-        tile = tile_of(job, self._fused, start, stop, buffers, grain=self._grain, check=check, once=True)
+        tile = tile_of(job, self._fused, start, stop, buffers, grain=self._grain, check=check)
         try:
             merged = tile[0]
             if job.method is not None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from threading import Lock
 from typing import Any
 
-from meldkit.checkpoint import TileSource
+from meldkit.checkpoint import StoredTensor, TileSource
 from meldkit.engine.buffers import TILE, Buffers, cut
 from meldkit.engine.device import ON_CPU, Device, tile_for
 from meldkit.engine.ends import Inputs, Observer, Sink
@@ -182,6 +182,10 @@ class _Measuring:
         self._lock = lock
 
     def process(self, start: int, stop: int, buffers: Buffers) -> None:
+        for source in self._sources:
+            if isinstance(source, StoredTensor):
+                source.will_read(start, stop)
+
         def measure(first: int, last: int) -> None:
             partial = self._partial(first, last, buffers)
             with self._lock:

@@ -100,6 +100,7 @@ class TensorRun:
         self._sources = [] if self._raw else list(sources) or [inputs.open(i) for i in job.all_inputs]
         if copied and self._sources and isinstance(exact := self._sources[0], HeldBytes):
             self._raw = exact if exact.dtype == job.dtype else None
+        self._stored = [source for source in (self._raw, *self._sources) if isinstance(source, StoredTensor)]
         self._statistic: Statistic | None = None
         self._measured: Any = None
         self._lock = Lock()
@@ -142,9 +143,18 @@ class TensorRun:
 
     def process(self, start: int, stop: int, buffers: Buffers) -> Future[None] | None:
         """Work on elements [start, stop), a span of the current pass."""
+        for source in self._stored:
+            source.will_read(start, stop)
+        rest = self._process(start, stop, buffers)
+        if self._writing:
+            for source in self._stored:
+                source.let_go(start, stop)
+        return rest
+
+    def _process(self, start: int, stop: int, buffers: Buffers) -> Future[None] | None:
         if self._raw is not None:
             raw = buffers.output(self.job, start, stop)
-            self._raw.read_bytes(start, raw.data, once=True)
+            self._raw.read_bytes(start, raw.data)
             self._check_copy(start, raw)
             self._observe(self.job, start, raw)
             return buffers.write(self._sink, self.job, start, raw)
@@ -241,6 +251,8 @@ class TensorRun:
     def fill(self, start: int, stop: int, out: Float32[Tensor, " n"], buffers: Buffers) -> None:
         """Put elements [start, stop) of the output into `out`, not rounded; once all is measured."""
         grain = self._grain
+        for source in self._stored:
+            source.will_read(start, stop)
         for first, last in cut([(start // grain * grain, stop)], self._tile):
             whole = min(-(-last // grain) * grain, self.job.numel)
             values = self._values(first, whole, buffers)

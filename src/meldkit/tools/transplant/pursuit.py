@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from meldkit.checkpoint.ahead import main_memory
 from meldkit.kernels import pursuit
 from meldkit.shapes import Float32, Tensor
 from meldkit.tools.transplant.rows import lengths
@@ -54,7 +55,7 @@ def pursue(
     Returns:
         Atoms, int32 `[m, k]`, and coefficients, float32 `[m, k]`.
     """
-    if device == "cpu" and 4 * len(atoms) ** 2 <= min(_MOST_PRODUCTS, _memory() // 3):
+    if device == "cpu" and 4 * len(atoms) ** 2 <= min(_MOST_PRODUCTS, main_memory() // 3):
         parts = _by_products(targets, atoms, k, threads)
     else:
         parts = _in_step(targets, atoms.to(device), k, batch or _batch(len(atoms), atoms.shape[1], k))
@@ -68,11 +69,6 @@ def pursue(
         if progress is not None:
             progress(done)
     return rows, coefficients
-
-
-def _memory() -> int:
-    """Bytes of main memory."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _by_products(
