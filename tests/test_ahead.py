@@ -169,7 +169,7 @@ def test_inputs_larger_than_memory_do_not_stay_in_the_page_cache(
     monkeypatch.setattr(files, "main_memory", lambda: 10_000_000)
     again = merge(plan(recipe), tmp_path / "again")
     # The report on what was made looks at numbers here and there.
-    assert [bool(cached(path).mean() > 0.3) for path in paths] == [True] + [False] * (len(paths) - 1)
+    assert [bool(cached(path).mean() > 0.5) for path in paths] == [True] + [False] * (len(paths) - 1)
     assert again.bytes_read == usual.bytes_read
     name = "model.safetensors"
     assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "usual" / name).read_bytes()

@@ -51,6 +51,9 @@ class Ahead:
         self._places: list[_Place] = []  # the latest first
         #: Pieces that nobody had brought in, and how many of their bytes somebody may still read.
         self._ours: dict[int, int] = {}
+        if forgets and CAN_TELL:
+            # Else the system itself reads more than it is told of, and then nobody knows whose it is.
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
 
     def read(self, offset: int, nbytes: int) -> None:
         """Somebody is about to read a range, and what follows it if it goes on with an earlier one."""
@@ -78,14 +81,16 @@ class Ahead:
 
     def bring(self, begin: int, end: int, passed: Callable[[int], bool]) -> None:
         """Have the system read bytes [begin, end), but for what has passed when it comes to that."""
-        if self._forgets:
-            with self._lock:
-                for piece, length in self._pieces(begin, end):
-                    if not stored.cached(self._descriptor, piece * PIECE, length):
-                        self._ours.setdefault(piece, length)
-        for first in range(begin, end, _CALL):
-            if not passed(first):
-                os.posix_fadvise(self._descriptor, first, min(_CALL, end - first), os.POSIX_FADV_WILLNEED)
+        for piece, length in self._pieces(begin, end):
+            start = piece * PIECE
+            if stored.cached(self._descriptor, start, length):
+                continue
+            if self._forgets:
+                with self._lock:
+                    self._ours.setdefault(piece, length)
+            for first in range(max(start, begin), min(start + length, end), _CALL):
+                if not passed(first):
+                    os.posix_fadvise(self._descriptor, first, _CALL, os.POSIX_FADV_WILLNEED)
 
     def let_go(self, offset: int, nbytes: int) -> None:
         """Nobody will read a range again, which nobody has let go before."""

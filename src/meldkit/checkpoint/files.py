@@ -14,7 +14,7 @@ import numpy as np
 
 from meldkit.checkpoint.ahead import CAN_TELL, PIECE, Ahead, main_memory
 from meldkit.checkpoint.dtypes import DTYPES
-from meldkit.errors import CheckpointError, RunError
+from meldkit.errors import CheckpointError, MeldError, RunError
 from meldkit.kernels import stored
 from meldkit.shapes import Float32, Tensor
 
@@ -63,7 +63,7 @@ class OpenFiles:
                 self._advising.start()
 
     def _advise(self, sizes: Mapping[Path, int]) -> None:
-        with suppress(OSError, CheckpointError):
+        with suppress(MeldError):
             for offset in range(0, max(sizes.values()), PIECE):
                 for path, size in sizes.items():
                     if self._begun.is_set():
