@@ -15,10 +15,13 @@ import torch
 from safetensors.torch import save_file
 
 from meldkit import merge, plan
+from meldkit.checkpoint import ahead as module
 from meldkit.checkpoint import files
-from meldkit.checkpoint.ahead import AHEAD, PIECE, Ahead
+from meldkit.checkpoint.ahead import PIECE, Ahead
 
 _MIB = 2**20
+#: In these tests, whose files are small.
+AHEAD = 8 * _MIB
 
 
 def cached(path: Path) -> np.ndarray:
@@ -56,6 +59,11 @@ def becomes(what: Callable[[], bool]) -> bool:
     while not (so := what()) and time.monotonic() < end:
         time.sleep(0.01)
     return so
+
+
+@pytest.fixture(autouse=True)
+def less_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AHEAD", AHEAD)
 
 
 @pytest.fixture

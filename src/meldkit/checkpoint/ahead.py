@@ -13,12 +13,15 @@ from threading import Lock
 
 from meldkit.kernels import stored
 
-#: Bytes that the system is told of before somebody asks for them.
-AHEAD = 8 * 2**20
+#: Bytes that the system is told of before somebody asks for them: so many that a disk has enough to do while
+#: what was read is gone through once more.
+AHEAD = 32 * 2**20
 #: Bytes it is told of at a time, and forgets at a time, from a multiple on.
 PIECE = 4 * 2**20
 #: Bytes of a call: Linux does nothing about those beyond its own reading ahead, which is set to no less.
 _CALL = 128 * 2**10
+#: Bytes by which a range may miss the end of an earlier one and still go on with it.
+_NEAR = 8 * 2**20
 #: Places of a file at which it may be read at the same time.
 _PLACES = 4
 
@@ -61,7 +64,7 @@ class Ahead:
             return
         stop = offset + nbytes
         with self._lock:
-            place = next((p for p in self._places if abs(offset - p.last) <= AHEAD + nbytes), None)
+            place = next((p for p in self._places if abs(offset - p.last) <= _NEAR + nbytes), None)
             if place is None:
                 place = _Place(offset, stop, stop)
                 ranges = [(offset, stop)]
