@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
 
@@ -56,7 +57,7 @@ class Ahead:
         self._ours: dict[int, int] = {}
         if forgets and CAN_TELL:
             # Else the system itself reads more than it is told of, and then nobody knows whose it is.
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+            self._tell(0, 0, os.POSIX_FADV_RANDOM)
 
     def read(self, offset: int, nbytes: int) -> None:
         """Somebody is about to read a range, and what follows it if it goes on with an earlier one."""
@@ -93,7 +94,7 @@ class Ahead:
                     self._ours.setdefault(piece, length)
             for first in range(max(start, begin), min(start + length, end), _CALL):
                 if not passed(first):
-                    os.posix_fadvise(self._descriptor, first, _CALL, os.POSIX_FADV_WILLNEED)
+                    self._tell(first, _CALL, os.POSIX_FADV_WILLNEED)
 
     def let_go(self, offset: int, nbytes: int) -> None:
         """Nobody will read a range again, which nobody has let go before."""
@@ -123,7 +124,12 @@ class Ahead:
 
     def _forget(self, pieces: Iterable[int]) -> None:
         for piece in pieces:
-            os.posix_fadvise(self._descriptor, piece * PIECE, PIECE, os.POSIX_FADV_DONTNEED)
+            self._tell(piece * PIECE, PIECE, os.POSIX_FADV_DONTNEED)
+
+    def _tell(self, offset: int, nbytes: int, advice: int) -> None:
+        # Not every file system takes advice, and none has to.
+        with suppress(OSError):
+            os.posix_fadvise(self._descriptor, offset, nbytes, advice)
 
 
 def main_memory() -> int:

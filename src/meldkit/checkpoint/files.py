@@ -54,11 +54,13 @@ class OpenFiles:
         read these files and no others. If they are large beside the main memory, what was brought into the
         page cache for that does not stay there.
         """
+        if not CAN_TELL:
+            return
         # What cannot be read is said by whoever reads it.
         with suppress(OSError):
             sizes = {path: path.stat().st_size for path in paths}
             self._forgets = sum(sizes.values()) > _SHARE * main_memory()
-            if CAN_TELL and self._advising is None and sizes:
+            if self._advising is None and sizes:
                 self._advising = Thread(target=self._advise, args=(sizes,), name="ahead", daemon=True)
                 self._advising.start()
 
