@@ -6,6 +6,7 @@ places of its own: `adapter`, `experts`, `gguf`, `hub`, `pickled`, `quantised`, 
 
 from __future__ import annotations
 
+from meldkit.checkpoint.ahead import main_memory
 from meldkit.checkpoint.dtypes import BY_TORCH_NAME, DTYPES, DType
 from meldkit.checkpoint.files import OpenFiles, open_files
 from meldkit.checkpoint.folder import Checkpoint, open_checkpoint
@@ -56,6 +57,7 @@ __all__ = [
     "check_links",
     "folders_here",
     "lone_adapters",
+    "main_memory",
     "may_be_on_hub",
     "open_as_stored",
     "open_checkpoint",

@@ -87,9 +87,11 @@ class Ahead:
         """Have the system read bytes [begin, end), but for what has passed when it comes to that."""
         for piece, length in self._pieces(begin, end):
             start = piece * PIECE
-            if stored.cached(self._descriptor, start, length):
+            held = stored.cached(self._descriptor, start, length)
+            if held:
                 continue
-            if self._forgets:
+            # Where nobody knows, it may be somebody else's.
+            if self._forgets and held is False:
                 with self._lock:
                     self._ours.setdefault(piece, length)
             for first in range(max(start, begin), min(start + length, end), _CALL):

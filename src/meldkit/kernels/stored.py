@@ -22,9 +22,11 @@ def knows(dtype: str | None) -> bool:
     return functions is not None and dtype in TYPES and (dtype != "F16" or bool(functions.has_half()))
 
 
-def cached(descriptor: int, offset: int, length: int) -> bool:
-    """Whether bytes of a file are in the system's page cache; also where that is not known."""
-    return library.FUNCTIONS is None or bool(library.FUNCTIONS.cached(descriptor, offset, length))
+def cached(descriptor: int, offset: int, length: int) -> bool | None:
+    """Whether bytes of a file are in the system's page cache; None without the compiled library."""
+    if library.FUNCTIONS is None:
+        return None
+    return bool(library.FUNCTIONS.cached(descriptor, offset, length))
 
 
 def read_bfloat16(descriptor: int, offset: int, out: Float32[Tensor, " n"]) -> int:

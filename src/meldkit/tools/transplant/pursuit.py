@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from meldkit.checkpoint.ahead import main_memory
+from meldkit.checkpoint import main_memory
 from meldkit.kernels import pursuit
 from meldkit.shapes import Float32, Tensor
 from meldkit.tools.transplant.rows import lengths
