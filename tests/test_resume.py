@@ -327,7 +327,7 @@ SLOW = ("-j", "1", "--out-shard-size", "20MB")
 
 @pytest.fixture
 def slow(models: Path) -> Path:
-    """A merge of 60 tensors of 0.5 MB that takes seconds, for one model's rows are ordered many times."""
+    """A merge of 60 tensors of 0.5 MB."""
     generator = torch.Generator().manual_seed(1)
     for name in ("base", "a"):
         tiny.stored(models / name, {f"w{i}": torch.randn(2**17, generator=generator) for i in range(60)})
@@ -339,9 +339,32 @@ def slow(models: Path) -> Path:
     return models
 
 
+#: A merge that rests before each tensor, so that whoever stops it is not too late on any machine.
+_RESTING = """
+import time
+from meldkit.cli import main
+from meldkit.engine import TensorRun
+
+process = TensorRun.process
+
+def rested(*args):
+    time.sleep(0.1)
+    return process(*args)
+
+TensorRun.process = rested
+main()
+"""
+
+
 def started(folder: Path, number: int) -> subprocess.Popen[str]:
     """A merge whose journal has reached a number of lines."""
-    process = command.start(folder, "merge", "recipe.yml", "out", *SLOW)
+    process = subprocess.Popen(
+        [sys.executable, "-c", _RESTING, "merge", "recipe.yml", "out", *SLOW],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.monotonic() + 60
     while not JOURNAL.exists() or JOURNAL.read_bytes().count(b"\n") < number:
         assert process.poll() is None, process.communicate()
