@@ -178,7 +178,13 @@ def _growth(data: Data) -> list[Target]:
         if len(points) > 2:
             moved = [race.bytes_moved / 1e9 for race in points.values()]
             seconds = [race.median(MELDKIT) or 0 for race in points.values()]
-            found.append(_even(moved, seconds, "growth, cold", f"{case.name}: time per byte, all sizes"))
+            target = _even(moved, seconds, "growth, cold", f"{case.name}: time per byte, all sizes")
+            floor = [race.median(FLOOR) or 0 for race in points.values()]
+            if all(floor):
+                # What is uneven of the disk itself.
+                of_floor = f"; the floor {line(moved, floor)[2]:.0%} off its own line"
+                target = replace(target, measured=target.measured + of_floor)
+            found.append(target)
     return found
 
 
