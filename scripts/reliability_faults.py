@@ -29,6 +29,10 @@ BUGS = (
         "size and time of every input are compared again before the model is published: exit 3, starts over",
     ),
     (
+        "an unfinished merge went on with an input that another one of the same size and time had replaced",
+        "the time that no program can set counts, too: starts over",
+    ),
+    (
         "a merge that started as another one finished could lock a journal that was already removed, and "
         "then replace the finished model without `--overwrite`",
         "the lock counts only while the journal is in its place, and the folder is looked at again under it",

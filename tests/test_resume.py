@@ -130,6 +130,21 @@ def test_input_that_was_touched_starts_over(monkeypatch: pytest.MonkeyPatch) -> 
     assert (result.num_resumed, result.discarded) == (0, True)
 
 
+def test_input_that_was_replaced_by_one_of_the_same_size_and_time_starts_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    interrupt(monkeypatch)
+    path, other = Path("b/model.safetensors"), Path("other")
+    content = bytearray(path.read_bytes())
+    content[-2:] = b"\x00\x3c" if content[-2:] != b"\x00\x3c" else b"\x00\x3d"
+    other.write_bytes(content)
+    status = path.stat()
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(path)
+    result = complete()
+    assert (result.num_resumed, result.discarded) == (0, True)
+
+
 def test_work_that_never_got_anywhere_is_not_mentioned(monkeypatch: pytest.MonkeyPatch) -> None:
     assert interrupt(monkeypatch, tensors=0).done == {}
     result = complete(dtype="bfloat16")

@@ -324,7 +324,7 @@ class OutputFolder:
     def check_inputs(self) -> None:
         """Refuse a model of which part may be made of one content of a file, and part of another."""
         for path, stamp in stamps(self._plan).items():
-            if stamp != self._stamps[path]:
+            if not stamp.same_bytes(self._stamps[path]):
                 raise CheckpointError(
                     f"{path} changed while it was read", hint="run the same command again; it starts over"
                 )

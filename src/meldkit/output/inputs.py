@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from meldkit.errors import CheckpointError, OutputError
 from meldkit.plan import Plan, stored_inputs
@@ -31,22 +32,46 @@ def check_folder(path: Path, folder: Path, label: str) -> None:
         )
 
 
-def stamps(plan: Plan) -> dict[Path, tuple[int, int]]:
-    """Size and time of change of every file that a plan reads."""
-    result: dict[Path, tuple[int, int]] = {}
+class Stamp(NamedTuple):
+    """What tells that a file is not what it was.
+
+    Attributes:
+        size: bytes.
+        written: when its bytes were written, in nanoseconds; programs that copy and unpack files set it.
+        changed: when anything about it was, be it a link to it: nobody sets that.
+    """
+
+    size: int
+    written: int
+    changed: int
+
+    def same_bytes(self, other: Stamp) -> bool:
+        """Whether nobody has written the file, as far as he does not hide it.
+
+        A new name or owner is no reason to give up a merge that runs.
+        """
+        return self[:2] == other[:2]
+
+
+def stamps(plan: Plan) -> dict[Path, Stamp]:
+    """The stamp of every file that a plan reads."""
+    result: dict[Path, Stamp] = {}
     for path in dict.fromkeys(path for checkpoint in stored_inputs(plan) for path in checkpoint.files()):
         try:
             stat = path.stat()
         except OSError as e:
             raise CheckpointError(f"cannot read {path}: {e.strerror}") from e
-        result[path] = (stat.st_size, stat.st_mtime_ns)
+        result[path] = Stamp(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     return result
 
 
-def identity(plan: Plan, stamps: Mapping[Path, tuple[int, int]]) -> str:
-    """Hash of the plan and of the very files it reads: a replaced file makes earlier work worthless."""
+def identity(plan: Plan, stamps: Mapping[Path, Stamp]) -> str:
+    """Hash of the plan and of the very files it reads: a replaced file makes earlier work worthless.
+
+    Also one that was given the time of the file before it: to start over costs less than a wrong model.
+    """
     hasher = hashlib.sha256(plan.digest().encode())
     for checkpoint in stored_inputs(plan):
-        for size, changed in map(stamps.__getitem__, checkpoint.files()):
-            hasher.update(f"{size} {changed}\n".encode())
+        for stamp in map(stamps.__getitem__, checkpoint.files()):
+            hasher.update(f"{stamp.size} {stamp.written} {stamp.changed}\n".encode())
     return hasher.hexdigest()
