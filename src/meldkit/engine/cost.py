@@ -14,6 +14,7 @@ from meldkit.engine.device import ON_CPU, Device, share_of, tile_for
 from meldkit.engine.fused import stored_dtype, takes_torch, tile_factor
 from meldkit.engine.run import WRITERS
 from meldkit.engine.staging import PIECE
+from meldkit.kernels.tile import WINDOW
 from meldkit.methods import Noise, Whole
 from meldkit.methods.statistics import CHUNK
 from meldkit.plan import Plan, TensorJob
@@ -25,7 +26,7 @@ _ASIDE, _ASIDE_RANDOM = 2 * _FLOAT, 24
 #: Bytes per element of a tile while a tensor is decoded that is not stored as an array of its type.
 _DECODING = 4 * _FLOAT
 #: Bytes of a thread: its stack, and what its allocator keeps back.
-_THREAD = 2_000_000
+_THREAD = 3_000_000
 #: Bytes of PyTorch and of what is imported with it (2.13 for CPUs: 224 MB).
 _TORCH = 225_000_000
 #: Bytes of a process without it, where the system does not tell.
@@ -115,9 +116,11 @@ def _work(job: TensorJob, infos: Sequence[TensorInfo], large: int | None, *, in_
     n = min(tile, job.numel)
     rows = decoding = aside = 0
     if not torch:
-        # Of large tiles, only what is taken out of them is there as numbers.
-        rows = len(infos) * min(small, n) * _FLOAT * (statistic is not None)
-        decoding = sum(n * (info.nbytes // max(1, info.numel)) for info in infos)
+        # Of large tiles, only what is taken out of them is there as numbers: in room of the thread's own, and
+        # in copies, whose room the allocator keeps.
+        if statistic is not None:
+            rows = len(infos) * min(small, n) * _FLOAT + 2 * statistic.held * n // max(1, job.numel)
+        decoding = sum(min(n, WINDOW) * (info.nbytes // max(1, info.numel)) for info in infos)
     elif job.method is not None or job.scales is not None or infos[0].encoding is not None:
         rows = len(infos) * n * _FLOAT
         decoding = max(n * (i.nbytes // max(1, i.numel) if i.encoding is None else _DECODING) for i in infos)

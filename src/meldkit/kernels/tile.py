@@ -21,6 +21,8 @@ from meldkit.kernels.library import address, rooms
 TYPES = {"F32": 0, "BF16": 1, "F16": 2}
 #: Numbers of a block, of lanes and of what is read at once in the library.
 BLOCK, LANES, PIECE = 1024, 16, 16 * 1024
+#: Numbers of a source that are mapped at once, and count as memory of the process meanwhile.
+WINDOW = 32 * PIECE
 #: Numbers of the widest vector.
 VECTOR = 16
 #: Numbers from one register to the next, and from one piece.
