@@ -463,7 +463,8 @@ def test_file_that_shrinks_after_it_was_opened(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(CheckpointError) as caught:
             stored.read(80, 130, out, Scratch())
     assert str(caught.value) == (
-        f"x.safetensors ends at byte {info.offset + 400:,}, 120 bytes too early\n"
+        f"x.safetensors ends at byte {info.offset + 400:,}; "
+        f"its data was wanted up to byte {info.offset + 520:,}\n"
         "  the file changed after it was opened; make it whole and run the command again"
     )
 

@@ -96,7 +96,7 @@ def out_of_memory(error: BaseException) -> RunError | None:
     if not isinstance(error, MemoryError) and not any(sign in text for sign in (*_NO_MEMORY, _NO_THREAD)):
         return None
     return RunError(
-        "the system gives no thread" if _NO_THREAD in text else "the system gives no more memory",
+        "the system gives no more threads" if _NO_THREAD in text else "the system gives no more memory",
         hint="raise the limit ('ulimit -v', 'ulimit -u' or the container's) or use fewer threads (-j 1), "
         "and run the same command again",
     )

@@ -142,8 +142,9 @@ class OpenFiles:
             CheckpointError: these are fewer.
         """
         if done < wanted:
+            end = min(offset + done, os.fstat(self._descriptor(path)).st_size)
             raise CheckpointError(
-                f"{path} ends at byte {offset + done:,}, {wanted - done:,} bytes too early",
+                f"{path} ends at byte {end:,}; its data was wanted up to byte {offset + wanted:,}",
                 hint="the file changed after it was opened; make it whole and run the command again",
             )
         self._begun.set()
