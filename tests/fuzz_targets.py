@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import os
 import random
-import shutil
 import signal
 import warnings
 from collections.abc import Callable, Generator, Mapping
@@ -283,14 +282,14 @@ class Bench:
     target: str
     folder: Path
     files: dict[Path, bytes] = field(default_factory=dict[Path, bytes])
-    times: dict[Path, int] = field(default_factory=dict[Path, int])
+    states: dict[Path, tuple[int, int]] = field(default_factory=dict[Path, tuple[int, int]])
 
     def __post_init__(self) -> None:
         with inside(self.folder), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             TARGETS[self.target].make()
             self.files = {p: p.read_bytes() for p in Path().rglob("*") if p.is_file()}
-            self.times = {p: p.stat().st_mtime_ns for p in self.files}
+            self.states = {p: state(p) for p in self.files}
 
     def lay(self, case: int) -> tuple[random.Random, list[Path]]:
         """Put damaged files in place, in the current folder; which they are."""
@@ -304,14 +303,21 @@ class Bench:
         return rng, bad
 
     def lay_sound(self) -> None:
-        """Put the files in place as they were made, in the current folder; also when they were changed."""
-        for entry in list(Path().iterdir()):
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        """Put the files in place as they were made, in the current folder.
+
+        Those that nobody has touched stay where they are: by that a merge knows that an input is the same.
+        """
+        for entry in sorted(Path().rglob("*"), reverse=True):  # what is in a folder before the folder
+            if entry.is_dir() and not entry.is_symlink():
+                with suppress(OSError):  # something is to stay in it
+                    entry.rmdir()
+            elif entry not in self.files or state(entry) != self.states[entry]:
+                entry.unlink()
         for path, raw in self.files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(raw)
-            # By which a merge knows that an input is the same.
-            os.utime(path, ns=(self.times[path], self.times[path]))
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(raw)
+                self.states[path] = state(path)
 
     def warm_up(self) -> None:
         """Do with sound files what is done with damaged ones: what that imports is none of their time."""
@@ -337,6 +343,12 @@ class Bench:
                 str(e).encode()
                 return type(e).__name__
         return found if isinstance(found, str) else "read"
+
+
+def state(path: Path) -> tuple[int, int]:
+    """What changes when anybody does something to a file."""
+    status = path.lstat()
+    return status.st_ino, status.st_ctime_ns
 
 
 @contextmanager
