@@ -99,6 +99,8 @@ def peak(name: str, folder: Path) -> float:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_memory_does_not_grow_with_the_model(name: str, models: Path) -> None:
-    nothing, small, large = (peak(name, models / size) for size in ("0", "50", "200"))
-    assert large - nothing <= SHAPES[name][1]
-    assert large <= 1.1 * small + 8
+    nothing = peak(name, models / "0")
+    small, large = ([peak(name, models / size) for _ in range(3)] for size in ("50", "200"))
+    assert max(large) - nothing <= SHAPES[name][1]
+    # Which buffers are full at the same time differs from run to run; what grows with models always shows.
+    assert min(large) <= 1.1 * max(small) + 8
