@@ -100,7 +100,7 @@ def peak(name: str, folder: Path) -> float:
 @pytest.mark.parametrize("name", NAMES)
 def test_memory_does_not_grow_with_the_model(name: str, models: Path) -> None:
     nothing = peak(name, models / "0")
-    small, large = ([peak(name, models / size) for _ in range(3)] for size in ("50", "200"))
-    assert max(large) - nothing <= SHAPES[name][1]
-    # Which buffers are full at the same time differs from run to run; what grows with models always shows.
-    assert min(large) <= 1.1 * max(small) + 8
+    # Which buffers are full at the same time differs from run to run: the most of several is what it takes.
+    small, large = (max(peak(name, models / size) for _ in range(5)) for size in ("50", "200"))
+    assert large - nothing <= SHAPES[name][1]
+    assert large <= 1.1 * small + 8
